@@ -1,0 +1,50 @@
+# Everything happens in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN := runs/ml-100k
+export DIEN_FAST_CACHE ?= $(CURDIR)/.cache
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements-dev.txt pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'dien-fast needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ...' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+.PHONY: venv
+venv: $(READY) ## create .venv with the pinned development versions
+
+.PHONY: train
+train: $(READY) ## train DIEN on MovieLens-100K; results in runs/ml-100k
+	$(BIN)/dien-fast train --dataset ml-100k --output $(RUN) --overwrite $(ARGS)
+
+.PHONY: test
+test: $(READY) ## run the tests with branch coverage
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90 $(ARGS)
+
+.PHONY: lint
+lint: $(READY) ## check formatting, lint and types
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+.PHONY: format
+format: $(READY) ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' | xargs -r $(BIN)/clang-format -i
+
+.PHONY: bench
+bench: $(READY) ## run the benchmarks
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+.PHONY: clean
+clean: ## remove .venv, caches and build outputs, but no run
+	rm -rf $(VENV) .cache build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

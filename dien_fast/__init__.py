@@ -1,0 +1,81 @@
+"""dien-fast: the Deep Interest Evolution Network (DIEN), fast, in PyTorch.
+
+The modules need torch and numpy alone; the encoders, the training loop and the command need the ``train``
+extra and are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dien_fast._ops import backend
+from dien_fast._version import __version__
+from dien_fast.errors import CheckpointError, DataError, DienFastError
+from dien_fast.models import DIEN, DIN, AttentionGroup
+from dien_fast.nn import (
+    MLP,
+    Attention,
+    AttentionGRUCell,
+    AttentionUpdateGateGRUCell,
+    AuxiliaryNet,
+    Dice,
+    DynamicGRU,
+    Interest,
+    MaxPooling,
+    SumPooling,
+)
+from dien_fast.ragged import Ragged
+
+if TYPE_CHECKING:
+    from dien_fast.data import CategoryEncoder, SequenceEncoder
+    from dien_fast.runs import load
+
+
+__all__ = [
+    "DIEN",
+    "DIN",
+    "MLP",
+    "Attention",
+    "AttentionGRUCell",
+    "AttentionGroup",
+    "AttentionUpdateGateGRUCell",
+    "AuxiliaryNet",
+    "CategoryEncoder",
+    "CheckpointError",
+    "DataError",
+    "Dice",
+    "DienFastError",
+    "DynamicGRU",
+    "Interest",
+    "MaxPooling",
+    "Ragged",
+    "SequenceEncoder",
+    "SumPooling",
+    "__version__",
+    "backend",
+    "load",
+]
+
+_LAZY = {
+    "CategoryEncoder": "dien_fast.data",
+    "SequenceEncoder": "dien_fast.data",
+    "load": "dien_fast.runs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'dien_fast' has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("dien_fast"):
+            raise
+        raise ImportError(
+            f"dien_fast.{name} needs {error.name}, which is not installed: pip install 'dien-fast[train]'"
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,240 @@
+"""The recurrence as a function: GRU, AGRU and the three rules of AUGRU over any layout of a batch.
+
+With the gates of input ``x`` and state ``h``::
+
+    u = sigmoid(W_u x + b_iu + U_u h + b_hu)          update gate (absent in agru)
+    r = sigmoid(W_r x + b_ir + U_r h + b_hr)          reset gate
+    n = tanh(W_n x + b_in + r * (U_n h + b_hn))       reset="after", as PyTorch and cuDNN
+    n = tanh(W_n x + b_in + U_n (r * h) + b_hn)       reset="before", as the paper's TensorFlow code
+    h <- h + z * (n - h)
+
+a cell is a rule for z, the share of the state that a step replaces, from u and the attention ``a``::
+
+    cell             z                  rows of weight_ih, weight_hh and the biases
+    augru            a * u              (u | r | n)   DIEN, equations 8 and 9
+    augru_official   1 - (1 - a) * u    (u | r | n)   mouna99/dien, oneDNN, OpenVINO
+    augru_inverted   1 - a * u          (u | r | n)   prediction-flow
+    agru             a                  (r | n)       DIEN, equation 7
+    gru              1 - u              (r | u | n)   torch.nn.GRU
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dien_fast.reference.gru import attention_gru as packed_loop
+
+GATES = {"augru": 3, "augru_official": 3, "augru_inverted": 3, "agru": 2, "gru": 3}
+
+
+class _Schedule(NamedTuple):
+    """Packed order of a batch: which rows run at which step."""
+
+    rows: Tensor  # [N] row of x at each packed position
+    batch_sizes: list[int]
+    order: Tensor  # [B] samples, longest first
+
+
+def attention_gru(
+    x: Tensor,
+    att: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    h0: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    offsets: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    cell: str = "augru",
+    reset: str = "after",
+    return_states: bool = True,
+) -> tuple[Tensor | None, Tensor]:
+    """Run the recurrence over a batch of histories.
+
+    Exactly one of ``lengths``, ``offsets`` and ``batch_sizes`` tells the layout. I is the input size, H the
+    hidden size, and G the number of gates (2 for ``"agru"``, else 3).
+
+    Args:
+        x: inputs: padded ``[B, T, I]`` with ``lengths``, ragged ``[N, I]`` with ``offsets``, or packed
+            ``[N, I]`` with ``batch_sizes``. Padded positions are never read.
+        att: attention of each step, ``[B, T]`` or ``[N]``, of any sign and size; None for ``"gru"`` alone.
+        weight_ih: ``[G * H, I]``, rows as in the table of this module.
+        weight_hh: ``[G * H, H]``.
+        bias_ih: ``[G * H]``; None is zero.
+        bias_hh: ``[G * H]``; None is zero.
+        h0: initial states ``[B, H]``, in packed (sorted) order for the packed layout; None is zero.
+        lengths: steps of each history ``[B]``, any integer dtype, 0 to T.
+        offsets: first row of each history and N at the end, ``[B + 1]``.
+        batch_sizes: number of histories that have a step t, ``[T]`` on the CPU, as in PackedSequence.
+        cell: ``"augru"``, ``"augru_official"``, ``"augru_inverted"``, ``"agru"`` or ``"gru"``.
+        reset: ``"after"`` or ``"before"``: whether r multiplies after or before the product with U_n.
+        return_states: whether all states are returned.
+
+    Returns:
+        The states in the layout of ``x`` (``[B, T, H]`` or ``[N, H]``, 0 on padding; None unless
+        ``return_states``) and the last state of each history ``[B, H]``: h0 for an empty one.
+
+    Raises:
+        ValueError: for a wrong shape, layout, length, device or name; the message names the argument.
+        TypeError: for a wrong dtype.
+
+    Example:
+        >>> x, att = torch.randn(2, 5, 4), torch.rand(2, 5)
+        >>> weight_ih, weight_hh = torch.randn(24, 4), torch.randn(24, 8)
+        >>> states, last = attention_gru(x, att, weight_ih, weight_hh, lengths=torch.tensor([5, 2]))
+        >>> states.shape, last.shape
+        (torch.Size([2, 5, 8]), torch.Size([2, 8]))
+    """
+    hidden = _check_cell(cell, reset, weight_ih, weight_hh, bias_ih, bias_hh)
+    given = [name for name, value in _layouts(lengths, offsets, batch_sizes) if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"exactly one of lengths, offsets and batch_sizes must be given, got {given}")
+    padded = lengths is not None
+    _check_shape("x", x, (None, None, weight_ih.size(1)) if padded else (None, weight_ih.size(1)))
+    for name, value in (("att", att), ("weight_ih", weight_ih), ("h0", h0)):
+        if value is not None and value.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} as x is, got {value.device}")
+    if weight_ih.dtype != x.dtype:
+        raise TypeError(f"weight_ih must have the dtype of x, {x.dtype}, got {weight_ih.dtype}")
+    if att is None:
+        if cell != "gru":
+            raise ValueError(f"att must be given for cell {cell!r}, got None")
+    else:
+        _check_shape("att", att, tuple(x.shape[:-1]))
+
+    flat_x = x.reshape(-1, x.size(-1))
+    flat_att = flat_x.new_zeros(flat_x.size(0)) if att is None else att.reshape(-1)
+    if batch_sizes is not None:
+        sizes, batch = _check_batch_sizes(batch_sizes, x.size(0), h0)
+        schedule = None
+        order = None
+    else:
+        if lengths is not None:
+            steps = _check_lengths(lengths, x.size(0), x.size(1)).to(x.device)
+            row_start = torch.arange(x.size(0), device=x.device) * x.size(1)
+        else:
+            assert offsets is not None
+            bounds = _check_offsets(offsets, x.size(0)).to(x.device)
+            steps, row_start = bounds[1:] - bounds[:-1], bounds[:-1]
+        schedule = packed_schedule(row_start, steps)
+        sizes, order, batch = schedule.batch_sizes, schedule.order, steps.numel()
+        flat_x, flat_att = flat_x[schedule.rows], flat_att[schedule.rows]
+    state_dtype = torch.promote_types(x.dtype, torch.float32)
+    if h0 is None:
+        initial = flat_x.new_zeros((batch, hidden), dtype=state_dtype)
+    else:
+        _check_shape("h0", h0, (batch, hidden))
+        initial = h0.to(state_dtype) if order is None else h0.to(state_dtype)[order]
+
+    states, last = packed_loop(
+        flat_x.to(state_dtype),
+        flat_att.to(state_dtype),
+        weight_ih.to(state_dtype),
+        weight_hh.to(state_dtype),
+        None if bias_ih is None else bias_ih.to(state_dtype),
+        None if bias_hh is None else bias_hh.to(state_dtype),
+        initial,
+        sizes,
+        cell,
+        reset == "before",
+    )
+    last = last.to(x.dtype)
+    if order is not None:
+        last = torch.zeros_like(last).index_copy(0, order, last)
+    if not return_states:
+        return None, last
+    states = states.to(x.dtype)
+    if schedule is not None:
+        total = x.numel() // x.size(-1) if padded else x.size(0)
+        states = states.new_zeros((total, hidden)).index_copy(0, schedule.rows, states)
+    return states.view(*x.shape[:-1], hidden), last
+
+
+def packed_schedule(row_start: Tensor, steps: Tensor) -> _Schedule:
+    """Sort a batch into packed order; sample b's step t is row ``row_start[b] + t``."""
+    order = torch.argsort(steps, descending=True, stable=True)
+    longest = int(steps.max()) if steps.numel() else 0
+    time = torch.arange(longest, device=steps.device).unsqueeze(1)
+    active = time < steps[order]
+    rows = (row_start[order] + time)[active]
+    return _Schedule(rows, active.sum(1).tolist(), order)
+
+
+def _layouts(
+    lengths: Tensor | None, offsets: Tensor | None, batch_sizes: Tensor | None
+) -> list[tuple[str, Tensor | None]]:
+    return [("lengths", lengths), ("offsets", offsets), ("batch_sizes", batch_sizes)]
+
+
+def _check_shape(name: str, value: Tensor, shape: tuple[int | None, ...]) -> None:
+    """Raise unless ``value`` has ``shape``, where None stands for any size."""
+    if value.dim() != len(shape) or any(
+        want not in (None, got) for want, got in zip(shape, value.shape, strict=True)
+    ):
+        wanted = ", ".join("*" if size is None else str(size) for size in shape) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{name} must have shape ({wanted}), got {tuple(value.shape)}")
+
+
+def _check_cell(
+    cell: str,
+    reset: str,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+) -> int:
+    """Check the arguments that make a cell; return H."""
+    if cell not in GATES:
+        raise ValueError(f"cell must be one of {sorted(GATES)}, got {cell!r}")
+    if reset not in ("after", "before"):
+        raise ValueError(f"reset must be 'after' or 'before', got {reset!r}")
+    _check_shape("weight_hh", weight_hh, (None, None))
+    rows, hidden = GATES[cell] * weight_hh.size(1), weight_hh.size(1)
+    _check_shape("weight_hh", weight_hh, (rows, hidden))
+    _check_shape("weight_ih", weight_ih, (rows, None))
+    for name, value in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
+        if value is not None:
+            _check_shape(name, value, (rows,))
+    for name, value in (("weight_hh", weight_hh), ("bias_ih", bias_ih), ("bias_hh", bias_hh)):
+        if value is not None and value.dtype != weight_ih.dtype:
+            raise TypeError(f"{name} must have the dtype of weight_ih, {weight_ih.dtype}, got {value.dtype}")
+    return hidden
+
+
+def _check_integer(name: str, value: Tensor, size: int | None) -> Tensor:
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
+    _check_shape(name, value, (size,))
+    return value.to(torch.int64)
+
+
+def _check_lengths(lengths: Tensor, batch: int, longest: int) -> Tensor:
+    lengths = _check_integer("lengths", lengths, batch)
+    if batch and (int(lengths.min()) < 0 or int(lengths.max()) > longest):
+        raise ValueError(f"lengths must lie in [0, {longest}], got [{int(lengths.min())}, {int(lengths.max())}]")
+    return lengths
+
+
+def _check_offsets(offsets: Tensor, rows: int) -> Tensor:
+    offsets = _check_integer("offsets", offsets, None)
+    ends = (int(offsets[0]), int(offsets[-1])) if offsets.numel() else None
+    if ends != (0, rows) or bool((offsets[1:] < offsets[:-1]).any()):
+        raise ValueError(f"offsets must rise from 0 to {rows}, got {offsets.tolist()[:8]} ...")
+    return offsets
+
+
+def _check_batch_sizes(batch_sizes: Tensor, rows: int, h0: Tensor | None) -> tuple[list[int], int]:
+    """Return the sizes and B; with h0, B may exceed the first size by histories without a step."""
+    sizes: list[int] = _check_integer("batch_sizes", batch_sizes, None).tolist()
+    if sum(sizes) != rows or sizes != sorted(sizes, reverse=True) or (sizes and sizes[-1] < 1):
+        raise ValueError(f"batch_sizes must fall, be positive and sum to {rows}, got {sizes[:8]} ...")
+    first = sizes[0] if sizes else 0
+    batch = first if h0 is None else h0.size(0)
+    if batch < first:
+        raise ValueError(f"h0 must have at least {first} rows, got {batch}")
+    return sizes, batch

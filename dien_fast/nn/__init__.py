@@ -1,0 +1,19 @@
+"""The modules: drop-in equals of those in :mod:`dien_fast.reference`, faster and for ragged input too."""
+
+from dien_fast.layers import MLP, Dice, MaxPooling, SumPooling
+from dien_fast.nn.attention import Attention, AuxiliaryNet
+from dien_fast.nn.gru import AttentionGRUCell, AttentionUpdateGateGRUCell, DynamicGRU
+from dien_fast.nn.interest import Interest
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "AttentionGRUCell",
+    "AttentionUpdateGateGRUCell",
+    "AuxiliaryNet",
+    "Dice",
+    "DynamicGRU",
+    "Interest",
+    "MaxPooling",
+    "SumPooling",
+]

@@ -1,0 +1,178 @@
+"""Attention and the auxiliary net, with paths that compute on the steps that exist and on no others."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dien_fast import reference
+from dien_fast.layers import Dice
+from dien_fast.ragged import Ragged
+
+
+class Attention(reference.Attention):
+    """Relevance of every history step to the candidate: an MLP on [q, k, q - k, q * k], then softmax.
+
+    ``forward`` computes every padded row it is given, whatever it holds. :meth:`ragged_scores` gives the
+    scores of the same batch without computing its padding, which must then be zero.
+
+    Args:
+        input_size: D, size of the query and of each key.
+        hidden_layers: output sizes of the MLP's layers.
+        dropout: dropout probability inside the MLP.
+        batchnorm: whether the MLP normalises; its statistics include the padded rows.
+        activation: name of the MLP's activation.
+        return_scores: return the scores instead of the keys weighted by them.
+
+    Example:
+        >>> attention = Attention(4, [8], return_scores=True)
+        >>> scores = attention(torch.randn(2, 4), torch.randn(2, 5, 4), torch.tensor([5, 2]))
+        >>> scores.shape, scores.sum(1).round(decimals=4).tolist()
+        (torch.Size([2, 5]), [1.0, 1.0])
+    """
+
+    def forward_ragged(self, query: Tensor, keys: Ragged) -> Tensor:
+        """Return what ``forward`` returns, for ragged histories: scores ``[N]``, or ``[B, D]``.
+
+        Arguments as :meth:`ragged_scores`.
+        """
+        scores = self.ragged_scores(query, keys)
+        if self.return_scores:
+            return scores
+        weighted = keys.values * scores.unsqueeze(1)
+        return torch.zeros_like(query).index_add(0, keys.owners(), weighted)
+
+    def ragged_scores(self, query: Tensor, keys: Ragged) -> Tensor:
+        """Score ragged histories as if they were padded with zeros to ``keys.max_length``.
+
+        In training every zero-padded step of history b is the same row [q, 0, q, 0]; it is computed once and
+        counted ``max_length - length`` times in the batch statistics. With dropout it therefore has one
+        mask per history instead of one per padded step.
+
+        Args:
+            query: candidate ``[B, D]``.
+            keys: histories, ragged ``[N, D]``.
+
+        Returns:
+            Scores ``[N]``; those of each history sum to 1.
+        """
+        lengths = keys.lengths()
+        batch, rows = query.size(0), keys.values.size(0)
+        if rows == 0:
+            return keys.values.sum(1)
+        owner = keys.owners()
+        first, rest = first_linear(self.mlp.mlp)
+        # W [q; k; q-k; q*k] = (W1 + W3) q + (W2 - W3) k + W4 (q*k): the q term is one row per candidate.
+        w_q, w_k, w_difference, w_product = first.weight.chunk(4, dim=1)
+        query_term = F.linear(query, w_q + w_difference, first.bias)
+        hidden = query_term[owner] + F.linear(
+            torch.cat([keys.values, query[owner] * keys.values], dim=1),
+            torch.cat([w_k - w_difference, w_product], dim=1),
+        )
+        shares = None
+        if any(map(_uses_batch_statistics, self.mlp.modules())):
+            hidden = torch.cat([hidden, query_term])
+            padding = (keys.max_length - lengths).to(hidden.dtype)
+            shares = torch.cat([padding.new_ones(rows), padding]) / (batch * keys.max_length)
+        for layer in rest:
+            hidden = _apply_weighted(layer, hidden, shares, batch * keys.max_length)
+        logits = self.fc(hidden[:rows]).squeeze(1) / query.size(1) ** 0.5
+        return segment_softmax(logits, owner, batch)
+
+
+class AuxiliaryNet(reference.AuxiliaryNet):
+    """The click probability of an event after an interest state.
+
+    Args:
+        input_size: size of [state, event], 2D.
+        hidden_layers: output sizes of the hidden layers.
+        activation: name of the hidden layers' activation.
+
+    Example:
+        >>> AuxiliaryNet(8, [100, 50])(torch.randn(3, 8)).shape
+        torch.Size([3, 1])
+    """
+
+    def logits(self, states: Tensor, *events: Tensor) -> list[Tensor]:
+        """Return the logits ``[M]`` of each of several events ``[M, D]`` after the same ``states`` ``[M, D]``.
+
+        The states' share of the first layer is computed once.
+        """
+        first, rest = first_linear(self.mlp)
+        w_state, w_event = first.weight.chunk(2, dim=1)
+        state_term = F.linear(states, w_state, first.bias)
+        hidden = torch.cat([state_term + F.linear(event, w_event) for event in events])
+        for layer in rest:
+            hidden = layer(hidden)
+        return list(hidden.squeeze(1).split(states.size(0)))
+
+
+def first_linear(layers: nn.Sequential) -> tuple[nn.Linear, list[nn.Module]]:
+    """Split an MLP's layers into its first, a linear one, and the others."""
+    first, *rest = layers
+    assert isinstance(first, nn.Linear)
+    return first, rest
+
+
+def segment_softmax(logits: Tensor, owner: Tensor, segments: int) -> Tensor:
+    """Softmax of ``logits`` ``[N]`` within each of the ``segments`` that ``owner`` ``[N]`` assigns."""
+    largest = logits.new_full((segments,), -torch.inf)
+    largest = largest.scatter_reduce(0, owner, logits.detach(), "amax")
+    powers = torch.exp(logits - largest[owner])
+    return powers / powers.new_zeros(segments).index_add(0, owner, powers)[owner]
+
+
+def _uses_batch_statistics(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.BatchNorm1d) and (layer.training or layer.running_mean is None)
+
+
+def _apply_weighted(layer: nn.Module, x: Tensor, shares: Tensor | None, count: int) -> Tensor:
+    """Apply a layer of an MLP to rows ``x`` ``[M, C]`` that stand for ``shares * count`` rows each."""
+    if shares is not None:
+        if isinstance(layer, nn.BatchNorm1d):
+            return weighted_batch_norm(layer, x, shares, count)
+        if isinstance(layer, Dice):
+            p = torch.sigmoid(weighted_batch_norm(layer.bn, x, shares, count))
+            return layer.alpha * (1 - p) * x + p * x
+    out: Tensor = layer(x)
+    return out
+
+
+def weighted_batch_norm(layer: nn.BatchNorm1d, x: Tensor, shares: Tensor, count: int) -> Tensor:
+    """Batch-normalise rows that stand for several equal rows each, as ``layer`` would the repeated rows.
+
+    Args:
+        layer: the normalisation; its running buffers are updated as by its own forward.
+        x: ``[M, C]``.
+        shares: the share of the batch each row stands for ``[M]``; they sum to 1.
+        count: number of rows in the batch, repetitions included.
+
+    Returns:
+        ``[M, C]``.
+
+    Raises:
+        ValueError: if the batch is a single row in training, as torch does.
+    """
+    if not _uses_batch_statistics(layer):
+        out: Tensor = layer(x)
+        return out
+    if count <= 1 and layer.training:
+        raise ValueError(f"expected more than 1 value per channel when training, got {count} row")
+    mean = shares @ x
+    centred = x - mean
+    variance = shares @ (centred * centred)
+    if layer.training and layer.running_mean is not None:
+        assert layer.running_var is not None
+        assert layer.num_batches_tracked is not None
+        with torch.no_grad():
+            layer.num_batches_tracked.add_(1)
+            momentum = layer.momentum
+            if momentum is None:
+                momentum = 1.0 / float(layer.num_batches_tracked)
+            layer.running_mean.lerp_(mean, momentum)
+            layer.running_var.lerp_(variance * (count / (count - 1)), momentum)
+    normalised = centred * torch.rsqrt(variance + layer.eps)
+    if layer.affine:
+        normalised = normalised * layer.weight + layer.bias
+    return normalised

@@ -1,0 +1,205 @@
+"""The interest layer on ragged rows: nothing is computed for padding."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from dien_fast import reference
+from dien_fast.functional import packed_schedule
+from dien_fast.nn.attention import Attention, AuxiliaryNet
+from dien_fast.nn.gru import DynamicGRU
+from dien_fast.ragged import Ragged
+
+
+class Interest(reference.Interest):
+    """Interest extraction and evolution: the layer that gives DIEN its name (arXiv 1809.03672).
+
+    Equal to :class:`dien_fast.reference.Interest` in parameters, ``state_dict`` and results; it computes
+    on the steps that exist alone.
+
+    Args:
+        input_size: D, size of the query, of each key and of every state.
+        gru_type: ``"GRU"`` (attention after a second GRU), ``"AIGRU"`` (attention scales the second GRU's
+            input), ``"AGRU"`` or ``"AUGRU"``.
+        gru_dropout: accepted for compatibility; has no effect, and warns when it is not 0.
+        att_hidden_layers: output sizes of the attention MLP's layers.
+        att_dropout: dropout probability inside the attention MLP.
+        att_batchnorm: whether the attention MLP normalises.
+        att_activation: name of the attention MLP's activation.
+        use_negsampling: whether :meth:`forward` computes the auxiliary loss from ``neg_keys``.
+
+    Raises:
+        NotImplementedError: for any other ``gru_type``.
+
+    Example:
+        >>> layer = Interest(8, gru_type="AUGRU", use_negsampling=True)
+        >>> query, keys, negatives = torch.randn(3, 8), torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+        >>> interest, auxiliary_loss = layer(query, keys, torch.tensor([5, 0, 2]), negatives)
+        >>> interest.shape, auxiliary_loss.shape
+        (torch.Size([3, 8]), torch.Size([]))
+    """
+
+    attention_type: ClassVar[type[reference.Attention]] = Attention
+    auxiliary_net_type: ClassVar[type[reference.AuxiliaryNet]] = AuxiliaryNet
+    dynamic_gru_type: ClassVar[type[reference.DynamicGRU]] = DynamicGRU
+
+    attention: Attention
+    auxiliary_net: AuxiliaryNet
+
+    def forward(
+        self,
+        query: Tensor,
+        keys: Tensor | Ragged,
+        keys_length: Tensor | None = None,
+        neg_keys: Tensor | Ragged | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Evolve the interest in each candidate.
+
+        Args:
+            query: candidate ``[B, D]``.
+            keys: clicked events, oldest first: padded ``[B, T, D]``, or ragged ``[N, D]``, whose
+                ``max_length`` is the T that the attention's batch statistics count padding up to.
+            keys_length: valid steps of each padded history, integer ``[B]``, from 0 to T; None if ragged.
+            neg_keys: events not clicked at the same steps, in the layout of ``keys``; needed in training if
+                the layer was built with ``use_negsampling``, without effect otherwise.
+
+        Returns:
+            The evolved interest ``[B, D]``, 0 for an empty history, and the auxiliary loss: a scalar, 0 where
+            no history has two steps, None without negatives.
+
+        Raises:
+            ValueError: for a wrong shape, a length outside ``[0, T]``, or missing negatives.
+        """
+        rows, negatives = self._ragged_inputs(query, keys, keys_length, neg_keys)
+        states = self._extract(rows)
+        auxiliary_loss = None
+        if self.use_negsampling and negatives is not None:
+            auxiliary_loss = self._auxiliary_loss(states, rows, negatives)
+        _, interest = self._evolve(query, states, return_states=False)
+        return interest, auxiliary_loss
+
+    @torch.no_grad()
+    def trace(
+        self, query: Tensor, keys: Tensor | Ragged, keys_length: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Show what the layer attends to and how the interest moves.
+
+        Args:
+            query: candidate ``[B, D]``.
+            keys: clicked events as in :meth:`forward`.
+            keys_length: as in :meth:`forward`.
+
+        Returns:
+            Attention ``[B, T]`` and evolved states ``[B, T, D]``, 0 on padding. With ``gru_type="GRU"``
+            the states are the second GRU's, which the attention weighs.
+
+        Raises:
+            ValueError: in training mode, where scores would depend on the batch.
+        """
+        if self.training:
+            raise ValueError("trace needs evaluation mode, got a layer in training mode; call eval() first")
+        rows, _ = self._ragged_inputs(query, keys, keys_length, None)
+        states = self._extract(rows)
+        if self.gru_type == "GRU":
+            evolved = self._run_gru_ragged(self.interest_evolution, states)
+            scores = self.attention.ragged_scores(query, evolved)
+        else:
+            scores = self.attention.ragged_scores(query, states)
+            values, _ = self._evolve(query, states, return_states=True)
+            assert values is not None
+            evolved = rows._replace(values=values)
+        return rows._replace(values=scores).pad(), evolved.pad()
+
+    def _ragged_inputs(
+        self,
+        query: Tensor,
+        keys: Tensor | Ragged,
+        keys_length: Tensor | None,
+        neg_keys: Tensor | Ragged | None,
+    ) -> tuple[Ragged, Tensor | None]:
+        """Check the arguments of forward; return the history and the rows of negatives."""
+        if self.use_negsampling and self.training and neg_keys is None:
+            raise ValueError("neg_keys must be given in training with use_negsampling=True, got None")
+        if isinstance(keys, Ragged):
+            if keys_length is not None:
+                raise ValueError("keys_length must be None for ragged keys, got a tensor")
+            rows = keys
+        else:
+            if keys_length is None:
+                raise ValueError("keys_length must be given for padded keys, got None")
+            lengths = keys_length.reshape(-1).to(keys.device, torch.int64)
+            if lengths.numel() != keys.size(0):
+                raise ValueError(f"keys_length must have {keys.size(0)} elements, got {lengths.numel()}")
+            if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= keys.size(1):
+                raise ValueError(
+                    f"keys_length must lie in [0, {keys.size(1)}], "
+                    f"got [{int(lengths.min())}, {int(lengths.max())}]"
+                )
+            rows = Ragged.from_padded(keys, lengths)
+        if query.shape != (rows.offsets.numel() - 1, rows.values.size(-1)):
+            raise ValueError(
+                f"query must have shape ({rows.offsets.numel() - 1}, {rows.values.size(-1)}), "
+                f"got {tuple(query.shape)}"
+            )
+        if not isinstance(neg_keys, Tensor):
+            negatives = None if neg_keys is None else neg_keys.values
+        elif isinstance(keys, Ragged) or neg_keys.shape != keys.shape:
+            raise ValueError(f"neg_keys must have the layout and shape of keys, got {tuple(neg_keys.shape)}")
+        else:
+            negatives = neg_keys[rows.mask()]
+        if negatives is not None and negatives.shape != rows.values.shape:
+            raise ValueError(
+                f"neg_keys must have the shape of keys, {tuple(rows.values.shape)}, got {tuple(negatives.shape)}"
+            )
+        return rows, negatives
+
+    def _extract(self, rows: Ragged) -> Ragged:
+        return self._run_gru_ragged(self.interest_extractor, rows)
+
+    def _auxiliary_loss(self, states: Ragged, rows: Ragged, negatives: Tensor) -> Tensor:
+        """Mean binary cross entropy of each history's events 2..len against the states before them."""
+        before = torch.ones(rows.values.size(0), dtype=torch.bool, device=rows.values.device)
+        ends = rows.offsets[1:][rows.lengths() > 0]
+        before[ends - 1] = False
+        step = torch.nonzero(before).squeeze(1)
+        click, noclick = self.auxiliary_net.logits(states.values[step], rows.values[step + 1], negatives[step + 1])
+        # log(1 + exp(-x)) for a click, log(1 + exp(x)) for a negative.
+        return (F.softplus(-click).sum() + F.softplus(noclick).sum()) / max(2 * step.numel(), 1)
+
+    def _evolve(self, query: Tensor, states: Ragged, return_states: bool) -> tuple[Tensor | None, Tensor]:
+        """Return the evolved states ``[N, D]`` (if wanted and gru_type is not GRU) and the interest."""
+        if self.gru_type == "GRU":
+            states = self._run_gru_ragged(self.interest_evolution, states)
+            return None, self.attention.forward_ragged(query, states)
+        scores = self.attention.ragged_scores(query, states)
+        if self.gru_type == "AIGRU":
+            scaled = states._replace(values=states.values * scores.unsqueeze(1))
+            evolved = self._run_gru_ragged(self.interest_evolution, scaled)
+            return evolved.values, last_rows(evolved)
+        assert isinstance(self.interest_evolution, DynamicGRU)
+        return self.interest_evolution.forward_ragged(states, scores, return_states)
+
+    @staticmethod
+    def _run_gru_ragged(gru: nn.Module, rows: Ragged) -> Ragged:
+        """Run a torch.nn.GRU over ragged rows; states ``[N, D]``."""
+        if rows.values.size(0) == 0:
+            return rows
+        schedule = packed_schedule(rows.offsets[:-1], rows.lengths())
+        sizes = torch.tensor(schedule.batch_sizes)
+        packed = gru(PackedSequence(rows.values[schedule.rows], sizes))[0]
+        states = torch.empty_like(packed.data).index_copy(0, schedule.rows, packed.data)
+        return rows._replace(values=states)
+
+
+def last_rows(rows: Ragged) -> Tensor:
+    """Return the last row of each history ``[B, D]``, 0 for an empty one."""
+    lengths = rows.lengths()
+    if rows.values.size(0) == 0:
+        return rows.values.new_zeros(lengths.numel(), rows.values.size(1))
+    last = (rows.offsets[1:] - 1).clamp(min=0)
+    return rows.values[last] * (lengths > 0).unsqueeze(1)

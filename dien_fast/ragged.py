@@ -1,0 +1,71 @@
+"""Ragged rows: sequences of different lengths stored one after the other, without padding."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Ragged(NamedTuple):
+    """B sequences in one tensor: sequence ``b`` is ``values[offsets[b]:offsets[b + 1]]``.
+
+    Attributes:
+        values: ``[N]`` ids or ``[N, D]`` vectors, all sequences one after the other.
+        offsets: ``[B + 1]`` int64, rising from 0 to N.
+        max_length: the width the sequences are padded to wherever a width matters
+            (batch statistics, :meth:`pad`); at least the longest length.
+
+    Example:
+        >>> rows = Ragged(torch.tensor([7, 8, 9]), torch.tensor([0, 2, 2, 3]), max_length=4)
+        >>> rows.lengths().tolist()
+        [2, 0, 1]
+        >>> rows.pad().tolist()
+        [[7, 8, 0, 0], [0, 0, 0, 0], [9, 0, 0, 0]]
+    """
+
+    values: Tensor
+    offsets: Tensor
+    max_length: int
+
+    def lengths(self) -> Tensor:
+        """Return the ``[B]`` int64 lengths in steps."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def owners(self) -> Tensor:
+        """Return the ``[N]`` int64 number of the sequence each row belongs to."""
+        sequences = torch.arange(self.offsets.numel() - 1, device=self.offsets.device)
+        return torch.repeat_interleave(sequences, self.lengths(), output_size=self.values.size(0))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Ragged:
+        """Return the same rows on ``device``."""
+        return Ragged(
+            self.values.to(device, non_blocking=non_blocking),
+            self.offsets.to(device, non_blocking=non_blocking),
+            self.max_length,
+        )
+
+    def pin_memory(self) -> Ragged:
+        """Return a copy in page-locked host memory."""
+        return Ragged(self.values.pin_memory(), self.offsets.pin_memory(), self.max_length)
+
+    def pad(self) -> Tensor:
+        """Return ``[B, max_length, ...]`` with zeros behind each sequence."""
+        batch = self.offsets.numel() - 1
+        padded = self.values.new_zeros((batch, self.max_length, *self.values.shape[1:]))
+        padded[self.mask()] = self.values
+        return padded
+
+    def mask(self) -> Tensor:
+        """Return ``[B, max_length]`` bool, True where a sequence has a step."""
+        steps = torch.arange(self.max_length, device=self.offsets.device)
+        return steps < self.lengths().unsqueeze(1)
+
+    @staticmethod
+    def from_padded(padded: Tensor, lengths: Tensor) -> Ragged:
+        """Return the first ``lengths[b]`` steps of each row of ``padded`` ``[B, T, ...]``."""
+        offsets = torch.zeros(lengths.numel() + 1, dtype=torch.int64, device=padded.device)
+        torch.cumsum(lengths, dim=0, out=offsets[1:])
+        mask = torch.arange(padded.size(1), device=padded.device) < lengths.unsqueeze(1)
+        return Ragged(padded[mask], offsets, padded.size(1))
