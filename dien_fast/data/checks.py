@@ -1,0 +1,149 @@
+"""Checks of what a table holds, each with a message that names the first row at fault.
+
+Rows are counted from 0, as in pandas and in a batch's ``__row__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dien_fast.data.columns import (
+    as_column,
+    first_row,
+    is_text,
+    offsets_of,
+    row_slices,
+    split_words,
+    to_floats,
+)
+from dien_fast.data.vocabulary import PAD
+from dien_fast.errors import DataError
+
+
+def check_labels(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return ``[B]`` float32 labels.
+
+    Raises:
+        DataError: a label is missing or neither 0 nor 1.
+    """
+    if column.null_count:
+        raise DataError(f"expected 0 or 1, got no value in row {first_row(pc.is_null(column))}")
+    labels = to_floats(column)
+    wrong = np.flatnonzero((labels != 0) & (labels != 1))
+    if len(wrong):
+        raise DataError(f"expected 0 or 1, got {labels[wrong[0]]:g} in row {wrong[0]}")
+    return labels.astype(np.float32)
+
+
+def check_words(column: pa.Array | pa.ChunkedArray, separator: str) -> None:
+    """Refuse sequences that hold the word ``__PAD__``, which would be taken for an event.
+
+    Raises:
+        DataError: the word is there, or the column holds no sequences.
+    """
+    start = 0
+    for rows in row_slices(as_column(column)):
+        padded = _rows_with_pad(rows, separator)
+        if padded.any():
+            raise DataError(
+                f"row {start + np.flatnonzero(padded)[0]} holds the word {PAD!r}; "
+                "give the events alone, without padding"
+            )
+        start += len(rows)
+
+
+def check_history(
+    column: pa.Array | pa.ChunkedArray,
+    separator: str,
+    candidates: Sequence[pa.ChunkedArray],
+    zero_known: bool = False,
+) -> None:
+    """Refuse a history that is padded with the id 0, which would be taken for events.
+
+    Padding is a 0 at the beginning or end of a history. It is an item nevertheless where the encoders learnt
+    it as one, a candidate has it, or it stands between other events.
+
+    Args:
+        column: ``[B]`` lists or separated text.
+        separator: what divides the words of text.
+        candidates: the columns of the candidates that the history belongs to.
+        zero_known: whether 0 is known to be an item.
+
+    Raises:
+        DataError: the history is padded, or holds no sequences.
+    """
+    if zero_known:
+        return
+    column = as_column(column)
+    suspicious = any(_zero_at_an_edge(rows, separator).any() for rows in row_slices(column))
+    if suspicious and not any(_has_zero(ids) for ids in candidates):
+        _check_zeros(column, separator)
+
+
+def _rows_with_pad(rows: pa.Array, separator: str) -> np.ndarray:
+    """Return ``[B]`` bool: rows that hold the padding word."""
+    if is_text(rows.type):
+        found = pc.fill_null(pc.match_substring(rows, PAD), False)
+        return found.to_numpy(zero_copy_only=False)
+    words, counts = split_words(rows, separator)
+    if not is_text(words.type):
+        return np.zeros(len(rows), bool)
+    found = pc.fill_null(pc.equal(words, PAD), False).to_numpy(zero_copy_only=False)
+    totals = offsets_of(found)[offsets_of(counts)]
+    return np.diff(totals) > 0
+
+
+def _is_zero(words: pa.Array) -> np.ndarray:
+    """Return ``[N]`` bool: words that are the id 0, as a number or as text."""
+    if is_text(words.type):
+        found = pc.equal(words, "0")
+    elif pa.types.is_integer(words.type) or pa.types.is_floating(words.type):
+        found = pc.equal(words, pa.scalar(0).cast(words.type))
+    else:
+        return np.zeros(len(words), bool)
+    return pc.fill_null(found, False).to_numpy(zero_copy_only=False)
+
+
+def _zero_at_an_edge(rows: pa.Array, separator: str) -> np.ndarray:
+    """Return ``[B]`` bool: rows whose first or last word may be the id 0."""
+    if is_text(rows.type):
+        first = pc.or_(pc.starts_with(rows, f"0{separator}"), pc.ends_with(rows, f"{separator}0"))
+        return pc.fill_null(pc.or_(first, pc.equal(rows, "0")), False).to_numpy(zero_copy_only=False)
+    words, counts = split_words(rows, separator)
+    zero = np.append(_is_zero(words), False)
+    offsets = offsets_of(counts)
+    return (counts > 0) & (zero[offsets[:-1]] | zero[offsets[1:] - 1])
+
+
+def _has_zero(column: pa.ChunkedArray) -> bool:
+    return any(_is_zero(rows).any() for rows in row_slices(as_column(column)))
+
+
+def _check_zeros(column: pa.Array | pa.ChunkedArray, separator: str) -> None:
+    """Refuse zeros at the edges of histories, unless one stands between other events."""
+    bad_row, where = None, ""
+    start = 0
+    for rows in row_slices(column):
+        words, counts = split_words(rows, separator)
+        zero = _is_zero(words)
+        row_of = np.repeat(np.arange(len(counts)), counts)
+        before = offsets_of(~zero)[:-1] - np.repeat(offsets_of(~zero)[offsets_of(counts)[:-1]], counts)
+        events = np.bincount(row_of, weights=~zero, minlength=len(counts)).astype(np.int64)
+        inside = zero & (before > 0) & (before < events[row_of])
+        if inside.any():
+            return
+        edges = np.flatnonzero(zero)
+        if len(edges) and bad_row is None:
+            first = edges[0]
+            bad_row = start + row_of[first]
+            where = "before" if before[first] == 0 and events[row_of[first]] else "behind"
+        start += len(rows)
+    if bad_row is not None:
+        raise DataError(
+            f"row {bad_row} is padded with 0 {where} its events; give the events alone "
+            "(or rename the id, if 0 is an item)"
+        )

@@ -1,0 +1,157 @@
+"""Columns as Arrow arrays: what the encoders and the dataset read, whatever the caller holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dien_fast.errors import DataError
+
+# Rows worked on at once: bounds the memory that splitting text takes, and keeps the 32-bit offsets of
+# an Arrow string array from overflowing.
+SLICE_ROWS = 1 << 17
+
+
+def as_column(x: Any) -> pa.Array | pa.ChunkedArray:
+    """Return one-dimensional data as an Arrow column.
+
+    Args:
+        x: list, numpy array ``[N]`` or ``[N, 1]``, pandas Series or one-column DataFrame, pyarrow array,
+            or an object with ``__arrow_c_stream__`` or ``__arrow_c_array__`` (Polars Series).
+
+    Raises:
+        DataError: not one-dimensional, or values of different kinds.
+    """
+    if isinstance(x, pa.Array | pa.ChunkedArray):
+        return _plain(x)
+    shape = getattr(x, "shape", None)
+    if shape is not None and len(shape) == 2 and shape[1] == 1:
+        x = np.asarray(x)[:, 0]
+    elif shape is not None and len(shape) != 1:
+        raise DataError(f"a column must have shape (N,) or (N, 1), got {tuple(shape)}")
+    try:
+        if isinstance(x, np.ndarray) or hasattr(x, "iloc"):
+            # pandas and numpy write a missing value as NaN; Arrow has nulls.
+            return _plain(pa.array(x, from_pandas=True))
+        if hasattr(x, "__arrow_c_stream__"):
+            return _plain(pa.chunked_array(x))
+        return _plain(pa.array(x if hasattr(x, "__arrow_c_array__") else list(x), from_pandas=True))
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"a column must hold values of one kind: {first_line(error)}") from None
+
+
+def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return the column without dictionaries, views and extension types around its values."""
+    if isinstance(column, pa.ChunkedArray):
+        chunks = [_plain(chunk) for chunk in column.chunks] or [_plain(pa.array([], column.type))]
+        return pa.chunked_array(chunks)
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(column.storage)
+    if pa.types.is_dictionary(kind):
+        return _plain(column.dictionary).take(column.indices)
+    return column.cast(pa.large_string()) if pa.types.is_string_view(kind) else column
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Return whether ``kind`` is a list of any layout."""
+    return (
+        pa.types.is_list(kind)
+        or pa.types.is_large_list(kind)
+        or pa.types.is_fixed_size_list(kind)
+        or pa.types.is_list_view(kind)
+        or pa.types.is_large_list_view(kind)
+    )
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether ``kind`` is text."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def row_slices(column: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
+    """Yield the rows in order, ``SLICE_ROWS`` at once; columns of equal length are cut alike."""
+    for start in range(0, len(column), SLICE_ROWS):
+        part = column.slice(start, SLICE_ROWS)
+        yield part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part
+
+
+def split_words(rows: pa.Array, separator: str) -> tuple[pa.Array, np.ndarray]:
+    """Return all words of some sequences, and how many each sequence has.
+
+    A null, an empty text and an empty list are sequences of no words.
+
+    Args:
+        rows: ``[B]`` lists, or text.
+        separator: what divides the words of text.
+
+    Returns:
+        ``[N]`` words one sequence after the other, and ``[B]`` int64 counts that sum to N.
+
+    Raises:
+        DataError: neither lists nor text.
+    """
+    if is_text(rows.type):
+        rows = pc.split_pattern(pc.if_else(pc.equal(rows, ""), None, rows), separator)
+    elif pa.types.is_null(rows.type):
+        return pa.nulls(0, pa.string()), np.zeros(len(rows), np.int64)
+    elif not is_list(rows.type):
+        raise DataError(
+            f"expected lists, or text in which {separator!r} divides the words, got {rows.type} values"
+        )
+    counts = pc.fill_null(pc.list_value_length(rows), 0)
+    return _plain(rows.flatten()), counts.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """Return ``[B + 1]`` int64 offsets, from 0 to N, of sequences with ``[B]`` lengths."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def gather_index(starts: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return the ``[N]`` positions of sequences that begin at ``starts`` and have the given offsets.
+
+    Args:
+        starts: ``[B]`` int64, where each sequence begins in the source.
+        offsets: ``[B + 1]`` int64 offsets of the sequences in the result.
+    """
+    shifts = np.repeat(starts - offsets[:-1], np.diff(offsets))
+    shifts += np.arange(offsets[-1])
+    return shifts
+
+
+def to_floats(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return a new ``[B]`` float64 array, NaN for nulls.
+
+    Raises:
+        DataError: a value is no number; the message names its row.
+    """
+    try:
+        numbers = pc.cast(column, pa.float64())
+    except pa.ArrowException:
+        good, bad = 0, len(column)  # the first `good` rows are numbers, the first `bad` are not
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            try:
+                pc.cast(column[good:middle], pa.float64())
+                good = middle
+            except pa.ArrowException:
+                bad = middle
+        raise DataError(f"expected a number, got {column[good].as_py()!r} in row {good}") from None
+    return np.array(numbers.to_numpy(zero_copy_only=False), np.float64)
+
+
+def first_row(mask: pa.Array | pa.ChunkedArray) -> int:
+    """Return the first row where a bool column is true."""
+    return int(pc.index(mask, True).as_py())
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, without its full stop."""
+    return str(error).strip().split("\n")[0].rstrip(".")

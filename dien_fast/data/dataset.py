@@ -1,0 +1,334 @@
+"""A click table as a data set: encoded once, then every batch is a gather."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dien_fast.data.checks import check_history, check_labels, check_words
+from dien_fast.data.columns import as_column, gather_index, offsets_of
+from dien_fast.data.fitting import Encoders
+from dien_fast.data.negatives import NegativeSampler
+from dien_fast.data.schema import ROW_KEY, Schema
+from dien_fast.data.tables import get_column, reading
+from dien_fast.errors import DataError
+from dien_fast.ragged import Ragged
+
+Batch = dict[str, Tensor | Ragged]
+
+
+class ClickDataset(Dataset[Batch]):
+    """A table of clicks, encoded into numpy arrays once.
+
+    A batch is a dict: numeric feature -> float32 ``[B]``, categorical -> int64 ``[B]``, sequence ->
+    :class:`~dien_fast.ragged.Ragged` of int64 ids, the label -> float32 ``[B]``, and ``"__row__"`` ->
+    int64 ``[B]``, the rows' numbers in the table.
+
+    Args:
+        table: the rows, with the columns that ``schema`` names.
+        schema: what the columns mean.
+        encoders: learnt from the training rows.
+        negatives: draws the negative histories; None leaves them out, unless the schema reads them
+            from columns.
+        require_label: False for rows to predict: the label's column, the user's and those of negatives
+            need not be there, and no labels are given.
+        source: what error messages call the table, for example its path.
+
+    Attributes:
+        labels: ``[rows]`` float32, or None.
+        users: ``[rows]`` int64 user numbers, or None where the schema names no user.
+
+    Raises:
+        DataError: a column is missing or does not hold what the schema says, a label is not 0 or 1, a
+            history is padded, the pairs of a group differ in length, or the table is empty.
+
+    Example:
+        >>> from dien_fast.data import Schema, fit_encoders
+        >>> table = pa.table({"itemId": [7, 8], "label": [0, 1]})
+        >>> schema = Schema(categorical=["itemId"], min_count=1)
+        >>> ClickDataset(table, schema, fit_encoders(table, schema)).batch(np.array([1]))["itemId"]
+        tensor([2])
+    """
+
+    def __init__(
+        self,
+        table: pa.Table,
+        schema: Schema,
+        encoders: Encoders,
+        *,
+        negatives: NegativeSampler | None = None,
+        require_label: bool = True,
+        source: str = "table",
+    ) -> None:
+        if not table.num_rows:
+            raise DataError(f"{source}: the table has no rows")
+        self.schema = schema
+        self._size = table.num_rows
+        self._epoch = 0
+        self._negatives = negatives if schema.negatives in ("uniform", "popularity") else None
+        self._scalars: dict[str, np.ndarray] = {}
+        self._sequences: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._widths: dict[str, int] = {}
+        for feature in schema.numeric:
+            with reading(table, feature, source) as column:
+                self._scalars[feature] = encoders.numeric(feature).transform(column)
+        for feature in schema.categorical:
+            with reading(table, feature, source) as column:
+                self._scalars[feature] = encoders.category(feature).transform(column)
+        read_negatives = require_label and schema.negatives == "columns"
+        for feature in [*schema.sequences, *(schema.negative_features() if read_negatives else [])]:
+            self._encode_sequence(table, feature, encoders, source)
+        self._check_pairs(read_negatives, source)
+        if self._negatives is not None:
+            self._widths |= {pair.neg_hist: self._widths[pair.pos_hist] for pair in schema.pairs()}
+
+        self.labels: np.ndarray | None = None
+        self.users: np.ndarray | None = None
+        if require_label:
+            with reading(table, schema.label, source) as column:
+                self.labels = check_labels(column)
+            if schema.user is not None:
+                users = as_column(get_column(table, schema.user, source))
+                codes = users.combine_chunks().dictionary_encode(null_encoding="encode")
+                self.users = codes.indices.to_numpy().astype(np.int64)
+
+    def _encode_sequence(self, table: pa.Table, feature: str, encoders: Encoders, source: str) -> None:
+        with reading(table, feature, source) as column:
+            encoder = encoders.sequence(feature)
+            check_words(column, self.schema.separator)
+            ads = [pair.ad for pair in self.schema.pairs() if pair.pos_hist == feature]
+            if ads:
+                zero_known = encoder.word2idx_.keys() & {0, "0"}
+                check_history(
+                    column,
+                    self.schema.separator,
+                    [get_column(table, ad, source) for ad in ads],
+                    zero_known=bool(zero_known),
+                )
+            values, lengths = encoder.transform_ragged(column)
+            # Half the memory; a batch gets int64 again.
+            self._sequences[feature] = (values.astype(np.int32), offsets_of(lengths))
+            self._widths[feature] = encoder.max_length()
+
+    def _check_pairs(self, read_negatives: bool, source: str) -> None:
+        for group in self.schema.groups:
+            names = [pair.pos_hist for pair in group.pairs]
+            if read_negatives:
+                names += [pair.neg_hist for pair in group.pairs]
+            first = self._sequences[names[0]][1]
+            for name in names[1:]:
+                offsets = self._sequences[name][1]
+                different = np.flatnonzero(np.diff(first) != np.diff(offsets))
+                if len(different):
+                    row = different[0]
+                    raise DataError(
+                        f"{source}: columns {names[0]!r} and {name!r} of group {group.name!r} have "
+                        f"{np.diff(first)[row]} and {np.diff(offsets)[row]} events in row {row}, "
+                        "but should describe the same events"
+                    )
+                # The same offsets object lets a batch compute its gather once.
+                self._sequences[name] = (self._sequences[name][0], first)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def lengths(self, feature: str) -> np.ndarray:
+        """Return the ``[rows]`` int64 lengths of a sequence feature, in events, after the cut."""
+        return np.diff(self._sequences[feature][1])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch whose negatives ``dataset[rows]`` draws."""
+        self._epoch = epoch
+
+    def __getitem__(self, rows: int | Sequence[int] | np.ndarray) -> Batch:
+        return self.batch(np.atleast_1d(np.asarray(rows, np.int64)), self._epoch)
+
+    def batch(self, rows: np.ndarray, epoch: int = 0) -> Batch:
+        """Return the given rows as a batch.
+
+        Args:
+            rows: ``[B]`` integer row numbers, in any order.
+            epoch: the negatives are drawn anew for each epoch.
+
+        Raises:
+            IndexError: a row is not in the table.
+        """
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self._size:
+            raise IndexError(f"rows must be in [0, {self._size}), got {rows.min()} to {rows.max()}")
+        batch: Batch = {name: torch.from_numpy(values[rows]) for name, values in self._scalars.items()}
+        gathers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        gathered: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for name, (values, source_offsets) in self._sequences.items():
+            if id(source_offsets) not in gathers:
+                starts = source_offsets[rows]
+                offsets = offsets_of(source_offsets[rows + 1] - starts)
+                gathers[id(source_offsets)] = (gather_index(starts, offsets), offsets)
+            index, offsets = gathers[id(source_offsets)]
+            gathered[name] = (values[index].astype(np.int64), offsets)
+        if self._negatives is not None:
+            for group in self.schema.groups:
+                offsets = gathered[group.pairs[0].pos_hist][1]
+                clicks = [gathered[pair.pos_hist][0] for pair in group.pairs]
+                drawn = self._negatives.sample(group, clicks, offsets, rows, epoch)
+                for pair, values in zip(group.pairs, drawn, strict=True):
+                    gathered[pair.neg_hist] = (values, offsets)
+        for name, (values, offsets) in gathered.items():
+            batch[name] = Ragged(torch.from_numpy(values), torch.from_numpy(offsets), self._widths[name])
+        if self.labels is not None:
+            batch[self.schema.label] = torch.from_numpy(self.labels[rows])
+        batch[ROW_KEY] = torch.from_numpy(rows)
+        return batch
+
+
+def pad_batch(batch: Batch) -> dict[str, Tensor]:
+    """Return the batch with each sequence padded behind by zeros: int64 ``[B, T]``."""
+    return {name: value.pad() if isinstance(value, Ragged) else value for name, value in batch.items()}
+
+
+class EpochBatches(Sampler[np.ndarray]):
+    """Row numbers of one epoch's batches; the order depends on (seed, epoch) alone.
+
+    With several ranks, rank r takes batches r, r + world_size, ... of the one order. When shuffling
+    (training) a last batch of one row joins the one before it, because batch statistics need two rows,
+    and the first batches are repeated at the end where ranks would otherwise get different numbers.
+
+    Args:
+        num_rows: rows in the data set.
+        batch_size: rows in a batch.
+        shuffle: a new random order each epoch; otherwise the table's order.
+        seed: what the order depends on beside the epoch.
+        rank: which of ``world_size`` processes this is.
+        world_size: number of processes.
+
+    Example:
+        >>> [rows.tolist() for rows in EpochBatches(5, 2, shuffle=False)]
+        [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, world_size) = [0, {world_size}), got {rank}")
+        self.num_rows = num_rows
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def _starts(self) -> np.ndarray:
+        """Return where this rank's batches begin in the order."""
+        starts = np.arange(0, self.num_rows, self.batch_size)
+        if self.shuffle:
+            if len(starts) > 1 and starts[-1] == self.num_rows - 1:
+                starts = starts[:-1]
+            if len(starts):
+                starts = np.resize(starts, -(-len(starts) // self.world_size) * self.world_size)
+        return starts[self.rank :: self.world_size]
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_rows)
+        else:
+            order = np.arange(self.num_rows)
+        joined = self.num_rows - 1 if self.shuffle else self.num_rows
+        for start in self._starts():
+            stop = start + self.batch_size
+            yield order[start : self.num_rows if stop == joined else stop]
+
+
+class EpochLoader:
+    """Batches of a data set, epoch by epoch.
+
+    Args:
+        dataset: the rows.
+        batch_size: rows in a batch.
+        shuffle: a new random order each epoch; set it for training.
+        seed: what the order depends on beside the epoch.
+        num_workers: processes that prepare batches; 0 prepares them here, which is fast enough for most.
+        rank: which of ``world_size`` processes this is.
+        world_size: number of processes.
+        pin_memory: give batches in page-locked memory, for faster copies to a GPU.
+
+    Example:
+        >>> from dien_fast.data import Schema, fit_encoders
+        >>> table = pa.table({"itemId": [7, 8, 9], "label": [0, 1, 0]})
+        >>> schema = Schema(categorical=["itemId"], min_count=1)
+        >>> loader = EpochLoader(ClickDataset(table, schema, fit_encoders(table, schema)), batch_size=2)
+        >>> loader.set_epoch(3)
+        >>> [batch["itemId"].tolist() for batch in loader]
+        [[1, 2], [3]]
+    """
+
+    def __init__(
+        self,
+        dataset: ClickDataset,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.batches = EpochBatches(
+            len(dataset), batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch whose order and negatives come next."""
+        self.batches.set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.num_workers:
+            # Workers start with each epoch and take the data set's epoch with them.
+            yield from DataLoader(
+                self.dataset,
+                batch_size=None,
+                sampler=self.batches,
+                num_workers=self.num_workers,
+                collate_fn=_as_is,
+                pin_memory=self.pin_memory,
+            )
+            return
+        for rows in self.batches:
+            batch = self.dataset.batch(rows, self.batches.epoch)
+            yield {name: value.pin_memory() for name, value in batch.items()} if self.pin_memory else batch
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

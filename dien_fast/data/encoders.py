@@ -1,0 +1,383 @@
+"""Encoders from raw columns to ids and numbers: scikit-learn transformers, saved as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import QuantileTransformer
+from sklearn.utils.validation import check_is_fitted
+
+from dien_fast.data.columns import (
+    as_column,
+    gather_index,
+    is_list,
+    is_text,
+    offsets_of,
+    row_slices,
+    split_words,
+    to_floats,
+)
+from dien_fast.data.vocabulary import Vocabulary, count_words, encode_column, sequence_words
+from dien_fast.errors import DataError
+
+
+class _SavedAsJson:
+    """Saving and loading of an encoder that gives its content as a dict."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted encoder as JSON; a file of that name is replaced at once or not at all."""
+        path = Path(path)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        partial.write_text(json.dumps(self.to_dict(), ensure_ascii=False), encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Return the encoder that :meth:`save` wrote.
+
+        Raises:
+            DataError: the file is missing, broken, or holds another encoder.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"{path}: cannot read the encoder file: {error.strerror}") from None
+        except ValueError:
+            raise DataError(f"{path}: the encoder file is not JSON") from None
+        try:
+            return cls.from_dict(content)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return parameters and fitted state as plain values."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """Return the encoder that :meth:`to_dict` described.
+
+        Raises:
+            DataError: the content is not that of such an encoder.
+        """
+        encoder = cls()
+        kind = content.get("encoder") if isinstance(content, dict) else None
+        if kind != cls.__name__:
+            raise DataError(f"expected a saved {cls.__name__}, got {kind or 'something else'}")
+        try:
+            encoder._restore(content)
+        except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+            raise DataError(f"the saved {cls.__name__} is damaged: {error!r}") from None
+        return encoder
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class _WordEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
+    """What the two word encoders have in common."""
+
+    min_cnt: int
+    word2idx: dict[Any, int] | None
+    idx2word: dict[int, Any] | None
+
+    def dimension(self) -> int:
+        """Return the number of ids, ``__PAD__`` and ``__UNKNOWN__`` included."""
+        check_is_fitted(self, "word2idx_")
+        return len(self.word2idx_)
+
+    def use(self, vocabulary: Vocabulary) -> None:
+        """Take a ready vocabulary, for example one that several features share."""
+        self.vocabulary_ = vocabulary
+        self.word2idx_ = vocabulary.word2idx()
+        self.idx2word_ = dict(enumerate(vocabulary.words))
+
+    def _given(self) -> Vocabulary | None:
+        """Return the vocabulary that the constructor was given, if any."""
+        if self.word2idx:
+            return Vocabulary.from_word2idx(self.word2idx)
+        if self.idx2word:
+            return Vocabulary.from_word2idx({word: index for index, word in self.idx2word.items()})
+        return None
+
+    def _vocabulary_to_dict(self) -> dict[str, Any]:
+        check_is_fitted(self, "word2idx_")
+        return {"words": self.vocabulary_.kind, "word_by_id": self.vocabulary_.words}
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        self.set_params(**content["parameters"])
+        vocabulary = Vocabulary(content["word_by_id"], content["words"])
+        if vocabulary.words[0] != "__PAD__":
+            raise ValueError("id 0 is not __PAD__")
+        self.use(vocabulary)
+
+
+class CategoryEncoder(_WordEncoder):
+    """Ids of single words: one word a row.
+
+    ``__PAD__`` has id 0, the words seen at least ``min_cnt`` times follow in sorted order from 1, and
+    ``__UNKNOWN__`` comes last. Words keep their kind: whole numbers (also as floats such as 1.0) or
+    text; text of digits is read as numbers where numbers were learnt, and the other way round.
+
+    Args:
+        min_cnt: words seen less often become ``__UNKNOWN__``.
+        word2idx: a ready mapping; then nothing is learnt.
+        idx2word: the same, reversed.
+
+    Attributes:
+        word2idx_: word -> id.
+        idx2word_: id -> word.
+
+    Example:
+        >>> encoder = CategoryEncoder(min_cnt=2).fit(["b", "a", "a", "b", "c"])
+        >>> encoder.transform(["a", "b", "c", None]).tolist()
+        [1, 2, 3, 3]
+        >>> encoder.dimension()
+        4
+    """
+
+    def __init__(
+        self,
+        min_cnt: int = 5,
+        word2idx: dict[Any, int] | None = None,
+        idx2word: dict[int, Any] | None = None,
+    ) -> None:
+        self.min_cnt = min_cnt
+        self.word2idx = word2idx
+        self.idx2word = idx2word
+
+    def fit(self, x: Any, y: Any = None) -> CategoryEncoder:
+        """Learn the words of ``x`` ``[N]``.
+
+        Raises:
+            DataError: ``x`` is not one column of words.
+        """
+        column = as_column(x)
+        if is_list(column.type):
+            raise DataError("expected one word a row, got lists")
+        given = self._given()
+        self.use(given or Vocabulary.from_counts(count_words(row_slices(column)), self.min_cnt))
+        return self
+
+    def transform(self, x: Any) -> np.ndarray:
+        """Return the ``[N]`` int64 ids of ``x`` ``[N]``; nulls and unseen words are UNKNOWN."""
+        check_is_fitted(self, "word2idx_")
+        column = as_column(x)
+        if is_list(column.type):
+            raise DataError("expected one word a row, got lists")
+        return encode_column(self.vocabulary_, column)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return parameters and vocabulary as plain values."""
+        return {
+            "encoder": "CategoryEncoder",
+            "parameters": {"min_cnt": self.min_cnt},
+            **self._vocabulary_to_dict(),
+        }
+
+
+class SequenceEncoder(_WordEncoder):
+    """Ids of sequences of words: lists, or text in which ``sep`` divides the words.
+
+    Ids are those of :class:`CategoryEncoder`. A null, an empty text and an empty list are empty
+    sequences. A longer sequence than ``max_len`` keeps its newest (last) words.
+
+    Args:
+        sep: what divides the words of a sequence that is text.
+        min_cnt: words seen less often become ``__UNKNOWN__``.
+        max_len: words kept of a longer sequence; None learns the longest length.
+        word2idx: a ready mapping; then no words are learnt.
+        idx2word: the same, reversed.
+        keep: ``"newest"`` or ``"oldest"``: which end of a longer sequence is kept.
+
+    Attributes:
+        word2idx_: word -> id.
+        idx2word_: id -> word.
+        max_len_: words kept, at least 1.
+
+    Example:
+        >>> encoder = SequenceEncoder(sep="|", min_cnt=1, max_len=2).fit(["a|b|c", "", "c"])
+        >>> encoder.transform(["a|b|c", None, "z"]).to_pylist()
+        [[2, 3], [], [4]]
+    """
+
+    def __init__(
+        self,
+        sep: str = " ",
+        min_cnt: int = 5,
+        max_len: int | None = None,
+        word2idx: dict[Any, int] | None = None,
+        idx2word: dict[int, Any] | None = None,
+        keep: str = "newest",
+    ) -> None:
+        self.sep = sep
+        self.min_cnt = min_cnt
+        self.max_len = max_len
+        self.word2idx = word2idx
+        self.idx2word = idx2word
+        self.keep = keep
+
+    def fit(self, x: Any, y: Any = None) -> SequenceEncoder:
+        """Learn the words of the sequences ``x`` ``[N]``, and the longest length.
+
+        Raises:
+            DataError: ``x`` holds no sequences.
+        """
+        if self.keep not in ("newest", "oldest"):
+            raise DataError(f"keep must be 'newest' or 'oldest', got {self.keep!r}")
+        if self.max_len is not None and self.max_len < 1:
+            raise DataError(f"max_len must be at least 1, got {self.max_len}")
+        column = as_column(x)
+        given = self._given()
+        self.use(given or Vocabulary.from_counts(count_words(sequence_words(column, self.sep)), self.min_cnt))
+        self.max_len_ = self.max_len or longest_sequence(column, self.sep)
+        return self
+
+    def transform(self, x: Any) -> pa.LargeListArray:
+        """Return the ids of the sequences ``x`` ``[N]`` as lists of int64, at most ``max_len_`` long."""
+        values, lengths = self.transform_ragged(x)
+        return pa.LargeListArray.from_arrays(pa.array(offsets_of(lengths)), pa.array(values))
+
+    def transform_ragged(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the same as ``[N]`` int64 ids one sequence after the other, and ``[B]`` lengths."""
+        check_is_fitted(self, "max_len_")
+        values, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for rows in row_slices(as_column(x)):
+            words, counts = split_words(rows, self.sep)
+            ids, counts = cut(self.vocabulary_.encode(words), counts, self.max_len_, self.keep)
+            values.append(ids)
+            lengths.append(counts)
+        return np.concatenate(values), np.concatenate(lengths)
+
+    def max_length(self) -> int:
+        """Return the most ids a transformed sequence has."""
+        check_is_fitted(self, "max_len_")
+        return self.max_len_
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return parameters, vocabulary and longest length as plain values."""
+        parameters = {name: getattr(self, name) for name in ("sep", "min_cnt", "max_len", "keep")}
+        return {
+            "encoder": "SequenceEncoder",
+            "parameters": parameters,
+            "longest": self.max_length(),
+            **self._vocabulary_to_dict(),
+        }
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        super()._restore(content)
+        self.max_len_ = int(content["longest"])
+
+
+def longest_sequence(column: pa.Array | pa.ChunkedArray, separator: str) -> int:
+    """Return the length of the longest sequence, at least 1."""
+    longest = 1
+    for rows in row_slices(column):
+        if is_text(rows.type):
+            # Counting separators costs a tenth of splitting.
+            found = pc.max(pc.count_substring(pc.if_else(pc.equal(rows, ""), None, rows), separator)).as_py()
+            longest = max(longest, 0 if found is None else found + 1)
+        else:
+            longest = max(longest, int(split_words(rows, separator)[1].max(initial=0)))
+    return longest
+
+
+def cut(values: np.ndarray, lengths: np.ndarray, width: int, keep: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return values ``[N]`` and lengths ``[B]`` of sequences cut to at most ``width`` elements."""
+    kept = np.minimum(lengths, width)
+    if kept.sum() == len(values):
+        return values, lengths
+    starts = offsets_of(lengths)[:-1]
+    if keep == "newest":
+        starts = starts + (lengths - kept)
+    return values[gather_index(starts, offsets_of(kept))], kept
+
+
+class NumericEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
+    """Numbers as their quantiles in [0, 1]; missing ones as the mean's.
+
+    The pipeline ``SimpleImputer()``, ``QuantileTransformer()`` of scikit-learn, one column wide,
+    without its random subsampling.
+
+    Args:
+        n_quantiles: quantiles learnt, at most the number of rows.
+
+    Attributes:
+        mean_: what replaces a missing number.
+        quantiles_: ``[Q]`` float64, rising.
+
+    Example:
+        >>> NumericEncoder().fit([10, 20, 30]).transform([10, 15, None, 99]).tolist()
+        [0.0, 0.25, 0.5, 1.0]
+    """
+
+    def __init__(self, n_quantiles: int = 1000) -> None:
+        self.n_quantiles = n_quantiles
+
+    def fit(self, x: Any, y: Any = None) -> NumericEncoder:
+        """Learn mean and quantiles of ``x`` ``[N]``.
+
+        Raises:
+            DataError: a value is no finite number, or all are missing.
+        """
+        numbers = _numbers(x)
+        if np.isnan(numbers).all():
+            raise DataError("a numeric column needs at least one number to learn from")
+        imputer = SimpleImputer()
+        rows = len(numbers)
+        quantiles = QuantileTransformer(n_quantiles=min(self.n_quantiles, rows), subsample=rows)
+        make_pipeline(imputer, quantiles).fit(numbers[:, None])
+        self.mean_ = float(imputer.statistics_[0])
+        self.quantiles_ = quantiles.quantiles_[:, 0]
+        return self
+
+    def transform(self, x: Any) -> np.ndarray:
+        """Return ``[N]`` float32 quantiles in [0, 1]."""
+        check_is_fitted(self, "quantiles_")
+        numbers = _numbers(x)
+        numbers[np.isnan(numbers)] = self.mean_
+        levels = np.linspace(0, 1, len(self.quantiles_))
+        # Of equal quantiles np.interp takes one end; the mean of both directions is the middle.
+        upwards = np.interp(numbers, self.quantiles_, levels)
+        downwards = np.interp(-numbers, -self.quantiles_[::-1], -levels[::-1])
+        result = 0.5 * (upwards - downwards)
+        result[numbers >= self.quantiles_[-1]] = 1.0
+        result[numbers <= self.quantiles_[0]] = 0.0
+        return result.astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return parameters and fitted state as plain values."""
+        check_is_fitted(self, "quantiles_")
+        return {
+            "encoder": "NumericEncoder",
+            "parameters": {"n_quantiles": self.n_quantiles},
+            "mean": self.mean_,
+            "quantiles": self.quantiles_.tolist(),
+        }
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        self.set_params(**content["parameters"])
+        self.mean_ = float(content["mean"])
+        self.quantiles_ = np.asarray(content["quantiles"], np.float64)
+
+
+def _numbers(x: Any) -> np.ndarray:
+    """Return ``[N]`` float64 with NaN for nulls.
+
+    Raises:
+        DataError: a value that is no finite number.
+    """
+    numbers = to_floats(as_column(x))
+    infinite = np.flatnonzero(np.isinf(numbers))
+    if len(infinite):
+        raise DataError(f"expected finite numbers, got {numbers[infinite[0]]} in row {infinite[0]}")
+    return numbers

@@ -1,0 +1,84 @@
+"""Train, validation and test rows, divided in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dien_fast.data.columns import first_row
+from dien_fast.data.tables import get_column
+from dien_fast.errors import DataError
+
+
+def split_table(
+    table: pa.Table,
+    how: str = "user",
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    *,
+    user: str = "userId",
+    time: str = "timestamp",
+    source: str = "table",
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Return training, validation and test rows, the earliest first, each in the table's order.
+
+    Rows of equal time (of one user, where split by user) stay together: they go where the middle one of
+    them belongs. A split by user trains on some users' rows that are later than other users' test rows;
+    a global split does not.
+
+    Args:
+        table: the rows.
+        how: ``"user"`` divides each user's own rows in time, ``"global"`` all rows at two moments.
+        fractions: the three shares, which sum to 1.
+        user: column that names the user.
+        time: column that orders the rows: numbers, dates or text that sorts in time.
+        source: what error messages call the table.
+
+    Raises:
+        DataError: a column is missing or has an empty value.
+        ValueError: ``how`` or ``fractions`` are wrong.
+
+    Example:
+        >>> table = pa.table({"userId": [1] * 10, "timestamp": range(10)})
+        >>> [part.num_rows for part in split_table(table)]
+        [8, 1, 1]
+    """
+    if how not in ("user", "global"):
+        raise ValueError(f"how must be 'user' or 'global', got {how!r}")
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise ValueError(f"fractions must be three shares that sum to 1, got {tuple(fractions)}")
+    times = _ranks(table, time, source)
+    users = _ranks(table, user, source) if how == "user" else np.zeros(len(times), np.int64)
+    part = _parts(users, times, fractions)
+    train, valid, test = (table.filter(pa.array(part == number)) for number in range(3))
+    return train, valid, test
+
+
+def _ranks(table: pa.Table, name: str, source: str) -> np.ndarray:
+    """Return ``[rows]`` int64, equal for equal values and rising with them."""
+    column = get_column(table, name, source)
+    if column.null_count:
+        row = first_row(pc.is_null(column))
+        raise DataError(f"{source}: column {name!r}: a split needs a value in every row, row {row} has none")
+    return pc.rank(column, tiebreaker="dense").to_numpy().astype(np.int64)
+
+
+def _parts(users: np.ndarray, times: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
+    """Return for each row 0, 1 or 2: the part its moment falls into among its user's rows."""
+    rows = len(users)
+    order = np.lexsort((times, users))
+    users, times = users[order], times[order]
+    new_user = np.diff(users, prepend=-1) != 0
+    new_moment = new_user | (np.diff(times, prepend=-1) != 0)
+    user_of, moment_of = np.cumsum(new_user) - 1, np.cumsum(new_moment) - 1
+    user_start, moment_start = np.flatnonzero(new_user), np.flatnonzero(new_moment)
+    user_rows = np.diff(user_start, append=rows)
+    middle = (moment_start + np.append(moment_start[1:], rows)) / 2
+    position = (middle[moment_of] - user_start[user_of]) / user_rows[user_of]
+    bounds = np.cumsum(fractions)[:2]
+    part = np.empty(rows, np.int8)
+    # The sum of shares is rounded; a row exactly on the bound belongs to the later part.
+    part[order] = np.searchsorted(bounds - 1e-12, position, side="right")
+    return part

@@ -1,0 +1,201 @@
+"""Words and their ids: counting, and looking up whole columns at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dien_fast.data.columns import as_column, first_line, is_text, row_slices, split_words
+from dien_fast.errors import DataError
+
+PAD = "__PAD__"
+UNKNOWN = "__UNKNOWN__"
+
+_TYPES = {"int64": pa.int64(), "string": pa.large_string()}
+# Text that fits 64 bits as a whole number.
+_WHOLE_NUMBER = r"^[+-]?0*([0-9]{1,18}|[1-8][0-9]{18})(\.0+)?$"
+
+
+class WordCounts(NamedTuple):
+    """Distinct words of one kind (``"int64"`` or ``"string"``) and how often each was seen."""
+
+    words: pa.Array
+    counts: np.ndarray
+    kind: str
+
+
+def sequence_words(column: pa.Array | pa.ChunkedArray, separator: str) -> Iterator[pa.Array]:
+    """Yield the words of a sequence column, slice by slice."""
+    for rows in row_slices(column):
+        yield split_words(rows, separator)[0]
+
+
+def natural_kind(words: pa.Array) -> str:
+    """Return the kind of ids the words are: ``"int64"`` for whole numbers, else ``"string"``."""
+    if pa.types.is_integer(words.type):
+        if pa.types.is_uint64(words.type) and len(words) and (pc.max(words).as_py() or 0) >= 1 << 63:
+            return "string"
+        return "int64"
+    if pa.types.is_floating(words.type):
+        whole = pc.or_(_whole(words), pc.is_nan(words))
+        return "int64" if pc.all(pc.fill_null(whole, True)).as_py() else "string"
+    return "int64" if pa.types.is_boolean(words.type) else "string"
+
+
+def _whole(numbers: pa.Array) -> pa.Array:
+    """Return bool: floats that are whole numbers and exact as such."""
+    return pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), float(1 << 53)))
+
+
+def cast_words(words: pa.Array, kind: str) -> pa.Array:
+    """Return the words as ``kind``; a word that is no whole number becomes null for ``"int64"``.
+
+    Raises:
+        DataError: no word at all is of that kind.
+    """
+    target = _TYPES[kind]
+    if words.type == target:
+        return words
+    if pa.types.is_floating(words.type):
+        words = pc.if_else(pc.is_nan(words), None, words)
+    try:
+        if kind == "string":
+            if pa.types.is_boolean(words.type):
+                return pc.if_else(words, "True", "False").cast(target)  # as pandas writes them
+            return words.cast(target)
+        if is_text(words.type):
+            matches = pc.match_substring_regex(words, _WHOLE_NUMBER)
+            kept = pc.if_else(matches, words, None)
+            if kept.null_count == len(words) > words.null_count:
+                example = words.drop_null()[0].as_py()
+                if example not in (PAD, UNKNOWN):
+                    raise DataError(f"expected whole numbers, as it was fitted on, got the text {example!r}")
+            return pc.replace_substring_regex(kept, r"(^\+)|(\.0+$)", "").cast(target)
+        if pa.types.is_floating(words.type):
+            return pc.if_else(_whole(words), words, None).cast(target)
+        if pa.types.is_uint64(words.type):
+            return pc.if_else(pc.less(words, pa.scalar(1 << 63, pa.uint64())), words, None).cast(target)
+        return words.cast(target)
+    except pa.ArrowException as error:
+        raise DataError(f"{words.type} values cannot be read as {kind} words: {first_line(error)}") from None
+
+
+def count_words(parts: Iterable[pa.Array]) -> WordCounts:
+    """Return the distinct words of a column, given in parts of one type, without nulls."""
+    total = WordCounts(pa.array([], pa.large_string()), np.zeros(0, np.int64), "string")
+    for part in parts:
+        kind = natural_kind(part)
+        words = cast_words(part, kind).drop_null()
+        if not len(words):
+            continue
+        counted = pc.value_counts(words)
+        found = WordCounts(counted.field("values"), counted.field("counts").to_numpy(), kind)
+        total = merge_counts([total, found])
+    return total
+
+
+def merge_counts(counts: list[WordCounts]) -> WordCounts:
+    """Return the counts of several columns as one, in a kind that fits all of them.
+
+    Whole numbers and text that is all whole numbers give ``"int64"``; anything else is text.
+    """
+    filled = [item for item in counts if len(item.words)]
+    if not filled:
+        return counts[0]
+    if len(filled) == 1:
+        return filled[0]
+    kind = filled[0].kind
+    if any(item.kind != kind for item in filled):
+        kind = "int64"
+        for item in filled:
+            whole = item.kind == "int64" or pc.all(pc.match_substring_regex(item.words, _WHOLE_NUMBER)).as_py()
+            kind = kind if whole else "string"
+    words = pa.concat_arrays([cast_words(item.words, kind) for item in filled])
+    table = pa.table({"word": words, "count": np.concatenate([item.counts for item in filled])})
+    merged = table.group_by("word").aggregate([("count", "sum")]).combine_chunks()
+    return WordCounts(_one_array(merged["word"]), merged["count_sum"].to_numpy(), kind)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+class Vocabulary:
+    """A fixed set of words with an id each; ``known`` are the words but for the special ones, by id.
+
+    Args:
+        words: the words by id; ``"__PAD__"`` has id 0, ``"__UNKNOWN__"`` is among them.
+        kind: ``"int64"`` or ``"string"``, what the other words are.
+    """
+
+    def __init__(self, words: list[Any], kind: str) -> None:
+        self.words = words
+        self.kind = kind
+        self.unknown = words.index(UNKNOWN)
+        real = [index for index, word in enumerate(words) if word not in (PAD, UNKNOWN)]
+        self.known = pa.array([words[index] for index in real], _TYPES[kind])
+        # The last entry answers index_in's "not found", which is written as -1.
+        self._ids = np.asarray([*real, self.unknown], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @classmethod
+    def from_counts(cls, counts: WordCounts, min_count: int) -> Vocabulary:
+        """Return the words seen at least ``min_count`` times, sorted, between the two special ones."""
+        kept = counts.words.filter(pa.array(counts.counts >= min_count))
+        ordered = kept.take(pc.sort_indices(kept)).to_pylist()
+        return cls([PAD, *(word for word in ordered if word not in (PAD, UNKNOWN)), UNKNOWN], counts.kind)
+
+    @classmethod
+    def from_word2idx(cls, word2idx: dict[Any, int]) -> Vocabulary:
+        """Return the vocabulary of a ready-made mapping; the special words are added where missing.
+
+        Raises:
+            DataError: ids that are not 0 .. len - 1, id 0 on another word than ``__PAD__``, or words
+                that are neither all text nor all whole numbers.
+        """
+        given = dict(word2idx)
+        given.setdefault(PAD, 0)
+        given.setdefault(UNKNOWN, len(given))
+        by_id: list[Any] = [None] * len(given)
+        for word, index in given.items():
+            if not isinstance(index, int | np.integer) or not 0 <= index < len(given):
+                raise DataError(f"word2idx must give the ids 0 to {len(given) - 1}, got {index!r} for {word!r}")
+            if by_id[index] is not None:
+                raise DataError(f"word2idx gives the id {index} to {by_id[index]!r} and to {word!r}")
+            by_id[index] = word.item() if isinstance(word, np.generic) else word
+        if by_id[0] != PAD:
+            raise DataError(f"word2idx must give the id 0 to {PAD!r}, got {given[PAD]}")
+        kinds = {type(word) for word in by_id if word not in (PAD, UNKNOWN)} or {str}
+        if len(kinds) > 1 or not kinds <= {int, str}:
+            raise DataError("word2idx must hold words that are all text or all whole numbers")
+        return cls(by_id, "int64" if kinds == {int} else "string")
+
+    def word2idx(self) -> dict[Any, int]:
+        """Return word -> id."""
+        return {word: index for index, word in enumerate(self.words)}
+
+    def encode(self, words: pa.Array) -> np.ndarray:
+        """Return the ``[N]`` int64 ids of the words; nulls and words not known get UNKNOWN's.
+
+        Raises:
+            DataError: the words cannot be of the vocabulary's kind.
+        """
+        found = pc.index_in(cast_words(words, self.kind), value_set=self.known)
+        ids = self._ids[pc.fill_null(found, -1).to_numpy(zero_copy_only=False)]
+        if is_text(words.type):
+            padding = pc.fill_null(pc.equal(words, PAD), False)
+            if pc.any(padding).as_py():
+                ids[padding.to_numpy(zero_copy_only=False)] = 0
+        return ids
+
+
+def encode_column(vocabulary: Vocabulary, x: Any) -> np.ndarray:
+    """Return the ``[N]`` int64 ids of a one-dimensional column."""
+    parts = [vocabulary.encode(rows) for rows in row_slices(as_column(x))]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
