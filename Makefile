@@ -12,7 +12,9 @@ export DIEN_FAST_CACHE ?= $(CURDIR)/.cache
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): requirements-dev.txt pyproject.toml setup.py
+NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+$(READY): requirements-dev.txt pyproject.toml setup.py $(NATIVE_SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'dien-fast needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ...' >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)

@@ -1,3 +1,100 @@
-from setuptools import setup
+"""Builds the native library with ninja; everything else about the package is in pyproject.toml.
 
-setup()
+The library uses LibTorch's stable ABI and does not link to Python, so one build serves every Python and every
+torch from 2.10 on. Without a C++ compiler, or without torch to build against, the package installs without it.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("csrc")
+FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -fno-math-errno -ffp-contract=fast"
+# One translation unit of the kernel an instruction set; the compiler's target is all that differs.
+CAPABILITIES = {"baseline": ""}
+if platform.machine() in ("x86_64", "AMD64"):
+    CAPABILITIES["avx2"] = "-mavx2 -mfma"
+    CAPABILITIES["avx512"] = "-mavx512f -mavx512vl -mavx512dq -mavx512bw"
+
+
+class NativeLibrary(Extension):
+    """A plain shared library inside the package, not an extension module of one Python."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, sources=[str(path) for path in sorted(SOURCES.rglob("*.cpp"))], py_limited_api=True)
+
+
+class BuildNative(build_ext):
+    """Writes build.ninja and runs ninja."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+        if compiler is None:
+            print("dien-fast: no C++ compiler found, installing without the native library", file=sys.stderr)
+            return
+        try:
+            from torch.utils.cpp_extension import include_paths, library_paths
+        except ImportError:
+            print(
+                "dien-fast: torch is not importable here, installing without the native library; "
+                "use pip install --no-build-isolation where torch is installed",
+                file=sys.stderr,
+            )
+            return
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        includes = " ".join(f"-isystem {path}" for path in include_paths())
+        libraries = " ".join(f"-L{path}" for path in library_paths())
+        units = [(SOURCES / "library.cpp", "", "library"), (SOURCES / "cpu/attention_gru_cpu.cpp", "", "entry")]
+        kernel = SOURCES / "cpu/attention_gru_kernel.cpp"
+        units += [(kernel, flags, f"kernel_{name}") for name, flags in CAPABILITIES.items()]
+        lines = [
+            "ninja_required_version = 1.3",
+            f"cxx = {compiler}",
+            f"flags = {FLAGS} -DTORCH_TARGET_VERSION=0x020a000000000000 {includes}",
+            "rule compile",
+            "  command = $cxx $flags $isa -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            f"  command = $cxx -shared $in {libraries} -ltorch_cpu -ltorch -o $out",
+        ]
+        for source, isa, name in units:
+            lines += [f"build {name}.o: compile {source.resolve()}", f"  isa = {isa}"]
+        objects = " ".join(f"{name}.o" for _, _, name in units)
+        lines += [f"build {target}: link {objects}", f"default {target}", ""]
+        (build / "build.ninja").write_text("\n".join(lines))
+        subprocess.run([find_ninja(), "-C", str(build)], check=True)
+
+
+def find_ninja() -> str:
+    try:
+        from ninja import BIN_DIR
+    except ImportError:
+        return shutil.which("ninja") or "ninja"
+    return str(Path(BIN_DIR) / "ninja")
+
+
+class PlatformWheel(bdist_wheel):
+    """The wheel depends on the platform, on no Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
+setup(
+    ext_modules=[NativeLibrary("dien_fast._native.libdien_fast_cpu")],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dien_fast._ops import backend
+from dien_fast._ops import backend, use_backend
 from dien_fast._version import __version__
 from dien_fast.errors import CheckpointError, DataError, DienFastError
 from dien_fast.models import DIEN, DIN, AttentionGroup
@@ -55,6 +55,7 @@ __all__ = [
     "__version__",
     "backend",
     "load",
+    "use_backend",
 ]
 
 _LAZY = {

@@ -1,8 +1,30 @@
-"""Chooses the code that runs the recurrence."""
+"""Loads the native library, gives its operators autograd and fake implementations, and chooses the backend."""
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = Path(__file__).parent / "_native" / "libdien_fast_cpu.so"
+
+# Positions in the operator; the kernels' enum has the same order.
+CELLS = ("augru", "augru_official", "augru_inverted", "agru", "gru")
+
+_VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64}
+
+# Above this many numbers of state, backward computes the gates again instead of keeping 4 numbers a state.
+SAVED_GATES_LIMIT = 10_000_000
+
+_chosen: ContextVar[str | None] = ContextVar("dien_fast_backend", default=None)
 
 
 @dataclass(frozen=True)
@@ -10,8 +32,9 @@ class Backend:
     """The code that runs :func:`dien_fast.functional.attention_gru`.
 
     Attributes:
-        name: ``"reference"``: the loop of :mod:`dien_fast.reference`.
-        detail: one sentence on what that is.
+        name: ``"native"``, the library of kernels, or ``"reference"``, the loop of
+            :mod:`dien_fast.reference`.
+        detail: one sentence on it.
     """
 
     name: str
@@ -21,11 +44,224 @@ class Backend:
         return f"{self.name} ({self.detail})"
 
 
+def _load() -> bool:
+    """Load the library if it was built; raise if it is there and cannot be loaded."""
+    if not LIBRARY.exists():
+        return False
+    try:
+        torch.ops.load_library(LIBRARY)
+    except OSError as error:
+        raise ImportError(f"dien-fast's native library cannot be loaded: {error}") from error
+    return True
+
+
+_loaded = _load()
+_warned = False
+
+
 def backend() -> Backend:
     """Return the code in use, a small object that prints readably.
 
     Example:
-        >>> print(backend())
-        reference (the recurrence is a loop over time steps in PyTorch)
+        >>> backend().name in ("native", "reference")
+        True
     """
-    return Backend("reference", "the recurrence is a loop over time steps in PyTorch")
+    if wants_native():
+        return Backend("native", f"CPU kernels for {torch.ops.dien_fast.cpu_capability()}")
+    why = "as asked for" if _loaded else "as no native library was built"
+    return Backend("reference", f"a loop over time steps in PyTorch, {why}")
+
+
+def wants_native() -> bool:
+    """Whether the native operators are to run; warns once if they are missing and nobody chose the loop."""
+    global _warned
+    name = _chosen.get() or os.environ.get("DIEN_FAST_BACKEND") or ("native" if _loaded else None)
+    if name == "native":
+        if not _loaded:
+            raise RuntimeError(f"the native backend needs the library {LIBRARY.name}, which was not built")
+        return True
+    if name not in (None, "reference"):
+        raise ValueError(f"DIEN_FAST_BACKEND must be 'native' or 'reference', got {name!r}")
+    if name is None and not _warned:
+        _warned = True
+        warnings.warn(
+            "dien-fast runs without its native library, several times slower: it was not built; "
+            "DIEN_FAST_BACKEND=reference chooses this without a warning",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return False
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run a block with the ``"native"`` or the ``"reference"`` backend, in this thread or task alone.
+
+    Raises:
+        ValueError: for another name.
+        RuntimeError: if the native library was not built.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     print(backend().name)
+        reference
+    """
+    if name not in ("native", "reference"):
+        raise ValueError(f"name must be 'native' or 'reference', got {name!r}")
+    if name == "native" and not _loaded:
+        raise RuntimeError(f"the native backend needs the library {LIBRARY.name}, which was not built")
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def _gate_width(hidden: int, dtype: torch.dtype) -> int:
+    lanes = _VECTOR_BYTES[torch.ops.dien_fast.cpu_capability()] // dtype.itemsize
+    return 4 * ((hidden + lanes - 1) // lanes * lanes)
+
+
+def _fake_forward(
+    x: Tensor,
+    att: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h0: Tensor | None,
+    lengths: Tensor,
+    row_start: Tensor,
+    x_start: Tensor,
+    step_start: Tensor | None,
+    rows: int,
+    cell: int,
+    save_states: bool,
+    save_gates: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    hidden = weight_hh.size(1)
+    return (
+        x.new_empty((rows if save_states else 0, hidden)),
+        x.new_empty((lengths.size(0), hidden)),
+        x.new_empty((rows if save_gates else 0, _gate_width(hidden, x.dtype))),
+    )
+
+
+def _fake_backward(
+    dstates: Tensor | None,
+    dlast: Tensor | None,
+    x: Tensor,
+    att: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h0: Tensor | None,
+    lengths: Tensor,
+    row_start: Tensor,
+    step_start: Tensor | None,
+    states: Tensor,
+    gates: Tensor,
+    cell: int,
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:
+    hidden = weight_hh.size(1)
+    shapes = (
+        (wanted[0], tuple(x.shape)),
+        (wanted[1], (states.size(0),)),
+        (wanted[2], tuple(weight_ih.shape)),
+        (wanted[2], tuple(weight_hh.shape)),
+        (wanted[2], (weight_hh.size(0),)),
+        (wanted[2], (weight_hh.size(0),)),
+        (wanted[3], (lengths.size(0), hidden)),
+    )
+    return tuple(x.new_empty(shape if want else (0,)) for want, shape in shapes)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, row_start, _, step_start, _, cell, *_ = inputs
+    states, _, gates = output
+    ctx.mark_non_differentiable(gates)
+    ctx.set_materialize_grads(False)
+    ctx.cell = cell
+    ctx.save_for_backward(
+        x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, row_start, step_start, states, gates
+    )
+
+
+def _backward(ctx: Any, dstates: Tensor | None, dlast: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    bias_ih, bias_hh, h0 = saved[4:7]
+    needs = ctx.needs_input_grad
+    wanted = [needs[0], needs[1], any(needs[2:6]), needs[6]]
+    dx, datt, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh0 = torch.ops.dien_fast.attention_gru_backward(
+        None if dstates is None else dstates.contiguous(),
+        None if dlast is None else dlast.contiguous(),
+        *saved,
+        ctx.cell,
+        wanted,
+    )
+    return (
+        dx if needs[0] else None,
+        datt if needs[1] else None,
+        dweight_ih if needs[2] else None,
+        dweight_hh if needs[3] else None,
+        dbias_ih if bias_ih is not None and needs[4] else None,
+        dbias_hh if bias_hh is not None and needs[5] else None,
+        dh0 if h0 is not None and needs[6] else None,
+        *[None] * 8,
+    )
+
+
+def _refuse_double_backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
+    raise NotImplementedError("attention_gru has no second derivative; use_backend('reference') has one")
+
+
+if _loaded:
+    torch.library.register_fake("dien_fast::attention_gru", _fake_forward)
+    torch.library.register_fake("dien_fast::attention_gru_backward", _fake_backward)
+    torch.library.register_autograd("dien_fast::attention_gru", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("dien_fast::attention_gru_backward", _refuse_double_backward)
+
+
+def native_attention_gru(
+    x: Tensor,
+    att: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h0: Tensor | None,
+    lengths: Tensor,
+    row_start: Tensor,
+    step_start: Tensor | None,
+    cell: str,
+    return_states: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run the operator on checked arguments: rows ``x`` ``[R, I]``, ``att`` ``[R]``, int64 layout tensors.
+
+    Returns:
+        States ``[R, H]`` (``[0, H]`` where nobody needs them) and last states ``[B, H]``.
+    """
+    differentiable = torch.is_grad_enabled() and any(
+        value is not None and value.requires_grad for value in (x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0)
+    )
+    rows, hidden = x.size(0), weight_hh.size(1)
+    states, last, _ = torch.ops.dien_fast.attention_gru(
+        x.contiguous(),
+        None if att is None else att.contiguous(),
+        weight_ih.contiguous(),
+        weight_hh.contiguous(),
+        None if bias_ih is None else bias_ih.contiguous(),
+        None if bias_hh is None else bias_hh.contiguous(),
+        None if h0 is None else h0.contiguous(),
+        lengths,
+        row_start,
+        row_start,
+        step_start,
+        rows,
+        CELLS.index(cell),
+        return_states or differentiable,
+        differentiable and rows * hidden <= SAVED_GATES_LIMIT,
+    )
+    return states, last

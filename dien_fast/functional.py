@@ -25,12 +25,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dien_fast._ops import native_attention_gru, wants_native
 from dien_fast.reference.gru import attention_gru as packed_loop
 
 GATES = {"augru": 3, "augru_official": 3, "augru_inverted": 3, "agru": 2, "gru": 3}
 
 
-class _Schedule(NamedTuple):
+class Schedule(NamedTuple):
     """Packed order of a batch: which rows run at which step."""
 
     rows: Tensor  # [N] row of x at each packed position
@@ -96,73 +97,125 @@ def attention_gru(
         raise ValueError(f"exactly one of lengths, offsets and batch_sizes must be given, got {given}")
     padded = lengths is not None
     _check_shape("x", x, (None, None, weight_ih.size(1)) if padded else (None, weight_ih.size(1)))
-    for name, value in (("att", att), ("weight_ih", weight_ih), ("h0", h0)):
+    if not x.is_floating_point():
+        raise TypeError(f"x must have a floating-point dtype, got {x.dtype}")
+    weights = (("weight_ih", weight_ih), ("weight_hh", weight_hh), ("bias_ih", bias_ih), ("bias_hh", bias_hh))
+    for name, value in (("att", att), ("h0", h0), *weights):
         if value is not None and value.device != x.device:
             raise ValueError(f"{name} must be on {x.device} as x is, got {value.device}")
-    if weight_ih.dtype != x.dtype:
-        raise TypeError(f"weight_ih must have the dtype of x, {x.dtype}, got {weight_ih.dtype}")
+    for name, value in weights:
+        if value is not None and value.dtype != x.dtype:
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {value.dtype}")
+    for name, value in (("att", att), ("h0", h0)):
+        if value is not None and value.dtype not in (x.dtype, torch.float32):
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, or float32, got {value.dtype}")
     if att is None:
         if cell != "gru":
             raise ValueError(f"att must be given for cell {cell!r}, got None")
     else:
         _check_shape("att", att, tuple(x.shape[:-1]))
 
-    flat_x = x.reshape(-1, x.size(-1))
-    flat_att = flat_x.new_zeros(flat_x.size(0)) if att is None else att.reshape(-1)
-    if batch_sizes is not None:
-        sizes, batch = _check_batch_sizes(batch_sizes, x.size(0), h0)
-        schedule = None
-        order = None
-    else:
-        if lengths is not None:
-            steps = _check_lengths(lengths, x.size(0), x.size(1)).to(x.device)
-            row_start = torch.arange(x.size(0), device=x.device) * x.size(1)
-        else:
-            assert offsets is not None
-            bounds = _check_offsets(offsets, x.size(0)).to(x.device)
-            steps, row_start = bounds[1:] - bounds[:-1], bounds[:-1]
-        schedule = packed_schedule(row_start, steps)
-        sizes, order, batch = schedule.batch_sizes, schedule.order, steps.numel()
-        flat_x, flat_att = flat_x[schedule.rows], flat_att[schedule.rows]
     state_dtype = torch.promote_types(x.dtype, torch.float32)
-    if h0 is None:
-        initial = flat_x.new_zeros((batch, hidden), dtype=state_dtype)
-    else:
-        _check_shape("h0", h0, (batch, hidden))
-        initial = h0.to(state_dtype) if order is None else h0.to(state_dtype)[order]
 
-    states, last = packed_loop(
-        flat_x.to(state_dtype),
-        flat_att.to(state_dtype),
+    def rows_of(value: Tensor) -> Tensor:
+        return value.reshape(-1, *value.shape[2:]) if padded else value
+
+    flat_x = rows_of(x).to(state_dtype)
+    flat_att = None if att is None or cell == "gru" else rows_of(att).to(state_dtype)
+    layout = _layout(x, lengths, offsets, batch_sizes, h0)
+    if h0 is not None:
+        _check_shape("h0", h0, (layout.steps.numel(), hidden))
+        h0 = h0.to(state_dtype)
+    arguments = (
+        flat_x,
+        flat_att,
         weight_ih.to(state_dtype),
         weight_hh.to(state_dtype),
         None if bias_ih is None else bias_ih.to(state_dtype),
         None if bias_hh is None else bias_hh.to(state_dtype),
-        initial,
-        sizes,
+        h0,
+        *layout,
         cell,
-        reset == "before",
+        return_states,
     )
+    if reset == "after" and x.is_cpu and wants_native():
+        states, last = native_attention_gru(*arguments)
+    else:
+        states, last = _run_loop(*arguments, reset_before=reset == "before")
     last = last.to(x.dtype)
-    if order is not None:
-        last = torch.zeros_like(last).index_copy(0, order, last)
-    if not return_states:
-        return None, last
-    states = states.to(x.dtype)
-    if schedule is not None:
-        total = x.numel() // x.size(-1) if padded else x.size(0)
-        states = states.new_zeros((total, hidden)).index_copy(0, schedule.rows, states)
-    return states.view(*x.shape[:-1], hidden), last
+    return (states.to(x.dtype).view(*x.shape[:-1], hidden) if return_states else None), last
 
 
-def packed_schedule(row_start: Tensor, steps: Tensor) -> _Schedule:
-    """Sort a batch into packed order; sample b's step t is row ``row_start[b] + t``."""
+class _Layout(NamedTuple):
+    """Where the steps are: step t of sample b is row ``row_start[b] + step_start[t]``; int64, on x's device."""
+
+    steps: Tensor  # [B] steps of each sample
+    row_start: Tensor  # [B]
+    step_start: Tensor | None  # [T], None for 0, 1, 2, ...
+
+
+def _layout(
+    x: Tensor, lengths: Tensor | None, offsets: Tensor | None, batch_sizes: Tensor | None, h0: Tensor | None
+) -> _Layout:
+    """Check the one layout that is given."""
+    if lengths is not None:
+        steps = check_lengths("lengths", lengths, x.size(0), x.size(1)).to(x.device)
+        return _Layout(steps, torch.arange(x.size(0), device=x.device) * x.size(1), None)
+    if offsets is not None:
+        bounds = _check_offsets(offsets, x.size(0)).to(x.device)
+        return _Layout(bounds[1:] - bounds[:-1], bounds[:-1], None)
+    assert batch_sizes is not None
+    sizes, batch = _check_batch_sizes(batch_sizes, x.size(0), h0)
+    samples = torch.arange(batch)
+    steps = (sizes > samples.unsqueeze(1)).sum(1)
+    return _Layout(steps.to(x.device), samples.to(x.device), (sizes.cumsum(0) - sizes).to(x.device))
+
+
+def _run_loop(
+    x: Tensor,
+    att: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    h0: Tensor | None,
+    steps: Tensor,
+    row_start: Tensor,
+    step_start: Tensor | None,
+    cell: str,
+    return_states: bool,
+    reset_before: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run the reference loop in packed order and bring its results back to the rows of the batch."""
+    schedule = packed_schedule(row_start, steps, step_start)
+    hidden = weight_hh.size(1)
+    initial = x.new_zeros((steps.numel(), hidden)) if h0 is None else h0[schedule.order]
+    states, last = packed_loop(
+        x[schedule.rows],
+        x.new_zeros(schedule.rows.numel()) if att is None else att[schedule.rows],
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        initial,
+        schedule.batch_sizes,
+        cell,
+        reset_before,
+    )
+    last = torch.zeros_like(last).index_copy(0, schedule.order, last)
+    if return_states:
+        states = x.new_zeros((x.size(0), hidden)).index_copy(0, schedule.rows, states)
+    return states, last
+
+
+def packed_schedule(row_start: Tensor, steps: Tensor, step_start: Tensor | None = None) -> Schedule:
+    """Sort a batch into packed order; sample b's step t is row ``row_start[b] + step_start[t]``."""
     order = torch.argsort(steps, descending=True, stable=True)
     longest = int(steps.max()) if steps.numel() else 0
-    time = torch.arange(longest, device=steps.device).unsqueeze(1)
-    active = time < steps[order]
-    rows = (row_start[order] + time)[active]
-    return _Schedule(rows, active.sum(1).tolist(), order)
+    time = torch.arange(longest, device=steps.device)
+    active = time.unsqueeze(1) < steps[order]
+    rows = (row_start[order] + (time if step_start is None else step_start).unsqueeze(1))[active]
+    return Schedule(rows, active.sum(1).tolist(), order)
 
 
 def _layouts(
@@ -200,9 +253,6 @@ def _check_cell(
     for name, value in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
         if value is not None:
             _check_shape(name, value, (rows,))
-    for name, value in (("weight_hh", weight_hh), ("bias_ih", bias_ih), ("bias_hh", bias_hh)):
-        if value is not None and value.dtype != weight_ih.dtype:
-            raise TypeError(f"{name} must have the dtype of weight_ih, {weight_ih.dtype}, got {value.dtype}")
     return hidden
 
 
@@ -213,10 +263,11 @@ def _check_integer(name: str, value: Tensor, size: int | None) -> Tensor:
     return value.to(torch.int64)
 
 
-def _check_lengths(lengths: Tensor, batch: int, longest: int) -> Tensor:
-    lengths = _check_integer("lengths", lengths, batch)
+def check_lengths(name: str, lengths: Tensor, batch: int, longest: int) -> Tensor:
+    """Return ``lengths`` as int64, or raise unless they are B integers in ``[0, T]``."""
+    lengths = _check_integer(name, lengths, batch)
     if batch and (int(lengths.min()) < 0 or int(lengths.max()) > longest):
-        raise ValueError(f"lengths must lie in [0, {longest}], got [{int(lengths.min())}, {int(lengths.max())}]")
+        raise ValueError(f"{name} must lie in [0, {longest}], got [{int(lengths.min())}, {int(lengths.max())}]")
     return lengths
 
 
@@ -228,12 +279,13 @@ def _check_offsets(offsets: Tensor, rows: int) -> Tensor:
     return offsets
 
 
-def _check_batch_sizes(batch_sizes: Tensor, rows: int, h0: Tensor | None) -> tuple[list[int], int]:
+def _check_batch_sizes(batch_sizes: Tensor, rows: int, h0: Tensor | None) -> tuple[Tensor, int]:
     """Return the sizes and B; with h0, B may exceed the first size by histories without a step."""
-    sizes: list[int] = _check_integer("batch_sizes", batch_sizes, None).tolist()
-    if sum(sizes) != rows or sizes != sorted(sizes, reverse=True) or (sizes and sizes[-1] < 1):
-        raise ValueError(f"batch_sizes must fall, be positive and sum to {rows}, got {sizes[:8]} ...")
-    first = sizes[0] if sizes else 0
+    sizes = _check_integer("batch_sizes", batch_sizes, None).cpu()
+    rising = bool((sizes[1:] > sizes[:-1]).any())
+    if int(sizes.sum()) != rows or rising or (sizes.numel() and int(sizes[-1]) < 1):
+        raise ValueError(f"batch_sizes must fall, be positive and sum to {rows}, got {sizes.tolist()[:8]} ...")
+    first = int(sizes[0]) if sizes.numel() else 0
     batch = first if h0 is None else h0.size(0)
     if batch < first:
         raise ValueError(f"h0 must have at least {first} rows, got {batch}")

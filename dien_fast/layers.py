@@ -111,7 +111,10 @@ def get_activation_layer(name: str, hidden_size: int | None = None, dice_dim: in
         return Dice(hidden_size, dice_dim)
     for candidate in nn.modules.activation.__all__:
         if candidate.lower() == wanted:
-            layer: nn.Module = getattr(nn, candidate)()
+            try:
+                layer: nn.Module = getattr(nn, candidate)()
+            except TypeError:
+                break  # It needs arguments.
             return layer
     raise ValueError(f"activation must be 'linear', 'dice' or the name of a torch.nn activation, got {name!r}")
 

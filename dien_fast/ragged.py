@@ -33,6 +33,31 @@ class Ragged(NamedTuple):
         """Return the ``[B]`` int64 lengths in steps."""
         return self.offsets[1:] - self.offsets[:-1]
 
+    def same_offsets(self, other: Ragged) -> bool:
+        """Whether both have sequences of the same lengths."""
+        return self.offsets is other.offsets or torch.equal(self.offsets, other.offsets)
+
+    def check(self, name: str) -> None:
+        """Raise ValueError, in one sentence about ``name``, unless the three parts fit together.
+
+        Offsets are looked at on the CPU alone, elsewhere that would wait for the device.
+        """
+        if self.offsets.dim() != 1 or self.offsets.numel() == 0:
+            raise ValueError(f"{name}.offsets must have shape (B + 1,), got {tuple(self.offsets.shape)}")
+        if not self.offsets.is_cpu:
+            return
+        lengths = self.lengths()
+        ends = (int(self.offsets[0]), int(self.offsets[-1]))
+        if ends != (0, self.values.size(0)) or bool((lengths < 0).any()):
+            raise ValueError(
+                f"{name}.offsets must rise from 0 to {self.values.size(0)}, got {ends[0]} to {ends[1]}"
+            )
+        longest = int(lengths.max()) if lengths.numel() else 0
+        if longest > self.max_length:
+            raise ValueError(
+                f"{name}.max_length must be at least the longest length {longest}, got {self.max_length}"
+            )
+
     def owners(self) -> Tensor:
         """Return the ``[N]`` int64 number of the sequence each row belongs to."""
         sequences = torch.arange(self.offsets.numel() - 1, device=self.offsets.device)

@@ -153,7 +153,7 @@ class DIEN(reference.DIEN):
         negatives = None
         if self.use_negsampling and all(pair["neg_hist"] in x for pair in group.pairs):
             negatives = self._histories(group, "neg_hist", x)
-            if not torch.equal(negatives.offsets, histories.offsets):
+            if not negatives.same_offsets(histories):
                 raise ValueError(f"sampled histories of group {group.name!r} must be as long as the clicked ones")
         layer = self.attention_poolings[group.name]
         interest, auxiliary_loss = layer(query, histories, None, negatives)
@@ -162,12 +162,12 @@ class DIEN(reference.DIEN):
     def _histories(self, group: AttentionGroup, role: str, x: Batch) -> Ragged:
         """Embed the histories of all pairs of a group, cut to the shortest, side by side."""
         ids = [_sequence(x, pair[role]) for pair in group.pairs]
-        if all(isinstance(value, Ragged) for value in ids):
-            rows = _common_prefix([value for value in ids if isinstance(value, Ragged)])
-        elif any(isinstance(value, Ragged) for value in ids):
+        clicked = [_sequence(x, pair["pos_hist"]) for pair in group.pairs]
+        if len({isinstance(value, Ragged) for value in [*ids, *clicked]}) > 1:
             raise ValueError(f"histories of group {group.name!r} must be all padded or all ragged, got both")
+        if isinstance(ids[0], Ragged):
+            rows = _common_prefix([value for value in ids if isinstance(value, Ragged)])
         else:
-            clicked = [_sequence(x, pair["pos_hist"]) for pair in group.pairs]
             rows = _padded_prefix([value for value in ids if isinstance(value, Tensor)], clicked)
         tables = self.embeddings
         vectors = [tables[pair[role]](row.values) for pair, row in zip(group.pairs, rows, strict=True)]
@@ -194,15 +194,16 @@ def _pad(rows: Ragged | Tensor) -> Tensor:
 def _common_prefix(rows: list[Ragged]) -> list[Ragged]:
     """Cut every history to the shortest of its row's."""
     first = rows[0]
-    if all(row.offsets is first.offsets or torch.equal(row.offsets, first.offsets) for row in rows):
-        return rows
+    width = max(row.max_length for row in rows)
+    if all(row.same_offsets(first) for row in rows):
+        return [row._replace(max_length=width) for row in rows]
     if len({row.offsets.numel() for row in rows}) > 1:
         raise ValueError(f"histories must have the same number of rows, got {[len(r.offsets) - 1 for r in rows]}")
     lengths = torch.stack([row.lengths() for row in rows]).min(0).values
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     step = torch.arange(int(offsets[-1]), device=offsets.device) - torch.repeat_interleave(offsets[:-1], lengths)
     return [
-        Ragged(row.values[torch.repeat_interleave(row.offsets[:-1], lengths) + step], offsets, row.max_length)
+        Ragged(row.values[torch.repeat_interleave(row.offsets[:-1], lengths) + step], offsets, width)
         for row in rows
     ]
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dien_fast import reference
+from dien_fast.functional import check_lengths
 from dien_fast.layers import Dice
 from dien_fast.ragged import Ragged
 
@@ -31,6 +32,24 @@ class Attention(reference.Attention):
         >>> scores.shape, scores.sum(1).round(decimals=4).tolist()
         (torch.Size([2, 5]), [1.0, 1.0])
     """
+
+    def forward(self, query: Tensor, keys: Tensor, keys_length: Tensor) -> Tensor:
+        """Score the steps of each padded history.
+
+        Args:
+            query: candidate ``[B, D]``.
+            keys: history ``[B, T, D]``.
+            keys_length: valid steps of each history, integer ``[B]``, from 0 to T.
+
+        Returns:
+            Scores ``[B, T]`` that sum to 1 over the valid steps and are 0 elsewhere (all 0 for an empty
+            history), or the weighted sum of the keys ``[B, D]``.
+
+        Raises:
+            ValueError: for a length outside ``[0, T]``.
+            TypeError: for lengths that are not integers.
+        """
+        return super().forward(query, keys, check_lengths("keys_length", keys_length, keys.size(0), keys.size(1)))
 
     def forward_ragged(self, query: Tensor, keys: Ragged) -> Tensor:
         """Return what ``forward`` returns, for ragged histories: scores ``[N]``, or ``[B, D]``.
@@ -59,7 +78,7 @@ class Attention(reference.Attention):
         """
         lengths = keys.lengths()
         batch, rows = query.size(0), keys.values.size(0)
-        if rows == 0:
+        if batch * keys.max_length == 0:
             return keys.values.sum(1)
         owner = keys.owners()
         first, rest = first_linear(self.mlp.mlp)
@@ -102,10 +121,13 @@ class AuxiliaryNet(reference.AuxiliaryNet):
         first, rest = first_linear(self.mlp)
         w_state, w_event = first.weight.chunk(2, dim=1)
         state_term = F.linear(states, w_state, first.bias)
-        hidden = torch.cat([state_term + F.linear(event, w_event) for event in events])
-        for layer in rest:
-            hidden = layer(hidden)
-        return list(hidden.squeeze(1).split(states.size(0)))
+        logits = []
+        for event in events:
+            hidden = state_term + F.linear(event, w_event)
+            for layer in rest:
+                hidden = layer(hidden)
+            logits.append(hidden.squeeze(1))
+        return logits
 
 
 def first_linear(layers: nn.Sequential) -> tuple[nn.Linear, list[nn.Module]]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from dien_fast import reference
-from dien_fast.functional import packed_schedule
+from dien_fast._ops import wants_native
+from dien_fast.functional import attention_gru, check_lengths, packed_schedule
 from dien_fast.nn.attention import Attention, AuxiliaryNet
 from dien_fast.nn.gru import DynamicGRU
 from dien_fast.ragged import Ragged
@@ -106,7 +107,7 @@ class Interest(reference.Interest):
         rows, _ = self._ragged_inputs(query, keys, keys_length, None)
         states = self._extract(rows)
         if self.gru_type == "GRU":
-            evolved = self._run_gru_ragged(self.interest_evolution, states)
+            evolved = self._run_gru_ragged(self._second_gru(), states)
             scores = self.attention.ragged_scores(query, evolved)
         else:
             scores = self.attention.ragged_scores(query, states)
@@ -125,41 +126,44 @@ class Interest(reference.Interest):
         """Check the arguments of forward; return the history and the rows of negatives."""
         if self.use_negsampling and self.training and neg_keys is None:
             raise ValueError("neg_keys must be given in training with use_negsampling=True, got None")
+        size = self.interest_extractor.input_size
         if isinstance(keys, Ragged):
             if keys_length is not None:
                 raise ValueError("keys_length must be None for ragged keys, got a tensor")
+            keys.check("keys")
             rows = keys
         else:
             if keys_length is None:
                 raise ValueError("keys_length must be given for padded keys, got None")
-            lengths = keys_length.reshape(-1).to(keys.device, torch.int64)
-            if lengths.numel() != keys.size(0):
-                raise ValueError(f"keys_length must have {keys.size(0)} elements, got {lengths.numel()}")
-            if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= keys.size(1):
-                raise ValueError(
-                    f"keys_length must lie in [0, {keys.size(1)}], "
-                    f"got [{int(lengths.min())}, {int(lengths.max())}]"
-                )
-            rows = Ragged.from_padded(keys, lengths)
-        if query.shape != (rows.offsets.numel() - 1, rows.values.size(-1)):
+            if keys.dim() != 3:
+                raise ValueError(f"keys must have shape (B, T, {size}), got {tuple(keys.shape)}")
+            lengths = check_lengths("keys_length", keys_length.reshape(-1), keys.size(0), keys.size(1))
+            rows = Ragged.from_padded(keys, lengths.to(keys.device))
+        if rows.values.dim() != 2 or rows.values.size(1) != size:
+            raise ValueError(f"keys must have {size} channels in the last dimension, got {tuple(keys[0].shape)}")
+        batch = rows.offsets.numel() - 1
+        if query.shape != (batch, size):
+            raise ValueError(f"query must have shape ({batch}, {size}), got {tuple(query.shape)}")
+        if neg_keys is None:
+            return rows, None
+        if isinstance(neg_keys, Ragged) != isinstance(keys, Ragged):
+            raise ValueError("neg_keys must be ragged where keys is, and padded where it is")
+        if isinstance(neg_keys, Ragged):
+            if neg_keys.values.shape != rows.values.shape or not neg_keys.same_offsets(rows):
+                raise ValueError("neg_keys must have the offsets and channels of keys")
+            return rows, neg_keys.values
+        if isinstance(keys, Tensor) and neg_keys.shape != keys.shape:
             raise ValueError(
-                f"query must have shape ({rows.offsets.numel() - 1}, {rows.values.size(-1)}), "
-                f"got {tuple(query.shape)}"
+                f"neg_keys must have shape {tuple(keys.shape)} as keys has, got {tuple(neg_keys.shape)}"
             )
-        if not isinstance(neg_keys, Tensor):
-            negatives = None if neg_keys is None else neg_keys.values
-        elif isinstance(keys, Ragged) or neg_keys.shape != keys.shape:
-            raise ValueError(f"neg_keys must have the layout and shape of keys, got {tuple(neg_keys.shape)}")
-        else:
-            negatives = neg_keys[rows.mask()]
-        if negatives is not None and negatives.shape != rows.values.shape:
-            raise ValueError(
-                f"neg_keys must have the shape of keys, {tuple(rows.values.shape)}, got {tuple(negatives.shape)}"
-            )
-        return rows, negatives
+        return rows, neg_keys[rows.mask()]
 
     def _extract(self, rows: Ragged) -> Ragged:
         return self._run_gru_ragged(self.interest_extractor, rows)
+
+    def _second_gru(self) -> nn.GRU:
+        assert isinstance(self.interest_evolution, nn.GRU)
+        return self.interest_evolution
 
     def _auxiliary_loss(self, states: Ragged, rows: Ragged, negatives: Tensor) -> Tensor:
         """Mean binary cross entropy of each history's events 2..len against the states before them."""
@@ -174,32 +178,39 @@ class Interest(reference.Interest):
     def _evolve(self, query: Tensor, states: Ragged, return_states: bool) -> tuple[Tensor | None, Tensor]:
         """Return the evolved states ``[N, D]`` (if wanted and gru_type is not GRU) and the interest."""
         if self.gru_type == "GRU":
-            states = self._run_gru_ragged(self.interest_evolution, states)
+            states = self._run_gru_ragged(self._second_gru(), states)
             return None, self.attention.forward_ragged(query, states)
         scores = self.attention.ragged_scores(query, states)
         if self.gru_type == "AIGRU":
             scaled = states._replace(values=states.values * scores.unsqueeze(1))
-            evolved = self._run_gru_ragged(self.interest_evolution, scaled)
+            evolved = self._run_gru_ragged(self._second_gru(), scaled)
             return evolved.values, last_rows(evolved)
         assert isinstance(self.interest_evolution, DynamicGRU)
         return self.interest_evolution.forward_ragged(states, scores, return_states)
 
     @staticmethod
-    def _run_gru_ragged(gru: nn.Module, rows: Ragged) -> Ragged:
-        """Run a torch.nn.GRU over ragged rows; states ``[N, D]``."""
+    def _run_gru_ragged(gru: nn.GRU, rows: Ragged) -> Ragged:
+        """Run a GRU over ragged rows; states ``[N, D]``."""
+        if rows.values.is_cpu and wants_native():
+            weight_ih, weight_hh, bias_ih, bias_hh = gru.all_weights[0]
+            states, _ = attention_gru(
+                rows.values, None, weight_ih, weight_hh, bias_ih, bias_hh, offsets=rows.offsets, cell="gru"
+            )
+            assert states is not None
+            return rows._replace(values=states)
         if rows.values.size(0) == 0:
             return rows
+        # torch's own GRU beats a Python loop.
         schedule = packed_schedule(rows.offsets[:-1], rows.lengths())
         sizes = torch.tensor(schedule.batch_sizes)
         packed = gru(PackedSequence(rows.values[schedule.rows], sizes))[0]
-        states = torch.empty_like(packed.data).index_copy(0, schedule.rows, packed.data)
-        return rows._replace(values=states)
+        return rows._replace(values=torch.empty_like(packed.data).index_copy(0, schedule.rows, packed.data))
 
 
 def last_rows(rows: Ragged) -> Tensor:
     """Return the last row of each history ``[B, D]``, 0 for an empty one."""
     lengths = rows.lengths()
     if rows.values.size(0) == 0:
-        return rows.values.new_zeros(lengths.numel(), rows.values.size(1))
+        return rows.values.new_zeros(lengths.numel(), rows.values.size(1)) + rows.values.sum()
     last = (rows.offsets[1:] - 1).clamp(min=0)
     return rows.values[last] * (lengths > 0).unsqueeze(1)

@@ -202,7 +202,7 @@ class Interest(nn.Module):
             The evolved interest ``[B, D]`` and the auxiliary loss (a scalar, or None without negatives).
         """
         max_length = keys.size(1)
-        lengths = keys_length.reshape(-1)
+        lengths = keys_length.reshape(-1).to(torch.int64)
         interests = self._run_gru(self.interest_extractor, keys, lengths)
         auxiliary_loss = None
         if self.use_negsampling:
@@ -231,7 +231,7 @@ class Interest(nn.Module):
         max_length = x.size(1)
         present = torch.nonzero(lengths > 0).squeeze(1)
         if present.numel() == 0:
-            return torch.zeros_like(x)
+            return x.masked_fill(torch.ones_like(x, dtype=torch.bool), 0.0)
         # Packing refuses empty sequences, so they stay out of the packed batch.
         some_empty = present.numel() < lengths.numel()
 

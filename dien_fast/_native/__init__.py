@@ -1,0 +1,1 @@
+"""The built library lies in this folder."""

@@ -1,0 +1,120 @@
+"""Files of a run: written whole or not at all, and read without trusting them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dien_fast.errors import CheckpointError
+
+# Checked on reading, so that another program's file is told from a damaged one of ours.
+FORMAT = "dien-fast checkpoint 1"
+
+# Unfinished files carry this ending; a killed process may leave one behind.
+UNFINISHED = ".unfinished"
+
+
+@contextmanager
+def write_atomically(path: str | Path) -> Iterator[Path]:
+    """Give a path beside ``path`` to write to, which replaces ``path`` once the block has ended well.
+
+    The content is on the disk (fsync) before the name changes, so that a reader, or a machine that lost
+    power, finds the old file or the new one and never a part. If the block raises, ``path`` is untouched.
+
+    Example:
+        >>> with write_atomically("metrics.json") as unfinished:  # doctest: +SKIP
+        ...     unfinished.write_text("{}")
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The old ending stays last, because writers such as matplotlib choose the format by it.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f"{UNFINISHED}{path.suffix}")
+    os.close(handle)
+    unfinished = Path(name)
+    try:
+        # mkstemp's files are private; these are to have the permissions of any new file.
+        mask = os.umask(0)
+        os.umask(mask)
+        unfinished.chmod(0o666 & ~mask)
+        yield unfinished
+        with unfinished.open("rb+") as written:
+            os.fsync(written.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def remove_unfinished(directory: str | Path) -> None:
+    """Remove what a killed process was writing in ``directory``."""
+    for path in Path(directory).glob(f".*{UNFINISHED}*"):
+        path.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+    """Write ``content`` (tensors, numbers, strings and lists and dicts of them) atomically to ``path``."""
+    with write_atomically(path) as unfinished:
+        torch.save({"format": FORMAT, **content}, unfinished)
+
+
+def load_checkpoint(path: str | Path, required: tuple[str, ...] = ("model",)) -> dict[str, Any]:
+    """Read a checkpoint of :func:`save_checkpoint` to the CPU, with ``weights_only=True``.
+
+    Args:
+        path: the file.
+        required: entries that must be there.
+
+    Raises:
+        CheckpointError: if there is no such file, it is damaged, or it is not a checkpoint of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    # Damage surfaces as almost any error (zip, pickle, struct, key, ...), and always means the same.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is damaged, cut short or not from dien-fast ({reason})"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of dien-fast: it lacks the mark {FORMAT!r}")
+    for key in required:
+        if key not in content:
+            raise CheckpointError(f"{path} is not a complete checkpoint: it lacks the entry {key!r}")
+    return content
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """Copy ``state`` into ``model``; every key and shape must fit.
+
+    Args:
+        model: the model to fill.
+        state: a state_dict.
+        path: where the state comes from, for the message.
+
+    Raises:
+        CheckpointError: naming the first key that is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    for key, value in own.items():
+        if key not in state:
+            raise CheckpointError(f"{path} does not fit the model: it lacks the weight {key!r}")
+        found = state[key]
+        if not isinstance(found, Tensor) or found.shape != value.shape:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise CheckpointError(
+                f"{path} does not fit the model: weight {key!r} must have shape {tuple(value.shape)}, got {shape}"
+            )
+    for key in state:
+        if key not in own:
+            raise CheckpointError(f"{path} does not fit the model: it has the unknown weight {key!r}")
+    model.load_state_dict(state)

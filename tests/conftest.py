@@ -1,0 +1,18 @@
+import pytest
+import torch
+
+# The tensors are tiny: a second thread only waits at barriers, 30 times as long on a busy machine.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def _float64():
+    """Everything that the test creates without naming a dtype is float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

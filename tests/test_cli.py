@@ -1,0 +1,506 @@
+"""The command as a user runs it: own data in, a run directory out, and one sentence for whatever is wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import torch
+
+from dien_fast import cli, pipeline
+from dien_fast.checkpoints import load_checkpoint, save_checkpoint
+from dien_fast.cli import main
+
+REPOSITORY = Path(cli.__file__).parents[1]
+
+SCHEMA = """
+label = "clicked"
+user = "who"
+time = "when"
+numeric = ["price"]
+categorical = ["country", "item", "brand"]
+sequences = ["words", "past_items", "past_brands"]
+separator = ";"
+min_count = 2
+
+[[groups]]
+name = "items"
+pairs = [{ ad = "item", pos_hist = "past_items" }, { ad = "brand", pos_hist = "past_brands" }]
+"""
+
+
+def shop_table(rows=400, seed=0):
+    """Clicks of a shop whose users like one brand each."""
+    rng = np.random.default_rng(seed)
+    users = np.arange(rows) % 20
+    items = rng.integers(0, 12, rows)
+    clicked = (items % 3 == users % 3) ^ (rng.random(rows) < 0.1)
+    histories = [rng.choice(np.flatnonzero(np.arange(12) % 3 == user % 3), rng.integers(0, 6)) for user in users]
+    return pa.table(
+        {
+            "who": [f"u{user}" for user in users],
+            "when": pa.array(np.arange(rows) * 60),
+            "clicked": pa.array(clicked.astype(np.int64)),
+            "price": pa.array(np.where(rng.random(rows) < 0.1, np.nan, rng.random(rows)), from_pandas=True),
+            "country": rng.choice(["NO", "NA", "IS"], rows),
+            "item": [f"i{item}" for item in items],
+            "brand": [f"b{item % 3}" for item in items],
+            "words": rng.choice(["new;red", "blue", ""], rows),
+            "past_items": [";".join(f"i{item}" for item in history) for history in histories],
+            "past_brands": [";".join(f"b{item % 3}" for item in history) for history in histories],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A directory with a table, its schema, and the run that the command makes of them."""
+    directory = tmp_path_factory.mktemp("shop")
+    pa.csv.write_csv(shop_table(), directory / "clicks.csv")
+    pa.parquet.write_table(shop_table(50, seed=1), directory / "new.parquet")
+    (directory / "clicks.toml").write_text(SCHEMA)
+    arguments = ["--dataset", str(directory / "clicks.csv"), "--schema", str(directory / "clicks.toml")]
+    arguments += ["--output", str(directory / "run"), "--epochs", "2", "--embedding-size", "4", "--cpu", "--quiet"]
+    assert main(["train", *arguments]) == 0
+    return directory
+
+
+@pytest.fixture
+def run_copy(shop, tmp_path):
+    return shutil.copytree(shop / "run", tmp_path / "run")
+
+
+def failure(capsys, *arguments):
+    """Run the command, which must fail with status 2, and return its sentence."""
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("dien-fast: error: ")
+    return lines[0].removeprefix("dien-fast: error: ")
+
+
+def start(*arguments, **options):
+    """Start the command in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "dien_fast.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out
+
+
+# training
+
+
+def test_training_on_own_data_reports_and_ends_with_the_test_auc(tmp_path, shop, capsys):
+    table = shop / "clicks.csv"
+    arguments = ["train", "--dataset", str(table), "--schema", str(shop / "clicks.toml"), "--cpu"]
+    assert main([*arguments, "--output", str(tmp_path / "run"), "--epochs", "1", "--split", "global"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0] == f"data: {table}, 320 training, 40 validation and 40 test rows"
+    assert lines[1].startswith("model: DIEN (AUGRU, negatives: uniform), ")
+    assert lines[2].startswith("epoch 1: train loss ")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert lines[-1] == f"test AUC: {metrics['test_auc']:.4f}"
+    assert "epoch 1/1" in captured.err
+
+
+def test_flags_reach_the_run(tmp_path, capsys):
+    arguments = "train --dataset synthetic --rows 200 --model din --gru-type AGRU --embedding-size 3 --epochs 1"
+    arguments += " --attention-hidden 5,4 --mlp-hidden 6 --separate-embeddings --min-count 2 --max-length 7"
+    arguments += " --exclude-clicked --workers 1 --negatives popularity --batch-size 32 --lr 0.01 --seed 4"
+    arguments += " --quiet --cpu --output"
+    assert main([*arguments.split(), str(tmp_path / "run")]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    expected = {"model": "din", "gru_type": "AGRU", "embedding_size": 3, "attention_hidden": [5, 4], "lr": 0.01}
+    expected |= {"mlp_hidden": [6], "seed": 4, "batch_size": 32, "weight_decay": 0.0}
+    assert {name: config[name] for name in expected} == expected
+    schema = config["schema"]
+    assert (schema["share_vocabulary"], schema["min_count"], schema["max_length"]) == (False, 2, 7)
+    # DIN has no auxiliary loss, whatever negatives it is offered.
+    assert (schema["exclude_clicked"], schema["negatives"]) == (True, "none")
+
+
+def test_the_output_directory_is_named_after_the_dataset():
+    parse = cli.build_parser().parse_args
+    assert cli._output(parse(["train"])) == Path("runs/ml-100k")
+    assert cli._output(parse(["train", "--dataset", "/data/clicks.csv.gz"])) == Path("runs/clicks")
+
+
+def test_the_articles_weight_decay_is_the_default_on_movielens_alone(tmp_path):
+    def weight_decay(*arguments):
+        parsed = cli.build_parser().parse_args(["train", *arguments])
+        return cli._settings(parsed, tmp_path)[1].weight_decay
+
+    assert weight_decay() == 1e-3
+    assert weight_decay("--dataset", "synthetic") == 0
+    assert weight_decay("--dataset", "synthetic", "--weight-decay", "0.1") == 0.1
+
+
+def test_a_finished_run_is_reported_again_with_resume_and_kept_otherwise(run_copy, capsys):
+    before = {path.name: path.read_bytes() for path in run_copy.glob("*.pt")}
+    metrics = json.loads((run_copy / "metrics.json").read_text())
+    assert main(["train", "--output", str(run_copy), "--resume", "--quiet", "--cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"resuming {run_copy}" in lines
+    assert not any(line.startswith("epoch ") for line in lines)
+    assert lines[-1] == f"test AUC: {metrics['test_auc']:.4f}"
+    assert json.loads((run_copy / "metrics.json").read_text()) == metrics
+    config = json.loads((run_copy / "config.json").read_text())
+    source = ["--dataset", config["data"]["dataset"], "--schema", config["data"]["schema"]]
+    sentence = failure(capsys, "train", *source, "--output", run_copy, "--cpu", "--quiet")
+    assert sentence.endswith("go on with --resume, replace it with --overwrite, or choose another --output")
+    sentence = failure(capsys, "train", "--output", run_copy, "--resume", "--lr", "0.5", "--cpu", "--quiet")
+    assert sentence == f"{run_copy} cannot be resumed: it was trained with lr = 0.002, now lr = 0.5"
+    assert {path.name: path.read_bytes() for path in run_copy.glob("*.pt")} == before
+
+
+def test_more_epochs_may_be_added_and_a_run_overwritten(run_copy, capsys):
+    arguments = ["train", "--output", str(run_copy), "--cpu", "--quiet"]
+    assert main([*arguments, "--resume", "--epochs", "3"]) == 0
+    assert pd.read_csv(run_copy / "history.csv")["epoch"].tolist() == [1, 2, 3]
+    arguments += ["--dataset", "synthetic", "--rows", "200", "--epochs", "1", "--embedding-size", "4"]
+    assert main([*arguments, "--overwrite"]) == 0
+    assert pd.read_csv(run_copy / "history.csv")["epoch"].tolist() == [1]
+    assert [path.name for path in (run_copy / "encoders").iterdir()].count("brand.json") == 0
+
+
+def test_resume_with_nothing_to_resume_starts_anew(tmp_path, capsys):
+    arguments = ["train", "--dataset", "synthetic", "--rows", "200", "--epochs", "1", "--cpu", "--quiet"]
+    assert main([*arguments, "--output", str(tmp_path / "run"), "--resume"]) == 0
+    assert f"nothing to resume in {tmp_path / 'run'}: starting anew" in capsys.readouterr().out
+
+
+def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(tmp_path):
+    arguments = ["train", "--dataset", "synthetic", "--rows", "4000", "--epochs", "3", "--lr", "0.01"]
+    arguments += ["--batch-size", "16", "--embedding-size", "8", "--cpu"]
+    killed = start(*arguments, "--output", tmp_path / "killed", "--quiet")
+    for line in killed.stdout:
+        if line.startswith("epoch 1:"):
+            break
+    # In the midst of epoch 2: its 190 steps take longer than this.
+    time.sleep(0.3)
+    killed.kill()
+    killed.wait()
+    assert killed.returncode == -signal.SIGKILL
+    assert load_checkpoint(tmp_path / "killed" / "last.pt")["epoch"] == 1
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    whole = start(*arguments, "--output", tmp_path / "whole", "--quiet")
+    resumed = finish(start("train", "--output", tmp_path / "killed", "--resume", "--cpu", "--quiet"))
+    finish(whole)
+    assert [line[:8] for line in resumed.splitlines() if line.startswith("epoch ")] == ["epoch 2:", "epoch 3:"]
+    timing = ["seconds", "rows_per_second"]
+    histories = [pd.read_csv(tmp_path / name / "history.csv").drop(columns=timing) for name in ("whole", "killed")]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    for name in ("metrics.json", "config.json"):
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "killed" / name).read_text()
+    for name in ("best.pt", "last.pt"):
+        states = [load_checkpoint(tmp_path / part / name)["model"] for part in ("whole", "killed")]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_two_processes_train_together_and_score_every_row_once(tmp_path):
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = ["train", "--dataset", "synthetic", "--rows", "1000", "--epochs", "2", "--cpu", "--quiet"]
+    arguments += ["--gradient-accumulation", "2", "--batch-size", "33", "--embedding-size", "4"]
+    result = subprocess.run(
+        [*launch, "-m", "dien_fast.cli", *arguments, "--output", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert "2 processes" in lines[1]
+    assert [line[:8] for line in lines if line.startswith("epoch ")] == ["epoch 1:", "epoch 2:"]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert lines[-1] == f"test AUC: {metrics['test_auc']:.4f}"
+    # One process scores the same rows: a row left out or scored twice would have raised, a wrong one differs here.
+    process = start("evaluate", tmp_path / "run", "--quiet")
+    assert f"AUC: {metrics['test_auc']:.4f}" in finish(process).splitlines()
+
+
+def test_an_interrupted_run_tells_how_to_go_on(run_copy, tmp_path, monkeypatch, capsys):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "train_run", interrupt)
+    assert main(["train", "--output", str(run_copy), "--resume"]) == 130
+    assert capsys.readouterr().err.endswith(
+        f"interrupted; go on with: dien-fast train --output {run_copy} --resume\n"
+    )
+    assert main(["train", "--output", str(tmp_path / "none")]) == 130
+    assert capsys.readouterr().err == "\ndien-fast: interrupted\n"
+
+
+# predict, evaluate and info
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_predict_adds_a_column_to_the_rows_in_their_order(shop, tmp_path, capsys, ending):
+    output = tmp_path / f"scored.{ending}"
+    assert main(["predict", str(shop / "run"), str(shop / "new.parquet"), "--output", str(output), "--quiet"]) == 0
+    assert capsys.readouterr().out == f"50 rows written to {output}\n"
+    scored = pd.read_parquet(output) if ending == "parquet" else pd.read_csv(output, keep_default_na=False)
+    table = pd.read_parquet(shop / "new.parquet")
+    assert scored.columns.tolist() == [*table.columns, "probability"]
+    assert scored["item"].tolist() == table["item"].tolist()
+    assert scored["probability"].between(0, 1).all()
+    assert scored["probability"].nunique() > 10
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+def test_predict_takes_unseen_words_empty_histories_and_no_labels(shop, tmp_path):
+    table = pd.read_parquet(shop / "new.parquet").drop(columns=["clicked", "who", "when"])
+    table.loc[:9, ["item", "brand", "country"]] = ["never", "seen", "XX"]
+    table.loc[5:14, ["past_items", "past_brands"]] = ""
+    table.loc[10:14, "price"] = None
+    table.to_csv(tmp_path / "new.csv", index=False)
+    arguments = ["predict", str(shop / "run"), str(tmp_path / "new.csv"), "--quiet", "--column", "p"]
+    assert main([*arguments, "--output", str(tmp_path / "scored.parquet")]) == 0
+    assert pd.read_parquet(tmp_path / "scored.parquet")["p"].notna().all()
+
+
+def test_evaluate_repeats_the_test_metrics_and_takes_other_tables(shop, capsys):
+    metrics = json.loads((shop / "run" / "metrics.json").read_text())
+    assert main(["evaluate", str(shop / "run"), "--quiet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "rows: 40"
+    assert lines[1] == f"AUC: {metrics['test_auc']:.4f}"
+    assert lines[2] == f"LogLoss: {metrics['test_logloss']:.4f}"
+    assert main(["evaluate", str(shop / "run"), str(shop / "new.parquet"), "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("rows: 50\nAUC: 0.")
+
+
+def test_evaluate_says_what_is_undefined(shop, tmp_path, capsys):
+    table = pa.parquet.read_table(shop / "new.parquet")
+    table = table.filter(pa.compute.equal(table["clicked"], 1))
+    pa.parquet.write_table(table, tmp_path / "clicks.parquet")
+    assert main(["evaluate", str(shop / "run"), str(tmp_path / "clicks.parquet"), "--quiet"]) == 0
+    assert "AUC: undefined for these rows" in capsys.readouterr().out.splitlines()
+
+
+def test_info_shows_versions_and_a_run(shop, run_copy, capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in out
+    assert "backend: " in out
+    assert main(["info", str(shop / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "model: dien" in out
+    assert '"test_auc"' in out
+    (run_copy / "metrics.json").unlink()
+    assert main(["info", str(run_copy)]) == 0
+    assert "metrics: none, the run is not finished" in capsys.readouterr().out
+
+
+def test_info_draws_what_the_model_attends_to(shop, tmp_path, capsys):
+    arguments = ["info", str(shop / "run"), "--attention", str(tmp_path / "pictures")]
+    assert main([*arguments, "--user", "u3", "--candidates", "i1, i2,i3"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("written: ")
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["attention.png", "interest.png"]
+    sentence = failure(capsys, *arguments, "--candidates", "i1,unheard", "--row", "1")
+    assert sentence == "candidate 'unheard' is in no row of the table, so its 'brand' is not known"
+    assert failure(capsys, "info", "--attention", "x").startswith("--attention needs a run directory")
+
+
+def test_help_explains_itself(capsys):
+    for arguments in (["--help"], ["train", "--help"], ["predict", "--help"], ["info", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        assert "dien-fast" in capsys.readouterr().out
+    for arguments in (
+        ["train", "--mlp-hidden", "0"],
+        ["train", "--mlp-hidden", "a"],
+        ["train", "--resume", "--overwrite"],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+# bad input: one sentence, status 2, nothing half-written
+
+
+def spoil(shop, tmp_path, **columns):
+    """Write the shop's table with some columns replaced (or, for None, dropped) and return its path."""
+    table = pd.read_csv(shop / "clicks.csv", keep_default_na=False)
+    for name, values in columns.items():
+        table = table.drop(columns=name) if values is None else table.assign(**{name: values})
+    table.to_csv(tmp_path / "bad.csv", index=False)
+    return tmp_path / "bad.csv"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"item": None}, "no column 'item'"),
+        ({"clicked": None}, "no column 'clicked'"),
+        ({"clicked": 3}, "got 3 in row 0"),
+        ({"past_items": 7.5}, "past_items"),
+        ({"past_items": "i1;i2"}, "should describe the same events"),
+        ({"past_items": "__PAD__;i1"}, "without padding"),
+        ({"price": "cheap"}, "price"),
+    ],
+)
+def test_bad_tables_are_refused_before_a_directory_is_made(shop, tmp_path, capsys, columns, message):
+    table = spoil(shop, tmp_path, **columns)
+    arguments = ["--dataset", table, "--schema", shop / "clicks.toml", "--output", tmp_path / "run"]
+    sentence = failure(capsys, "train", *arguments, "--quiet", "--cpu")
+    assert message in sentence
+    assert str(table) in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_files_and_schemas_are_named(shop, tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n")
+    (tmp_path / "empty.csv").write_text(",".join(shop_table(1).column_names) + "\n")
+    (tmp_path / "bad.toml").write_text('categorical = ["item"\n')
+    (tmp_path / "unknown.toml").write_text('categoricals = ["item"]\n')
+    train = ["train", "--output", tmp_path / "run", "--cpu", "--quiet", "--dataset"]
+    table, schema = shop / "clicks.csv", shop / "clicks.toml"
+    assert "no such file" in failure(capsys, *train, tmp_path / "none.csv", "--schema", schema)
+    assert "t.csv: cannot read the table" in failure(capsys, *train, tmp_path / "t.csv", "--schema", schema)
+    assert "empty.csv" in failure(capsys, *train, tmp_path / "empty.csv", "--schema", schema)
+    assert "not valid TOML" in failure(capsys, *train, table, "--schema", tmp_path / "bad.toml")
+    assert "did you mean 'categorical'" in failure(capsys, *train, table, "--schema", tmp_path / "unknown.toml")
+    assert "needs a schema file" in failure(capsys, *train, table)
+    assert "lr must not be negative" in failure(capsys, *train, "synthetic", "--lr", "-1")
+    (tmp_path / "file").write_text("")
+    sentence = failure(capsys, "train", "--dataset", "synthetic", "--rows", "200", "--output", tmp_path / "file")
+    assert sentence.endswith("is a file; the run needs a directory")
+    assert not (tmp_path / "run").exists()
+
+
+def test_predict_refuses_before_it_writes(shop, tmp_path, capsys):
+    new = shop / "new.parquet"
+    predict = ["predict", shop / "run"]
+    assert failure(capsys, *predict, new, "--output", tmp_path / "p.txt").endswith("must end in .csv or .parquet")
+    assert "does not exist" in failure(capsys, *predict, new, "--output", tmp_path / "no" / "p.csv")
+    assert "no such file" in failure(capsys, *predict, tmp_path / "none.csv", "--output", tmp_path / "p.csv")
+    column = ["--output", tmp_path / "p.csv", "--column", "price"]
+    assert "has a column 'price' already" in failure(capsys, *predict, new, *column)
+    table = spoil(shop, tmp_path, past_items=None)
+    assert f"{table}: no column 'past_items'" in failure(capsys, *predict, table, "--output", tmp_path / "p.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.csv"]
+
+
+def test_an_error_of_the_system_is_one_sentence_too(shop, tmp_path, capsys, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", str(tmp_path / "p.csv"))
+
+    monkeypatch.setattr("dien_fast.sources.write_table", full)
+    sentence = failure(
+        capsys, "predict", shop / "run", shop / "new.parquet", "--output", tmp_path / "p.csv", "--quiet"
+    )
+    assert sentence == f"{tmp_path / 'p.csv'}: No space left on device"
+
+
+def _truncate(run):
+    path = run / "best.pt"
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def _foreign(run):
+    torch.save({"epoch": 3}, run / "best.pt")
+
+
+def _text(run):
+    (run / "best.pt").write_text("not a checkpoint")
+
+
+def _missing_weight(run):
+    content = load_checkpoint(run / "best.pt")
+    content["model"].pop(next(iter(content["model"])))
+    save_checkpoint(run / "best.pt", content)
+
+
+def _wrong_shape(run):
+    content = load_checkpoint(run / "best.pt")
+    key = next(iter(content["model"]))
+    content["model"][key] = torch.zeros(2, 2)
+    save_checkpoint(run / "best.pt", content)
+
+
+def _other_encoders(run):
+    content = load_checkpoint(run / "best.pt")
+    save_checkpoint(run / "best.pt", content | {"fingerprint": "of other encoders"})
+
+
+def test_bad_checkpoints_end_the_command_with_one_sentence(shop, tmp_path):
+    expected = {
+        _truncate: "damaged, cut short",
+        _foreign: "is not a checkpoint of dien-fast",
+        _text: "damaged, cut short or not from dien-fast",
+        _missing_weight: "does not fit the model: it lacks the weight",
+        _wrong_shape: "must have shape",
+        _other_encoders: "they were fitted to other data",
+    }
+    processes = {}
+    for damage in expected:
+        run = shutil.copytree(shop / "run", tmp_path / damage.__name__)
+        damage(run)
+        processes[damage] = start("predict", run, shop / "new.parquet", "--output", tmp_path / "p.csv")
+        if len(processes) % 2 == 0:
+            processes[damage].wait()
+    for damage, process in processes.items():
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 2, err
+        assert out == ""
+        assert err.startswith("dien-fast: error: ")
+        assert err.count("\n") == 1
+        assert expected[damage] in err
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_a_missing_package_is_one_sentence_too(shop, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "dien_fast.pipeline")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    sentence = failure(capsys, "train", "--dataset", "synthetic", "--output", shop / "none")
+    assert sentence == 'pandas is not installed: pip install "dien-fast[train]"'
+
+
+def test_the_package_alone_imports_nothing_of_training():
+    code = "import sys, dien_fast; print(*sorted(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    # torch itself imports tqdm where it is installed.
+    extras = {"accelerate", "matplotlib", "pandas", "pyarrow", "sklearn"}
+    own = {"cli", "training", "scoring", "runs", "sources", "pipeline", "plots", "metrics", "checkpoints"}
+    assert not (extras | {f"dien_fast.{name}" for name in own}) & set(loaded.stdout.split())
+
+
+def test_a_bad_last_checkpoint_is_not_resumed(run_copy, capsys):
+    (run_copy / "last.pt").write_bytes((run_copy / "last.pt").read_bytes()[:3000])
+    sentence = failure(capsys, "train", "--output", run_copy, "--resume", "--epochs", "3", "--cpu", "--quiet")
+    assert "last.pt cannot be read as a checkpoint" in sentence

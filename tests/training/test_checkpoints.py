@@ -1,0 +1,141 @@
+"""Checkpoints are written whole or not at all, and bad ones are refused with one sentence."""
+
+import os
+import stat
+
+import pytest
+import torch
+from torch import nn
+
+from dien_fast.checkpoints import (
+    load_checkpoint,
+    load_weights,
+    remove_unfinished,
+    save_checkpoint,
+    write_atomically,
+)
+from dien_fast.errors import CheckpointError
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "metrics.json"
+    target.write_text("old")
+
+    def interrupted():
+        with write_atomically(target) as unfinished:
+            unfinished.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_write_replaces_creates_directories_and_has_usual_permissions(tmp_path):
+    target = tmp_path / "new" / "metrics.json"
+    for text in ("first", "second"):
+        with write_atomically(target) as unfinished:
+            assert unfinished.parent == target.parent
+            assert unfinished.suffix == ".json"
+            unfinished.write_text(text)
+        assert target.read_text() == text
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~mask
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    (tmp_path / ".best.x1.unfinished.pt").write_bytes(b"half")
+    (tmp_path / "best.pt").write_bytes(b"whole")
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_round_trip(tmp_path):
+    model = nn.Linear(3, 2)
+    save_checkpoint(tmp_path / "a.pt", {"model": model.state_dict(), "epoch": 3, "history": [{"auc": 0.5}]})
+    content = load_checkpoint(tmp_path / "a.pt", required=("model", "epoch"))
+    assert content["epoch"] == 3
+    assert content["history"] == [{"auc": 0.5}]
+    other = nn.Linear(3, 2)
+    load_weights(other, content["model"], "a.pt")
+    assert torch.equal(other.weight, model.weight)
+
+
+def _truncated(path):
+    save_checkpoint(path, {"model": nn.Linear(300, 20).state_dict()})
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def _foreign_text(path):
+    path.write_text("userId,movieId\n1,2\n")
+
+
+def _foreign_state_dict(path):
+    torch.save(nn.Linear(2, 2).state_dict(), path)
+
+
+def _foreign_tensor(path):
+    torch.save(torch.zeros(3), path)
+
+
+def _whole_module(path):
+    torch.save(nn.Linear(2, 2), path)
+
+
+def _without_weights(path):
+    save_checkpoint(path, {"epoch": 3})
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (_truncated, "damaged, cut short"),
+        (_foreign_text, "damaged, cut short"),
+        (_empty, "damaged, cut short"),
+        (_whole_module, "damaged, cut short or not from dien-fast"),
+        (_foreign_state_dict, "not a checkpoint of dien-fast"),
+        (_foreign_tensor, "not a checkpoint of dien-fast"),
+        (_without_weights, "lacks the entry 'model'"),
+    ],
+)
+def test_bad_files_are_refused_with_one_sentence(tmp_path, write, message):
+    path = tmp_path / "best.pt"
+    write(path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint .*nothing\.pt"):
+        load_checkpoint(tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("bias"), "lacks the weight 'bias'"),
+        (lambda state: state.update(extra=torch.zeros(1)), "unknown weight 'extra'"),
+        (
+            lambda state: state.update(weight=torch.zeros(3, 3)),
+            r"'weight' must have shape \(2, 3\), got \(3, 3\)",
+        ),
+        (lambda state: state.update(weight="text"), r"'weight' must have shape \(2, 3\), got str"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_and_nothing_is_copied(change, message):
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    state = dict(nn.Linear(3, 2).state_dict())
+    change(state)
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(model, state, "best.pt")
+    assert torch.equal(model.weight, before)

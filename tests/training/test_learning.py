@@ -1,0 +1,35 @@
+"""DIEN finds planted, drifting interests: its AUC comes close to the best that any model can reach."""
+
+from dien_fast.data import fit_encoders, shuffle_histories, synthetic_clicks
+from dien_fast.metrics import auc
+from dien_fast.pipeline import make_loaders
+from dien_fast.runs import RunConfig, build_model
+from dien_fast.sources import Tables
+from dien_fast.training import evaluate, fit, seed_everything
+
+
+def trained_auc(table, schema, epochs):
+    """Train on three quarters of the rows; return the test AUC and the test rows."""
+    rows = table.num_rows
+    parts = [table.slice(0, rows * 3 // 4), table.slice(rows * 3 // 4, rows // 12), table.slice(rows * 5 // 6)]
+    encoders = fit_encoders(parts[0], schema)
+    config = RunConfig(schema=schema.to_dict(), batch_size=256, attention_dropout=0.0, mlp_dropout=0.0)
+    tables = Tables(*parts, schema, ("training", "validation", "test"))
+    train, valid, test = make_loaders(tables, schema, encoders, config)
+    seed_everything(0, 0)
+    model = build_model(config, encoders)
+    settings = {"lr": 0.01, "weight_decay": 0.0, "aux_weight": 0.3, "cpu": True, "progress": False}
+    fit(model, train, valid, epochs=epochs, log=lambda line: None, **settings)
+    return evaluate(model, test)["auc"], parts[2]
+
+
+def test_dien_reaches_the_best_auc_within_0_01_and_not_with_shuffled_histories():
+    clicks = synthetic_clicks(rows=48_000, items=30, topics=5, drift=0.15)
+    reached, test = trained_auc(clicks.table, clicks.schema, epochs=5)
+    best = auc(test["label"].to_numpy(), test["bestProbability"].to_numpy())
+    # Seen: 0.0067 below the best with the native kernels, 0.0059 with the reference.
+    assert best - 0.01 < reached < best + 0.005
+    # The order of the clicks is what tells the current interest from an earlier one.
+    # Seen: 0.11 below after two epochs, 0.08 below after six.
+    shuffled, _ = trained_auc(shuffle_histories(clicks.table), clicks.schema, epochs=2)
+    assert shuffled < reached - 0.05

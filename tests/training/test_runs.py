@@ -1,0 +1,276 @@
+"""Run directories: opened with `load`, refused with one sentence when they are not whole."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+
+import dien_fast
+from dien_fast.checkpoints import load_checkpoint, save_checkpoint
+from dien_fast.data import Schema, synthetic_clicks
+from dien_fast.errors import CheckpointError, DataError, DienFastError
+from dien_fast.pipeline import train_run
+from dien_fast.runs import RunConfig, build_model, load, prepare_directory, without_negatives
+from dien_fast.sources import Source
+
+
+def small_run(directory, **settings):
+    config = RunConfig(**{"epochs": 1, "embedding_size": 4, "mlp_hidden": [4], "attention_hidden": [4]} | settings)
+    lines = []
+    metrics = train_run(
+        Source("synthetic", rows=400), config, directory, cpu=True, progress=False, log=lines.append
+    )
+    return metrics, lines
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "small"
+    metrics, lines = small_run(directory)
+    return directory, metrics, lines
+
+
+@pytest.fixture
+def run_copy(trained, tmp_path):
+    """A copy to damage."""
+    import shutil
+
+    return shutil.copytree(trained[0], tmp_path / "copy")
+
+
+def test_a_run_directory_holds_what_it_should(trained):
+    directory, metrics, lines = trained
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "auc.png",
+        "best.pt",
+        "config.json",
+        "encoders",
+        "history.csv",
+        "last.pt",
+        "loss.png",
+        "metrics.json",
+    ]
+    stored = json.loads((directory / "metrics.json").read_text())
+    # JSON has no NaN: the GAUC of so few rows is undefined.
+    assert stored == {name: None if value != value else value for name, value in metrics.items()}
+    assert lines[-1] == f"test AUC: {metrics['test_auc']:.4f}"
+    assert any(line.startswith("best reachable test AUC: 0.") for line in lines)
+    history = pd.read_csv(directory / "history.csv")
+    assert metrics["valid_auc"] == pytest.approx(history["valid_auc"].max())
+
+
+def test_load_gives_the_weights_of_the_best_epoch(trained):
+    run = dien_fast.load(trained[0])
+    best = load_checkpoint(trained[0] / "best.pt")["model"]
+    assert not run.model.training
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, best[name])
+    assert run.encoders.fingerprint() == run.config.fingerprint
+
+
+def test_predict_takes_any_table_and_repeats_the_test_metrics(trained, tmp_path):
+    directory, metrics, _ = trained
+    run = load(directory)
+    table = Source("synthetic", rows=400).load(seed=0).test
+    expected = run.predict(table)
+    assert expected.dtype == np.float32
+    assert expected.shape == (table.num_rows,)
+    assert dien_fast.metrics.auc(table["label"].to_numpy(), expected) == pytest.approx(metrics["test_auc"])
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    features = ["itemId", "histItemIds"]
+    for other in (
+        tmp_path / "t.parquet",
+        str(tmp_path / "t.parquet"),
+        table.select(features),
+        table.to_pandas(),
+        pl.from_arrow(table),
+    ):
+        # Rows are scored in batches of other shapes only in the last case; worst difference seen 0.
+        np.testing.assert_allclose(run.predict(other), expected, rtol=1e-6)
+    np.testing.assert_allclose(run.predict(table, batch_size=7), expected, rtol=1e-5)
+
+
+def test_unseen_words_and_empty_histories_are_scored(trained):
+    run = load(trained[0])
+    table = pa.table(
+        {"itemId": [1, 99999, None, 3], "histItemIds": [[1, 88888], [], None, [5]]},
+        schema=pa.schema({"itemId": pa.int64(), "histItemIds": pa.list_(pa.int64())}),
+    )
+    probabilities = run.predict(table)
+    assert np.isfinite(probabilities).all()
+    # Of one unseen item or another, the model knows the same: nothing.
+    assert probabilities[1] == probabilities[2]
+
+
+def test_a_table_without_a_feature_is_refused(trained):
+    with pytest.raises(DataError, match="no column 'histItemIds'"):
+        load(trained[0]).predict(pa.table({"itemId": [1]}))
+
+
+@pytest.mark.parametrize("negatives", ["none", "popularity"])
+@pytest.mark.parametrize("model", ["din", "dien"])
+def test_every_kind_of_model_is_trained_and_loaded(tmp_path, model, negatives):
+    source = Source("synthetic", rows=300, overrides={"negatives": negatives, "share_vocabulary": False})
+    config = RunConfig(model=model, gru_type="AIGRU", epochs=1, embedding_size=4)
+    train_run(source, config, tmp_path / "run", cpu=True, progress=False, log=lambda line: None)
+    run = load(tmp_path / "run")
+    assert type(run.model).__name__.lower() == model
+    assert run.predict(synthetic_clicks(rows=20).table).shape == (20,)
+    aux_loss = pd.read_csv(tmp_path / "run" / "history.csv")["train_aux_loss"]
+    assert aux_loss.isna().all() == (model == "din" or negatives == "none")
+
+
+def remove(name):
+    return lambda run: (run / name).unlink()
+
+
+def write(name, content):
+    return lambda run: (run / name).write_text(content)
+
+
+def change_config(**changes):
+    def damage(run):
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | changes))
+
+    return damage
+
+
+def drop_setting(run):
+    config = json.loads((run / "config.json").read_text())
+    del config["lr"]
+    (run / "config.json").write_text(json.dumps(config))
+
+
+def drop_weight(run):
+    content = load_checkpoint(run / "best.pt")
+    content["model"].popitem()
+    save_checkpoint(run / "best.pt", content)
+
+
+def other_encoders(run):
+    path = run / "encoders" / "itemId.json"
+    # Two items change places: the vocabulary keeps its size, the ids lose their meaning.
+    encoder = json.loads(path.read_text())
+    words = next(value for value in encoder.values() if isinstance(value, list) and len(value) > 9)
+    words[3], words[4] = words[4], words[3]
+    path.write_text(json.dumps(encoder))
+
+
+def truncate(run):
+    path = run / "best.pt"
+    path.write_bytes(path.read_bytes()[:-3000])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove("config.json"), "is not a run directory: it has no config.json"),
+        (remove("best.pt"), r"there is no checkpoint .*best\.pt"),
+        (remove("encoders/itemId.json"), "itemId"),
+        (write("config.json", "{"), "not valid JSON"),
+        (write("config.json", "[]"), "not the configuration of a dien-fast run"),
+        (write("encoders/itemId.json", "{}"), "is damaged"),
+        (change_config(model="gpt"), "model must be one of dien, din, got 'gpt'"),
+        (change_config(extra=1), "the setting 'extra' is missing or unknown"),
+        (drop_setting, "the setting 'lr' is missing or unknown"),
+        (change_config(embedding_size=8), r"does not fit the model: weight .* must have shape"),
+        (change_config(gru_type="AIGRU"), "does not fit the model"),
+        (change_config(schema={"categorical": "x"}), "is damaged: schema: categorical must be a list"),
+        (drop_weight, "lacks the weight"),
+        (truncate, "damaged, cut short"),
+        (other_encoders, "do not fit"),
+    ],
+)
+def test_damaged_runs_are_refused_with_one_sentence(run_copy, damage, message):
+    damage(run_copy)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(run_copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no run directory"):
+        load(tmp_path / "nothing")
+
+
+def test_settings_out_of_range_are_named():
+    for settings, message in (
+        ({"gru_type": "LSTM"}, "gru_type must be one of AUGRU, AGRU, AIGRU, GRU, got 'LSTM'"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
+        ({"lr": -1.0}, "lr must not be negative"),
+        ({"lr": float("nan")}, "lr must not be negative, got nan"),
+        ({"mlp_dropout": 1.0}, r"mlp_dropout must lie in \[0, 1\)"),
+    ):
+        with pytest.raises(DienFastError, match=message):
+            RunConfig(**settings)
+
+
+def test_a_directory_with_a_run_is_neither_mixed_up_nor_lost(run_copy):
+    run = load(run_copy)
+    (run_copy / "notes.txt").write_text("mine")
+    before = (run_copy / "best.pt").read_bytes()
+    with pytest.raises(CheckpointError, match="already holds a run: go on with --resume"):
+        prepare_directory(run_copy, run.config, run.encoders)
+    changed = RunConfig(**vars(run.config) | {"batch_size": 64})
+    with pytest.raises(CheckpointError, match="trained with batch_size = 128, now batch_size = 64"):
+        prepare_directory(run_copy, changed, run.encoders, resume=True)
+    stored = run.config.schema | {"min_count": 2}
+    with pytest.raises(CheckpointError, match=r"trained with schema\.min_count = 5, now schema\.min_count = 2"):
+        prepare_directory(run_copy, RunConfig(**vars(run.config) | {"schema": stored}), run.encoders, resume=True)
+    other_data = RunConfig(**vars(run.config) | {"fingerprint": "other"})
+    with pytest.raises(CheckpointError, match="the training rows are not those it was trained on"):
+        prepare_directory(run_copy, other_data, run.encoders, resume=True)
+    assert (run_copy / "best.pt").read_bytes() == before
+    assert prepare_directory(run_copy, run.config, run.encoders, resume=True)
+    assert (run_copy / "best.pt").read_bytes() == before
+    assert not prepare_directory(run_copy, changed, run.encoders, overwrite=True)
+    assert not (run_copy / "best.pt").exists()
+    assert (run_copy / "notes.txt").read_text() == "mine"
+    assert load_config_batch_size(run_copy) == 64
+
+
+def load_config_batch_size(directory):
+    return json.loads((directory / "config.json").read_text())["batch_size"]
+
+
+def test_other_programs_files_are_left_alone(tmp_path, trained):
+    run = load(trained[0])
+    (tmp_path / "config.json").write_text('{"name": "other"}')
+    with pytest.raises(CheckpointError, match="not the configuration of a dien-fast run"):
+        prepare_directory(tmp_path, run.config, run.encoders, overwrite=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is a file; the run needs a directory"):
+        prepare_directory(tmp_path / "file", run.config, run.encoders)
+
+
+def test_embeddings_may_have_sizes_of_their_own(trained):
+    clicks = synthetic_clicks(rows=200)
+    schema = Schema.from_dict(clicks.schema.to_dict() | {"embedding_sizes": {"itemId": 6}})
+    encoders = dien_fast.data.fit_encoders(clicks.table, schema)
+    model = build_model(RunConfig(schema=schema.to_dict()), encoders)
+    assert model.embeddings["itemId"].embedding_dim == 6
+    separate = schema.to_dict() | {"share_vocabulary": False, "embedding_sizes": {"itemId": 6, "histItemIds": 6}}
+    model = build_model(
+        RunConfig(schema=separate), dien_fast.data.fit_encoders(clicks.table, Schema.from_dict(separate))
+    )
+    assert model.embeddings["neg_histItemIds"].embedding_dim == 6
+    plain = without_negatives(
+        Schema.from_dict(separate | {"embedding_sizes": {"itemId": 6, "neg_histItemIds": 6}})
+    )
+    assert plain.embedding_sizes == {"itemId": 6}
+    assert plain.negatives == "none"
+
+
+def test_a_schema_the_model_cannot_serve_is_a_data_error(trained):
+    clicks = synthetic_clicks(rows=200)
+    settings = clicks.schema.to_dict() | {"share_vocabulary": False, "embedding_sizes": {"histItemIds": 5}}
+    encoders = dien_fast.data.fit_encoders(clicks.table, Schema.from_dict(settings))
+    with pytest.raises(DataError, match="the schema does not fit the model"):
+        build_model(RunConfig(schema=settings), encoders)
