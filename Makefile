@@ -33,6 +33,11 @@ train: $(READY) ## train DIEN on MovieLens-100K; results in runs/ml-100k
 test: $(READY) ## run the tests with branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90 $(ARGS)
 
+.PHONY: sanitize
+sanitize: $(READY) ## test the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+	DIEN_FAST_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib build/sanitize --build-temp build/sanitize/temp
+	$(BIN)/python tests/run_sanitized.py build/sanitize
+
 .PHONY: lint
 lint: $(READY) ## check formatting, lint and types
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -1,10 +1,12 @@
-"""Times the recurrence and the interest layer against the reference loop and torch.nn.GRU.
+"""Times the recurrence and the interest layer against the reference loop, torch.nn.GRU and oneDNN.
 
     python benchmarks/speed.py [--threads 2] [--rounds 15] [--output results.json]
 
 All providers of a size run in turn in one process, after a check that they agree; a figure is the median over
-the rounds. Lengths are ragged: uniform in [T / 4, T], seed 0, one of them T. Inputs and weights rotate between
-rounds. ``nn.GRU`` computes another function (it has no attention); it stands for what torch itself can do.
+the rounds. Lengths are ragged (uniform in [T / 4, T], seed 0, one of them T) except where a part says dense.
+Inputs and weights rotate between rounds. ``nn.GRU`` computes another function (it has no attention); it stands
+for what torch itself can do. oneDNN is ``lbr_augru`` of oneDNN 3.2 (the cell ``augru_official``) on padded input,
+the reorder of its weights included; its gradients are wrong, so its backward is timed, not checked.
 """
 
 from __future__ import annotations
@@ -19,13 +21,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from onednn import OneDnnAugru
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import dien_fast
 from dien_fast import reference
+from dien_fast.functional import attention_gru
 
 SIZES = [(128, 50, 32), (256, 100, 36), (1024, 100, 64), (64, 1000, 64), (1, 50, 32)]
+# For the comparison with oneDNN.
+DENSE_SIZES = [
+    (128, 20, 16),
+    (1024, 50, 32),
+    (256, 100, 36),
+    (1024, 100, 64),
+    (256, 200, 128),
+    (64, 1000, 64),
+    (1, 50, 32),
+]
 VARIANTS = 3
 
 
@@ -119,6 +133,40 @@ def interest(batch: int, steps: int, hidden: int) -> dict[str, Callable[[int], o
     }
 
 
+def against_onednn(
+    batch: int, steps: int, hidden: int, backward: bool, dense: bool
+) -> dict[str, Callable[[int], object]]:
+    torch.manual_seed(0)
+    lengths = torch.full((batch,), steps) if dense else lengths_of(batch, steps)
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    valid = torch.arange(steps) < lengths.unsqueeze(1)
+    cells = [dien_fast.AttentionUpdateGateGRUCell(hidden, hidden) for _ in range(VARIANTS)]
+    weights = [(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh) for cell in cells]
+    inputs = [(torch.randn(batch, steps, hidden), torch.rand(batch, steps)) for _ in range(VARIANTS)]
+    rows = [(x[valid].requires_grad_(), att[valid].requires_grad_()) for x, att in inputs]
+    major = [(x.transpose(0, 1).contiguous(), att.t().contiguous()) for x, att in inputs]
+    onednn = OneDnnAugru(steps, batch, hidden, backward)
+
+    def run_native(number: int) -> Tensor:
+        (x, att), parameters = rows[number % VARIANTS], weights[number % VARIANTS]
+        with torch.set_grad_enabled(backward):
+            states, _ = attention_gru(x, att, *parameters, offsets=offsets, cell="augru_official")
+            assert states is not None
+            if backward:
+                torch.autograd.grad(states, [x, att, *parameters], torch.ones_like(states))
+        return states.detach()
+
+    def run_onednn(number: int) -> Tensor:
+        (x, att), parameters = major[number % VARIANTS], weights[number % VARIANTS]
+        states = onednn.forward(x, att, *parameters)
+        if backward:
+            onednn.backward(x, att, *parameters[:2], torch.ones_like(states))
+        return states
+
+    torch.testing.assert_close(run_native(0), run_onednn(0).transpose(0, 1)[valid], rtol=1e-4, atol=1e-5)
+    return {"oneDNN": run_onednn, "dien-fast": run_native}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -128,17 +176,39 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     rows = []
+    peak = sgemm_gflops(arguments.rounds)
+    print(f"sgemm: {peak:.1f} GFLOP/s, {arguments.threads} threads")
+
+    def measure(part: str, size: tuple[int, int, int], providers: dict[str, Callable[[int], object]]) -> None:
+        times = interleaved(providers, arguments.rounds)
+        rows.append({"part": part, "B": size[0], "T": size[1], "H": size[2], "milliseconds": times})
+        first = next(iter(times))
+        shown = "  ".join(f"{name} {value:.3f} ms" for name, value in times.items())
+        print(
+            f"{part}, B {size[0]}, T {size[1]}, H {size[2]}: {times[first] / times['dien-fast']:.1f}x  ({shown})",
+            flush=True,
+        )
+
     for batch, steps, hidden in SIZES:
         parts = {"AUGRU forward": recurrence(batch, steps, hidden, backward=False)}
         if batch > 1:
             parts["AUGRU forward + backward"] = recurrence(batch, steps, hidden, backward=True)
             parts["Interest forward + backward"] = interest(batch, steps, hidden)
         for part, providers in parts.items():
-            times = interleaved(providers, arguments.rounds)
-            rows.append({"part": part, "B": batch, "T": steps, "H": hidden, "milliseconds": times})
-            ratio = times["reference loop"] / times["dien-fast"]
-            shown = "  ".join(f"{name} {value:.3f} ms" for name, value in times.items())
-            print(f"{part}, B {batch}, T {steps}, H {hidden}: {ratio:.1f}x  ({shown})", flush=True)
+            measure(part, (batch, steps, hidden), providers)
+    for size in DENSE_SIZES:
+        for backward in (False, True):
+            for dense in (True, False):
+                what = "forward + backward" if backward else "forward"
+                part = f"AUGRU {what}, {'dense' if dense else 'ragged'}, oneDNN"
+                providers = against_onednn(*size, backward=backward, dense=dense)
+                measure(part, size, providers)
+                if dense:
+                    steps = size[0] * size[1]
+                    operations = (36 if backward else 12) * size[2] ** 2 * steps
+                    rate = operations / rows[-1]["milliseconds"]["dien-fast"] / 1e6
+                    rows[-1]["GFLOP/s"] = round(rate, 1)
+                    print(f"    {rate:.1f} GFLOP/s, {100 * rate / peak:.0f} % of sgemm")
     result = {
         "machine": platform.processor() or platform.machine(),
         "threads": arguments.threads,
@@ -146,10 +216,9 @@ def main() -> None:
         "dien-fast": dien_fast.__version__,
         "backend": str(dien_fast.backend()),
         "commit": commit.stdout.strip(),
-        "sgemm GFLOP/s": round(sgemm_gflops(arguments.rounds), 1),
+        "sgemm GFLOP/s": round(peak, 1),
         "rows": rows,
     }
-    print(f"sgemm: {result['sgemm GFLOP/s']} GFLOP/s")
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(result, indent=1) + "\n")
 

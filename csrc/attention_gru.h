@@ -54,7 +54,10 @@ struct Batch {
     const int64_t* x_start;     // [B] rows of x
     const int64_t* step_start;  // [longest], or null for 0, 1, 2, ...
 
-    int64_t step(int64_t t) const { return step_start == nullptr ? t : step_start[t]; }
+    // Always inlined: a copy shared by the translation units could be one of the wrong instruction set.
+    __attribute__((always_inline)) int64_t step(int64_t t) const {
+        return step_start == nullptr ? t : step_start[t];
+    }
 };
 
 // Weights as the caller has them; the rows of the gates in the order of the table above.

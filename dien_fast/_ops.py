@@ -93,6 +93,11 @@ def wants_native() -> bool:
     return False
 
 
+# torch.compile cannot read a ContextVar, so the choice is made while it traces. The mark is all that
+# torch.compiler.assume_constant_result does, but for importing the compiler, which takes a second.
+wants_native._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Run a block with the ``"native"`` or the ``"reference"`` backend, in this thread or task alone.
@@ -159,6 +164,7 @@ def _fake_backward(
     h0: Tensor | None,
     lengths: Tensor,
     row_start: Tensor,
+    x_start: Tensor,
     step_start: Tensor | None,
     states: Tensor,
     gates: Tensor,
@@ -179,14 +185,12 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, row_start, _, step_start, _, cell, *_ = inputs
+    x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, *starts, _, cell, _, _ = inputs
     states, _, gates = output
     ctx.mark_non_differentiable(gates)
     ctx.set_materialize_grads(False)
     ctx.cell = cell
-    ctx.save_for_backward(
-        x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, row_start, step_start, states, gates
-    )
+    ctx.save_for_backward(x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, *starts, states, gates)
 
 
 def _backward(ctx: Any, dstates: Tensor | None, dlast: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
@@ -247,6 +251,9 @@ def native_attention_gru(
         value is not None and value.requires_grad for value in (x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0)
     )
     rows, hidden = x.size(0), weight_hh.size(1)
+    # Exported, the limit would bound the number of rows; without gates backward computes them again.
+    save_gates = differentiable and not torch.compiler.is_exporting() and rows * hidden <= SAVED_GATES_LIMIT
+    row_start = row_start.contiguous()
     states, last, _ = torch.ops.dien_fast.attention_gru(
         x.contiguous(),
         None if att is None else att.contiguous(),
@@ -255,13 +262,13 @@ def native_attention_gru(
         None if bias_ih is None else bias_ih.contiguous(),
         None if bias_hh is None else bias_hh.contiguous(),
         None if h0 is None else h0.contiguous(),
-        lengths,
+        lengths.contiguous(),
         row_start,
         row_start,
         step_start,
         rows,
         CELLS.index(cell),
         return_states or differentiable,
-        differentiable and rows * hidden <= SAVED_GATES_LIMIT,
+        save_gates,
     )
     return states, last

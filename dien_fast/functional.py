@@ -58,7 +58,8 @@ def attention_gru(
     """Run the recurrence over a batch of histories.
 
     Exactly one of ``lengths``, ``offsets`` and ``batch_sizes`` tells the layout. I is the input size, H the
-    hidden size, and G the number of gates (2 for ``"agru"``, else 3).
+    hidden size, and G the number of gates (2 for ``"agru"``, else 3). 16-bit arguments are computed in
+    float32; under autocast they may stand beside float32 ones, and the results are float32.
 
     Args:
         x: inputs: padded ``[B, T, I]`` with ``lengths``, ragged ``[N, I]`` with ``offsets``, or packed
@@ -91,6 +92,19 @@ def attention_gru(
         >>> states.shape, last.shape
         (torch.Size([2, 5, 8]), torch.Size([2, 8]))
     """
+    if x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type):
+        # Attention and state stay float32, and so do the products of the loop over steps.
+        widened = (_widened(value) for value in (x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0))
+        with torch.autocast(x.device.type, enabled=False):
+            return attention_gru(
+                *widened,
+                lengths=lengths,
+                offsets=offsets,
+                batch_sizes=batch_sizes,
+                cell=cell,
+                reset=reset,
+                return_states=return_states,
+            )
     hidden = _check_cell(cell, reset, weight_ih, weight_hh, bias_ih, bias_hh)
     given = [name for name, value in _layouts(lengths, offsets, batch_sizes) if value is not None]
     if len(given) != 1:
@@ -118,7 +132,7 @@ def attention_gru(
     state_dtype = torch.promote_types(x.dtype, torch.float32)
 
     def rows_of(value: Tensor) -> Tensor:
-        return value.reshape(-1, *value.shape[2:]) if padded else value
+        return value.flatten(0, 1) if padded else value
 
     flat_x = rows_of(x).to(state_dtype)
     flat_att = None if att is None or cell == "gru" else rows_of(att).to(state_dtype)
@@ -227,7 +241,7 @@ def _layouts(
 def _check_shape(name: str, value: Tensor, shape: tuple[int | None, ...]) -> None:
     """Raise unless ``value`` has ``shape``, where None stands for any size."""
     if value.dim() != len(shape) or any(
-        want not in (None, got) for want, got in zip(shape, value.shape, strict=True)
+        want is not None and want != got for want, got in zip(shape, value.shape, strict=True)
     ):
         wanted = ", ".join("*" if size is None else str(size) for size in shape) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{name} must have shape ({wanted}), got {tuple(value.shape)}")
@@ -249,11 +263,17 @@ def _check_cell(
     _check_shape("weight_hh", weight_hh, (None, None))
     rows, hidden = GATES[cell] * weight_hh.size(1), weight_hh.size(1)
     _check_shape("weight_hh", weight_hh, (rows, hidden))
+    if hidden == 0:
+        raise ValueError(f"weight_hh must have at least one column, got shape {tuple(weight_hh.shape)}")
     _check_shape("weight_ih", weight_ih, (rows, None))
     for name, value in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
         if value is not None:
             _check_shape(name, value, (rows,))
     return hidden
+
+
+def _widened(value: Tensor | None) -> Tensor | None:
+    return value.float() if value is not None and value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def _check_integer(name: str, value: Tensor, size: int | None) -> Tensor:
@@ -266,13 +286,20 @@ def _check_integer(name: str, value: Tensor, size: int | None) -> Tensor:
 def check_lengths(name: str, lengths: Tensor, batch: int, longest: int) -> Tensor:
     """Return ``lengths`` as int64, or raise unless they are B integers in ``[0, T]``."""
     lengths = _check_integer(name, lengths, batch)
-    if batch and (int(lengths.min()) < 0 or int(lengths.max()) > longest):
+    if torch.compiler.is_compiling():
+        # A length has no value while a graph is traced; the graph checks it when it runs.
+        torch._assert_async(((lengths >= 0) & (lengths <= longest)).all(), f"{name} must lie in [0, T]")
+    elif batch and (int(lengths.min()) < 0 or int(lengths.max()) > longest):
         raise ValueError(f"{name} must lie in [0, {longest}], got [{int(lengths.min())}, {int(lengths.max())}]")
     return lengths
 
 
 def _check_offsets(offsets: Tensor, rows: int) -> Tensor:
     offsets = _check_integer("offsets", offsets, None)
+    if torch.compiler.is_compiling():
+        rising = (offsets[1:] >= offsets[:-1]).all() & (offsets[0] == 0) & (offsets[-1] == rows)
+        torch._assert_async(rising, "offsets must rise from 0 to N")
+        return offsets
     ends = (int(offsets[0]), int(offsets[-1])) if offsets.numel() else None
     if ends != (0, rows) or bool((offsets[1:] < offsets[:-1]).any()):
         raise ValueError(f"offsets must rise from 0 to {rows}, got {offsets.tolist()[:8]} ...")
@@ -282,6 +309,12 @@ def _check_offsets(offsets: Tensor, rows: int) -> Tensor:
 def _check_batch_sizes(batch_sizes: Tensor, rows: int, h0: Tensor | None) -> tuple[Tensor, int]:
     """Return the sizes and B; with h0, B may exceed the first size by histories without a step."""
     sizes = _check_integer("batch_sizes", batch_sizes, None).cpu()
+    if torch.compiler.is_compiling():
+        falling = (sizes[1:] <= sizes[:-1]).all() & (sizes >= 1).all() & (sizes.sum() == rows)
+        torch._assert_async(falling, "batch_sizes must fall, be positive and sum to N")
+        batch = int(sizes[0]) if h0 is None else h0.size(0)
+        torch._check(batch >= 0)
+        return sizes, batch
     rising = bool((sizes[1:] > sizes[:-1]).any())
     if int(sizes.sum()) != rows or rising or (sizes.numel() and int(sizes[-1]) < 1):
         raise ValueError(f"batch_sizes must fall, be positive and sum to {rows}, got {sizes.tolist()[:8]} ...")

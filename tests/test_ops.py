@@ -219,9 +219,18 @@ class TestDispatcher:
     @pytest.mark.parametrize(
         ("position", "value", "message"),
         [
-            (7, torch.tensor([4, 4, 4, 4, 5]), "history 4 must lie in rows 0 to 20, got 16 to 21"),
+            (
+                7,
+                torch.tensor([4, 4, 4, 4, 5]),
+                "history 4 must lie in rows 0 to 20, got start 16 and steps 0 to 4",
+            ),
             (7, torch.tensor([4, 4, 4, 4, -1]), "lengths must not be negative, got -1"),
-            (8, torch.arange(5) - 1, "history 0 must lie in rows 0 to 20, got -1 to"),
+            (8, torch.arange(5) - 1, "history 0 must lie in rows 0 to 20, got start -1 and"),
+            (7, torch.full((5,), 2**63 - 1), "history 0 must lie in rows 0 to 20, got start 0 and"),
+            (8, torch.full((5,), 2**63 - 1), f"history 0 must lie in rows 0 to 20, got start {2**63 - 1} and"),
+            (10, torch.arange(4) + 2**63 - 4, "history 0 must lie in rows 0 to 20, got start 0 and"),
+            (10, torch.arange(4) - 1, "history 0 must lie in rows 0 to 20, got start 0 and steps -1 to"),
+            (10, torch.tensor([0, 2, 1, 3]), "step_start must not fall"),
             (9, torch.arange(5) + 19, "history .* must lie in rows 0 to 20"),
             (7, torch.ones(5), "lengths must have dtype int64"),
             (12, 5, r"cell must lie in \[0, 4\], got 5"),
@@ -235,6 +244,18 @@ class TestDispatcher:
         arguments[position] = value
         with pytest.raises(RuntimeError, match=message):
             torch.ops.dien_fast.attention_gru(*arguments)
+
+    @pytest.mark.parametrize("more", [False, True], ids=["one for all", "one more than states"])
+    def test_shared_rows_have_no_gradient(self, more):
+        """Histories that share rows of x would each overwrite the gradient of the others."""
+        arguments = list(self.arguments())
+        if more:
+            arguments[0] = torch.randn(21, 3, requires_grad=True)
+        else:
+            arguments[9] = torch.zeros(5, dtype=torch.int64)
+        _, last, _ = torch.ops.dien_fast.attention_gru(*arguments)
+        with pytest.raises(RuntimeError, match="x must have a row of its own for every state"):
+            last.sum().backward()
 
 
 class TestBackend:

@@ -52,6 +52,7 @@ Capability choose_capability() {
         return value;
     }
     STD_TORCH_CHECK(false, "DIEN_FAST_CPU_CAPABILITY must be baseline, avx2 or avx512, got ", name);
+    return machine;  // for the compiler, which does not know that the check throws
 }
 
 Capability capability() {
@@ -219,19 +220,22 @@ Schedule make_schedule(const Tensor& lengths, const Tensor& row_start, const Ten
         const int64_t length = s.batch.lengths[b];
         STD_TORCH_CHECK(length >= 0, "lengths must not be negative, got ", length);
         longest = std::max(longest, length);
-        s.steps += length;
     }
     STD_TORCH_CHECK(!step_start || longest <= known_steps, "lengths must be at most ", known_steps, ", got ",
                     longest);
     for (int64_t t = 1; t < known_steps; ++t)
         STD_TORCH_CHECK(s.batch.step_start[t - 1] <= s.batch.step_start[t], "step_start must not fall");
     for (int64_t b = 0; b < size; ++b) {
-        if (s.batch.lengths[b] == 0) continue;
-        const int64_t first = s.batch.step(0), end = s.batch.step(s.batch.lengths[b] - 1) + 1;
+        const int64_t length = s.batch.lengths[b];
+        if (length == 0) continue;
+        // Neither a start nor a step is negative, so no sum of theirs that is compared can overflow.
+        const int64_t first = s.batch.step(0), last = s.batch.step(length - 1);
         for (const auto& [start, limit] :
              {std::pair<int64_t, int64_t>{s.batch.row_start[b], rows}, {s.batch.x_start[b], x_rows}})
-            STD_TORCH_CHECK(start + first >= 0 && start + end <= limit, "history ", b,
-                            " must lie in rows 0 to ", limit, ", got ", start + first, " to ", start + end);
+            STD_TORCH_CHECK(start >= 0 && first >= 0 && last < limit - start, "history ", b,
+                            " must lie in rows 0 to ", limit, ", got start ", start, " and steps ", first,
+                            " to ", last);
+        s.steps += length;
     }
 
     // Longest first; counting keeps the caller's order among equals.
@@ -337,21 +341,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_backward(
     const std::optional<Tensor>& dstates, const std::optional<Tensor>& dlast, const Tensor& x,
     const std::optional<Tensor>& att, const Tensor& weight_ih, const Tensor& weight_hh,
     const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
-    const std::optional<Tensor>& h0, const Tensor& lengths, const Tensor& row_start,
+    const std::optional<Tensor>& h0, const Tensor& lengths, const Tensor& row_start, const Tensor& x_start,
     const std::optional<Tensor>& step_start, const Tensor& states, const Tensor& gates, int64_t cell,
     const std::vector<bool>& wanted) {
     const Kernels<T>& k = kernels<T>();
     const Weights<T> weights = check_weights<T>(cell, x, weight_ih, weight_hh, bias_ih, bias_hh);
     const int64_t hidden = weights.hidden, input = weights.input, rows = states.size(0);
     const int first = weights.cell == Cell::kAgru ? 1 : 0;
-    const Schedule s = make_schedule(lengths, row_start, row_start, step_start, rows, x.size(0),
+    const Schedule s = make_schedule(lengths, row_start, x_start, step_start, rows, x.size(0),
                                      18 * hidden * (input + hidden));
+    STD_TORCH_CHECK(
+        x.size(0) == rows && std::equal(s.batch.row_start, s.batch.row_start + s.batch.size, s.batch.x_start),
+        "x must have a row of its own for every state where a gradient is wanted");
     const int64_t size = s.batch.size, padded_hidden = k.padded(hidden), padded_input = k.padded(input);
     const bool saved = gates.size(0) > 0;
 
     auto output = [&](bool want, std::initializer_list<int64_t> shape, bool zero) {
         Tensor out = want ? empty_rows(x, shape) : torch::stable::new_empty(x, {0});
-        if (want && zero) std::memset(out.mutable_data_ptr(), 0, out.numel() * sizeof(T));
+        if (zero && out.numel() > 0) std::memset(out.mutable_data_ptr(), 0, out.numel() * sizeof(T));
         return out;
     };
     const bool gaps = rows != s.steps;
@@ -402,6 +409,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_backward(
     Tensor dbias_hh = output(wanted[kWeights], {(3 - first) * hidden}, false);
     if (wanted[kWeights]) {
         auto add = [&](T* to, int64_t from, int64_t count) {
+            if (count == 0) return;  // an empty gradient has no address
             std::memcpy(to, sums.data() + from, count * sizeof(T));
             for (int64_t thread = 1; thread < threads; ++thread) {
                 const T* more = sums.data() + thread * sums_size + from;
@@ -426,15 +434,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_backward(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_gru_backward(
     std::optional<Tensor> dstates, std::optional<Tensor> dlast, Tensor x, std::optional<Tensor> att,
     Tensor weight_ih, Tensor weight_hh, std::optional<Tensor> bias_ih, std::optional<Tensor> bias_hh,
-    std::optional<Tensor> h0, Tensor lengths, Tensor row_start, std::optional<Tensor> step_start,
-    Tensor states, Tensor gates, int64_t cell, std::vector<bool> wanted) {
+    std::optional<Tensor> h0, Tensor lengths, Tensor row_start, Tensor x_start,
+    std::optional<Tensor> step_start, Tensor states, Tensor gates, int64_t cell, std::vector<bool> wanted) {
     STD_TORCH_CHECK(x.dim() == 2 && states.dim() == 2, "x and states must have 2 dimensions");
     STD_TORCH_CHECK(wanted.size() == kGradients, "wanted must have 4 elements, got ", wanted.size());
     const bool single = x.scalar_type() == ScalarType::Float;
     STD_TORCH_CHECK(single || x.scalar_type() == ScalarType::Double, "x must have dtype float32 or float64");
     const auto run = single ? run_backward<float> : run_backward<double>;
     return run(dstates, dlast, x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, row_start,
-               step_start, states, gates, cell, wanted);
+               x_start, step_start, states, gates, cell, wanted);
 }
 
 }  // namespace

@@ -281,22 +281,30 @@ struct GateSums {
 
     DIEN_FAST_INLINE static void accumulate(Vec<T> (&totals)[3][Rows], const T* const (&from)[Rows],
                                             int64_t depth, const T* packed) {
-        constexpr int kFirst = 3 - Gates;
-        for (int64_t begin = 0; begin < depth; begin += kSumLength) {
-            const int64_t end = begin + kSumLength < depth ? begin + kSumLength : depth;
+        // The first products join the sums in their registers, so that short depths touch no memory.
+        const int64_t first = depth < kSumLength ? depth : kSumLength;
+        products(totals, from, 0, first, packed);
+        for (int64_t begin = first; begin < depth; begin += kSumLength) {
             Vec<T> sums[3][Rows] = {};
-            for (int64_t k = begin; k < end; ++k) {
-#pragma GCC unroll 8
-                for (int i = 0; i < Rows; ++i) {
-                    const T value = from[i][k];
-#pragma GCC unroll 3
-                    for (int gate = kFirst; gate < 3; ++gate)
-                        sums[gate][i] += value * load(packed + (gate - kFirst) * kLanes<T>);
-                }
-                packed += Gates * kLanes<T>;
-            }
-            for (int gate = kFirst; gate < 3; ++gate)
+            products(sums, from, begin, begin + kSumLength < depth ? begin + kSumLength : depth, packed);
+            for (int gate = 3 - Gates; gate < 3; ++gate)
                 for (int i = 0; i < Rows; ++i) totals[gate][i] += sums[gate][i];
+        }
+    }
+
+    DIEN_FAST_INLINE static void products(Vec<T> (&sums)[3][Rows], const T* const (&from)[Rows],
+                                          int64_t begin, int64_t end, const T* packed) {
+        constexpr int kFirst = 3 - Gates;
+        packed += begin * Gates * kLanes<T>;
+        for (int64_t k = begin; k < end; ++k) {
+#pragma GCC unroll 8
+            for (int i = 0; i < Rows; ++i) {
+                const T value = from[i][k];
+#pragma GCC unroll 3
+                for (int gate = kFirst; gate < 3; ++gate)
+                    sums[gate][i] += value * load(packed + (gate - kFirst) * kLanes<T>);
+            }
+            packed += Gates * kLanes<T>;
         }
     }
 };

@@ -133,7 +133,10 @@ def check_packed(x: PackedSequence, att_scores: PackedSequence) -> PackedSequenc
         raise ValueError(
             f"att_scores must have {x.data.size(0)} packed rows as x has, got {att_scores.data.size(0)}"
         )
-    if not torch.equal(att_scores.batch_sizes, x.batch_sizes):
+    if torch.compiler.is_compiling():
+        same = (att_scores.batch_sizes == x.batch_sizes).all()
+        torch._assert_async(same, "att_scores must be packed with the lengths of x")
+    elif not torch.equal(att_scores.batch_sizes, x.batch_sizes):
         raise ValueError(
             f"att_scores must be packed with the lengths of x, {x.batch_sizes.tolist()[:8]} ... histories a step, "
             f"got {att_scores.batch_sizes.tolist()[:8]} ..."
