@@ -29,6 +29,10 @@ venv: $(READY) ## create .venv with the pinned development versions
 train: $(READY) ## train DIEN on MovieLens-100K; results in runs/ml-100k
 	$(BIN)/dien-fast train --dataset ml-100k --output $(RUN) --overwrite $(ARGS)
 
+.PHONY: resume
+resume: $(READY) ## go on with a training that was interrupted
+	$(BIN)/dien-fast train --output $(RUN) --resume $(ARGS)
+
 .PHONY: test
 test: $(READY) ## run the tests with branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90 $(ARGS)

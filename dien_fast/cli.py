@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -78,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f'{error.name} is not installed: pip install "dien-fast[train]"')
     except ImportError as error:
         return _fail(str(error))
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough; Python's own flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
@@ -235,7 +239,7 @@ def _add_train(commands: Any) -> None:
     fit.add_argument("--seed", type=int, metavar="N", help="default: 0")
     fit.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], help="default: no")
     fit.add_argument("--gradient-accumulation", type=int, metavar="N", help="batches to a step (default: 1)")
-    fit.add_argument("--workers", type=int, default=0, metavar="N", help="processes for batches (default: 0)")
+    fit.add_argument("--workers", type=_workers, default=0, metavar="N", help="processes for batches (default: 0)")
     fit.add_argument("--cpu", action="store_true", default=False, help="stay on the CPU though there is a GPU")
 
     output = train.add_argument_group("output")
@@ -324,9 +328,16 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _test_rows(config: RunConfig, directory: Path) -> pa.Table:
+    from dien_fast.data import fit_encoders
     from dien_fast.sources import Source
 
-    return Source.from_dict(config.data, directory).load(config.seed).test
+    tables = Source.from_dict(config.data, directory).load(config.seed)
+    if fit_encoders(tables.train, config.click_schema).fingerprint() != config.fingerprint:
+        raise DataError(
+            f"{config.data['dataset']} has changed since {directory} was trained on it, so its test rows are not "
+            "known; name a table"
+        )
+    return tables.test
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -385,7 +396,16 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise ValueError
+    return words
+
+
+def _workers(text: str) -> int:
+    if int(text) < 0:
+        raise ValueError
+    return int(text)
 
 
 def _sizes(text: str) -> list[int]:
@@ -397,6 +417,8 @@ def _sizes(text: str) -> list[int]:
 
 # argparse names the type in its message.
 _sizes.__name__ = "list of sizes"
+_words.__name__ = "list of candidates"
+_workers.__name__ = "number of workers"
 
 
 def _fail(sentence: str) -> int:

@@ -94,10 +94,15 @@ def attention_gru(
     """
     if x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type):
         # Attention and state stay float32, and so do the products of the loop over steps.
-        widened = (_widened(value) for value in (x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0))
         with torch.autocast(x.device.type, enabled=False):
             return attention_gru(
-                *widened,
+                x.float(),
+                _widened(att),
+                weight_ih.float(),
+                weight_hh.float(),
+                _widened(bias_ih),
+                _widened(bias_hh),
+                _widened(h0),
                 lengths=lengths,
                 offsets=offsets,
                 batch_sizes=batch_sizes,

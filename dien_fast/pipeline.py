@@ -37,8 +37,8 @@ def train_run(
 ) -> dict[str, Any]:
     """Read the data, train, and report the metrics of the best epoch.
 
-    Everything is checked before ``directory`` is touched. Encoders, popularity and negatives learn from the
-    training rows alone.
+    Data and settings are checked before ``directory`` is touched. Encoders, popularity and negatives learn
+    from the training rows alone.
 
     Args:
         source: where the rows come from.
@@ -79,6 +79,7 @@ def train_run(
         world_size=accelerator.num_processes,
         pin_memory=accelerator.device.type == "cuda",
     )
+    training.check_loaders(train, valid, accelerator)
     training.seed_everything(config.seed, 0)
     model = build_model(config, encoders)
     say(

@@ -11,10 +11,11 @@ metrics.json    metrics on the validation and test rows at the best epoch
 from __future__ import annotations
 
 import json
+import math
 import platform
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 MODELS = {"dien": DIEN, "din": DIN}
 GRU_TYPES = ("AUGRU", "AGRU", "AIGRU", "GRU")
+
+_RUN_FILES = ("last.pt", "best.pt", "metrics.json", "history.csv", "loss.png", "auc.png")
 
 # These may change when a run is resumed: none of them alters an epoch that has been trained.
 _FREE_TO_CHANGE = ("epochs", "patience", "versions")
@@ -89,6 +92,15 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            wanted = (int, float) if kind is float else get_origin(kind) or kind
+            if isinstance(value, bool) or not isinstance(value, wanted):
+                raise DienFastError(f"{name} must be of type {kind}, got {value!r}")
+        for name in ("attention_hidden", "mlp_hidden"):
+            sizes = getattr(self, name)
+            if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+                raise DienFastError(f"{name} must be whole numbers of at least 1, got {sizes!r}")
         for name, known in (("model", tuple(MODELS)), ("gru_type", GRU_TYPES)):
             if getattr(self, name) not in known:
                 raise DienFastError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -98,8 +110,8 @@ class RunConfig:
             if getattr(self, name) < least:
                 raise DienFastError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("lr", "weight_decay", "aux_weight", "seed"):
-            if not getattr(self, name) >= 0:
-                raise DienFastError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise DienFastError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
         for name in ("attention_dropout", "mlp_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise DienFastError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
@@ -206,6 +218,11 @@ def build_model(config: RunConfig, encoders: Encoders) -> DIEN:
         )
     except (ValueError, KeyError) as error:
         raise DataError(f"the schema does not fit the model: {error}") from error
+    except RuntimeError as error:
+        raise DienFastError(
+            f"the model does not fit into memory: embedding_size {config.embedding_size}, "
+            f"{sum(encoders.dimensions().values()):,} words"
+        ) from error
 
 
 @dataclass
@@ -333,10 +350,19 @@ def prepare_directory(
         CheckpointError: if there is a run and neither is asked for, or it had other settings.
     """
     directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise CheckpointError(f"{directory} is a file; the run needs a directory")
+    for part in (directory, *directory.parents):
+        if part.exists() and not part.is_dir():
+            raise CheckpointError(f"{part} is a file; the run needs a directory")
     exists = (directory / "config.json").exists()
-    if exists:
+    if not exists:
+        if resume:
+            raise CheckpointError(f"{directory} holds no run to resume; train without --resume to start one")
+        for name in (*_RUN_FILES, "encoders"):
+            if (directory / name).exists():
+                raise CheckpointError(
+                    f"{directory} holds {name}, but no config.json, so it is not a run; choose another --output"
+                )
+    else:
         # Also guards another program's config.json from being overwritten.
         before = RunConfig.load(directory / "config.json")
         if resume:
@@ -349,12 +375,15 @@ def prepare_directory(
     resuming = exists and resume and (directory / "last.pt").exists()
     remove_unfinished(directory)
     if not resuming:
-        for name in ("last.pt", "best.pt", "metrics.json", "history.csv", "loss.png", "auc.png"):
+        # First of all, so that a directory with any other of a run's files is always known as a run.
+        config.save(directory / "config.json")
+        for name in _RUN_FILES:
             (directory / name).unlink(missing_ok=True)
         for stale in (directory / "encoders").glob("*.json"):
             stale.unlink()
         encoders.save(directory / "encoders")
-    config.save(directory / "config.json")
+    else:
+        config.save(directory / "config.json")
     return resuming
 
 

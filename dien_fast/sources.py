@@ -91,6 +91,8 @@ class Source:
         """
         if set(settings) != {item.name for item in fields(cls)}:
             raise CheckpointError(f"{Path(directory) / 'config.json'} does not say where the run's rows came from")
+        if not isinstance(settings["overrides"], dict) or not isinstance(settings["dataset"], str):
+            raise CheckpointError(f"{Path(directory) / 'config.json'} does not say where the run's rows came from")
         return cls(**settings)
 
     @property

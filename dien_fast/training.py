@@ -123,7 +123,7 @@ def fit(
     _check_extras()
     if accelerator is None:
         accelerator = make_accelerator(mixed_precision, gradient_accumulation_steps, cpu)
-    _check_loaders(train, valid, accelerator)
+    check_loaders(train, valid, accelerator)
     say = log or print_line
     directory = Path(run_directory) if run_directory is not None else None
     settings = {
@@ -354,7 +354,8 @@ def _check_extras() -> None:
             ) from error
 
 
-def _check_loaders(train: EpochLoader, valid: EpochLoader | None, accelerator: Accelerator) -> None:
+def check_loaders(train: EpochLoader, valid: EpochLoader | None, accelerator: Accelerator) -> None:
+    """Raise DataError or ValueError, in one sentence, where :func:`fit` cannot train on these batches."""
     if len(train.dataset) < 2:
         raise DataError(f"training needs at least 2 rows, got {len(train.dataset)}")
     for name, loader in (("train", train), ("valid", valid)):

@@ -186,10 +186,40 @@ def test_more_epochs_may_be_added_and_a_run_overwritten(run_copy, capsys):
     assert [path.name for path in (run_copy / "encoders").iterdir()].count("brand.json") == 0
 
 
-def test_resume_with_nothing_to_resume_starts_anew(tmp_path, capsys):
+def test_resume_needs_a_run(tmp_path, capsys):
     arguments = ["train", "--dataset", "synthetic", "--rows", "200", "--epochs", "1", "--cpu", "--quiet"]
-    assert main([*arguments, "--output", str(tmp_path / "run"), "--resume"]) == 0
+    arguments += ["--output", str(tmp_path / "run")]
+    assert f"{tmp_path / 'run'} holds no run to resume" in failure(capsys, *arguments, "--resume")
+    assert main(arguments) == 0
+    # Killed in its first epoch a run has no checkpoint yet: it starts anew, with its own settings.
+    (tmp_path / "run" / "last.pt").unlink()
+    capsys.readouterr()
+    assert main([*arguments, "--resume"]) == 0
     assert f"nothing to resume in {tmp_path / 'run'}: starting anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["best.pt", "history.csv", "encoders/mine.json"])
+def test_a_directory_of_other_files_is_left_alone(tmp_path, capsys, name):
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    arguments = ["train", "--dataset", "synthetic", "--rows", "200", "--cpu", "--quiet"]
+    arguments += ["--output", str(tmp_path / "mine"), "--overwrite"]
+    assert f"holds {name.split('/')[0]}, but no config.json, so it is not a run" in failure(capsys, *arguments)
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("flags", [("--lr", "inf"), ("--mixed-precision", "fp16")])
+def test_a_refused_overwrite_keeps_the_run(run_copy, capsys, flags):
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+    arguments = ["train", "--dataset", "synthetic", "--rows", "200", "--cpu", "--quiet", "--overwrite"]
+    failure(capsys, *arguments, "--output", str(run_copy), *flags)
+    assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
+
+
+def test_bf16_trains_on_the_cpu(tmp_path):
+    arguments = ["train", "--dataset", "synthetic", "--rows", "400", "--epochs", "1", "--cpu", "--quiet"]
+    assert main([*arguments, "--output", str(tmp_path / "run"), "--mixed-precision", "bf16"]) == 0
 
 
 def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(tmp_path):
@@ -394,7 +424,7 @@ def test_bad_files_and_schemas_are_named(shop, tmp_path, capsys):
     assert "not valid TOML" in failure(capsys, *train, table, "--schema", tmp_path / "bad.toml")
     assert "did you mean 'categorical'" in failure(capsys, *train, table, "--schema", tmp_path / "unknown.toml")
     assert "needs a schema file" in failure(capsys, *train, table)
-    assert "lr must not be negative" in failure(capsys, *train, "synthetic", "--lr", "-1")
+    assert "lr must be a finite number of at least 0" in failure(capsys, *train, "synthetic", "--lr", "-1")
     (tmp_path / "file").write_text("")
     sentence = failure(capsys, "train", "--dataset", "synthetic", "--rows", "200", "--output", tmp_path / "file")
     assert sentence.endswith("is a file; the run needs a directory")

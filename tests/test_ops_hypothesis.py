@@ -190,9 +190,7 @@ def spoil(case, given):
             width = {"h0": (len(case.lengths), case.hidden)}
             shape = given["x"].shape[:-1] if name == "att" else width.get(name, (given["weight_hh"].size(0),))
             value = torch.zeros(shape, dtype=case.dtype)
-        if what == "is wider":
-            given[name] = torch.cat([value, value.new_zeros(*value.shape[:-1], 1)], dim=-1)
-        elif what == "has another row" and name == "att":
+        if what == "is wider" or (what == "has another row" and name == "att"):
             given[name] = torch.cat([value, value.new_zeros(*value.shape[:-1], 1)], dim=-1)
         elif what in ("has another row", "has another entry"):
             given[name] = torch.cat([value, value.new_ones(1, *value.shape[1:]) - 2])

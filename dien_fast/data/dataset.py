@@ -95,7 +95,12 @@ class ClickDataset(Dataset[Batch]):
                 self.labels = check_labels(column)
             if schema.user is not None:
                 users = as_column(get_column(table, schema.user, source))
-                codes = users.combine_chunks().dictionary_encode(null_encoding="encode")
+                try:
+                    codes = users.combine_chunks().dictionary_encode(null_encoding="encode")
+                except pa.ArrowNotImplementedError:
+                    raise DataError(
+                        f"{source}: column {schema.user!r}: expected one user a row, got {users.type}"
+                    ) from None
                 self.users = codes.indices.to_numpy().astype(np.int64)
 
     def _encode_sequence(self, table: pa.Table, feature: str, encoders: Encoders, source: str) -> None:

@@ -8,9 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dien_fast.data.columns import first_row
+from dien_fast.data.columns import as_column, first_row, is_text
 from dien_fast.data.tables import get_column
 from dien_fast.errors import DataError
+
+# Year, month and day; a time of day may follow.
+_ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
 
 
 def split_table(
@@ -33,11 +36,11 @@ def split_table(
         how: ``"user"`` divides each user's own rows in time, ``"global"`` all rows at two moments.
         fractions: the three shares, which sum to 1.
         user: column that names the user.
-        time: column that orders the rows: numbers, dates or text that sorts in time.
+        time: column that orders the rows: numbers, dates, or ISO dates as text.
         source: what error messages call the table.
 
     Raises:
-        DataError: a column is missing or has an empty value.
+        DataError: a column is missing or has an empty value, or a time is text but no ISO date.
         ValueError: ``how`` or ``fractions`` are wrong.
 
     Example:
@@ -49,6 +52,7 @@ def split_table(
         raise ValueError(f"how must be 'user' or 'global', got {how!r}")
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(f"fractions must be three shares that sum to 1, got {tuple(fractions)}")
+    _check_sorts_in_time(table, time, source)
     times = _ranks(table, time, source)
     users = _ranks(table, user, source) if how == "user" else np.zeros(len(times), np.int64)
     part = _parts(users, times, fractions)
@@ -58,11 +62,27 @@ def split_table(
 
 def _ranks(table: pa.Table, name: str, source: str) -> np.ndarray:
     """Return ``[rows]`` int64, equal for equal values and rising with them."""
-    column = get_column(table, name, source)
+    column = as_column(get_column(table, name, source))
     if column.null_count:
         row = first_row(pc.is_null(column))
         raise DataError(f"{source}: column {name!r}: a split needs a value in every row, row {row} has none")
-    return pc.rank(column, tiebreaker="dense").to_numpy().astype(np.int64)
+    try:
+        return pc.rank(column, tiebreaker="dense").to_numpy().astype(np.int64)
+    except pa.ArrowNotImplementedError:
+        raise DataError(f"{source}: column {name!r}: a split needs one value a row, got {column.type}") from None
+
+
+def _check_sorts_in_time(table: pa.Table, name: str, source: str) -> None:
+    """Refuse text whose alphabetic order is not its order in time."""
+    column = as_column(get_column(table, name, source))
+    if is_text(column.type):
+        wrong = pc.invert(pc.match_substring_regex(column, _ISO_DATE))
+        if pc.any(wrong).as_py():
+            row = first_row(wrong)
+            raise DataError(
+                f"{source}: column {name!r}: {column[row].as_py()!r} in row {row} does not sort in time as text; "
+                "write ISO dates (2024-12-31) or numbers"
+            )
 
 
 def _parts(users: np.ndarray, times: np.ndarray, fractions: Sequence[float]) -> np.ndarray:

@@ -27,8 +27,8 @@ def read_table(source: Any, schema: Schema | None = None) -> pa.Table:
         source: path of a ``.csv``, ``.tsv`` (both also ``.gz``) or ``.parquet`` file or of a directory of
             Parquet files; or an object with ``__arrow_c_stream__`` (pyarrow, pandas, Polars, DuckDB), or a
             mapping from column name to values.
-        schema: where given, the words of a CSV file's categorical and sequence columns stay text, so that
-            ``01234`` keeps its zero and a history of one event is not taken for a number.
+        schema: where given, every column of a CSV file that it does not call numeric, label or time stays
+            text, so that ``01234`` keeps its zero and a history of one event is not taken for a number.
 
     Raises:
         DataError: the source cannot be read; the message names the file.
@@ -78,7 +78,14 @@ def _read_directory(path: Path) -> pa.Table:
 
 
 def _read_csv(path: Path, delimiter: str, schema: Schema | None) -> pa.Table:
-    words = [] if schema is None else [*schema.categorical, *schema.sequence_features()]
+    words: list[str] = []
+    if schema is not None:
+        # What the schema does not name only passes through, and a user is a name: both keep their zeros.
+        numbers = {*schema.numeric, schema.label, schema.time}
+        with pyarrow.csv.open_csv(
+            path, parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        ) as reader:
+            words = [name for name in reader.schema.names if name not in numbers]
     return pyarrow.csv.read_csv(
         path,
         parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),

@@ -181,6 +181,10 @@ def weighted_batch_norm(layer: nn.BatchNorm1d, x: Tensor, shares: Tensor, count:
         return out
     if count <= 1 and layer.training:
         raise ValueError(f"expected more than 1 value per channel when training, got {count} row")
+    if torch.is_autocast_enabled(x.device.type):
+        # Statistics are float32, as in torch's own normalisation.
+        with torch.autocast(x.device.type, enabled=False):
+            return weighted_batch_norm(layer, x.float(), shares.float(), count)
     mean = shares @ x
     centred = x - mean
     variance = shares @ (centred * centred)

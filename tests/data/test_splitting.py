@@ -84,3 +84,28 @@ def test_wrong_arguments_are_refused() -> None:
     gap = pa.table({"userId": [1, 1, 1], "timestamp": [1, None, None]})
     with pytest.raises(DataError, match=r"c.csv: column 'timestamp': a split needs a value in every row"):
         split_table(gap, source="c.csv")
+
+
+def test_text_that_does_not_sort_in_time_is_refused():
+    days = ["2024-01-02", "12/30/2023", "2024-01-03"]
+    table = pa.table({"userId": [1, 1, 1], "timestamp": days})
+    with pytest.raises(
+        DataError, match=r"shop.csv: column 'timestamp': '12/30/2023' in row 1 does not sort in time"
+    ):
+        split_table(table, source="shop.csv")
+    table = pa.table(
+        {"userId": [1, 1, 1], "timestamp": ["2024-01-02", "2024-01-01 10:00", "2024-01-03T01:00:00Z"]}
+    )
+    assert sum(part.num_rows for part in split_table(table, how="global")) == 3
+
+
+@pytest.mark.parametrize("name", ["userId", "timestamp"])
+def test_lists_are_refused(name):
+    table = pa.table({"userId": [1, 2], "timestamp": [1, 2]} | {name: [[1], [2]]})
+    with pytest.raises(DataError, match=f"column '{name}': a split needs one value a row, got list"):
+        split_table(table)
+
+
+def test_dictionary_columns_are_split_as_their_values():
+    table = pa.table({"userId": pa.array(["a", "b"] * 10).dictionary_encode(), "timestamp": range(20)})
+    assert [part.num_rows for part in split_table(table)] == [16, 2, 2]

@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from random_batches import HISTORIES, NUMBERS, SHARED, SIZES, WIDTH, make_model, pad, random_batch, random_ids
 from comparison import assert_same, outcome
+from random_batches import HISTORIES, NUMBERS, SHARED, SIZES, WIDTH, make_model, pad, random_batch, random_ids
 
 from dien_fast import DIEN, DIN, Ragged, reference
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from random_batches import SHARED, SIZES, make_model, pad, random_batch
 from comparison import assert_same, outcome
+from random_batches import SHARED, SIZES, make_model, pad, random_batch
 
 from dien_fast import DIEN, DIN
 

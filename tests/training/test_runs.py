@@ -204,8 +204,8 @@ def test_settings_out_of_range_are_named():
         ({"gru_type": "LSTM"}, "gru_type must be one of AUGRU, AGRU, AIGRU, GRU, got 'LSTM'"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
-        ({"lr": -1.0}, "lr must not be negative"),
-        ({"lr": float("nan")}, "lr must not be negative, got nan"),
+        ({"lr": -1.0}, "lr must be a finite number of at least 0"),
+        ({"lr": float("nan")}, "lr must be a finite number of at least 0, got nan"),
         ({"mlp_dropout": 1.0}, r"mlp_dropout must lie in \[0, 1\)"),
     ):
         with pytest.raises(DienFastError, match=message):
