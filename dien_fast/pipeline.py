@@ -116,6 +116,8 @@ def train_run(
         write_json(Path(directory) / "metrics.json", metrics)
     for line in report(metrics, directory):
         say(line)
+    # No process leaves while another still waits for it.
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return metrics
 
