@@ -96,13 +96,13 @@ def attention_gru(
         # Attention and state stay float32, and so do the products of the loop over steps.
         with torch.autocast(x.device.type, enabled=False):
             return attention_gru(
-                x.float(),
-                _widened(att),
-                weight_ih.float(),
-                weight_hh.float(),
-                _widened(bias_ih),
-                _widened(bias_hh),
-                _widened(h0),
+                _widened(x),
+                None if att is None else _widened(att),
+                _widened(weight_ih),
+                _widened(weight_hh),
+                None if bias_ih is None else _widened(bias_ih),
+                None if bias_hh is None else _widened(bias_hh),
+                None if h0 is None else _widened(h0),
                 lengths=lengths,
                 offsets=offsets,
                 batch_sizes=batch_sizes,
@@ -277,8 +277,9 @@ def _check_cell(
     return hidden
 
 
-def _widened(value: Tensor | None) -> Tensor | None:
-    return value.float() if value is not None and value.dtype in (torch.bfloat16, torch.float16) else value
+def _widened(value: Tensor) -> Tensor:
+    """Return 16-bit numbers as float32 and any other as they are, for the checks to judge."""
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
 def _check_integer(name: str, value: Tensor, size: int | None) -> Tensor:

@@ -236,6 +236,18 @@ class TestAutocast:
         assert module.weight_hh.grad.dtype == x.grad.dtype == torch.float32
 
 
+def test_autocast_leaves_other_dtypes_alone():
+    """float64 stays, as in torch's own operators, and what is refused without autocast is refused with it."""
+    module = Recurrence("padded").double()
+    module.embed = nn.Identity()
+    x, att, sizes = inputs("padded", PATTERNS[0])
+    want = module(x.double(), att.double(), sizes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, module(x.double(), att.double(), sizes), want))
+        with pytest.raises(TypeError, match="x must have a floating-point dtype"):
+            module(x.long(), att, sizes)
+
+
 def test_autocast_in_a_compiled_graph():
     module = Recurrence("ragged")
     arguments = inputs("ragged", PATTERNS[0])

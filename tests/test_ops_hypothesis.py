@@ -281,6 +281,40 @@ def compare(case):
     assert_within_twice(native, eager, run("reference", case, exact), smallest=1.0)
 
 
+def example(layout):
+    """A case of three histories, one of them empty, without a fault."""
+    plain = dict.fromkeys((*TENSORS, "sizes", "gradient"), "plain")
+    return Case(
+        layout,
+        "augru",
+        torch.float32,
+        [2, 0, 3],
+        4,
+        3,
+        5,
+        set(),
+        set(),
+        set(),
+        plain,
+        torch.int64,
+        True,
+        True,
+        False,
+        0,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "fault"), [(layout, name) for layout in SIZES for name in faults(example(layout))]
+)
+def test_every_fault_is_refused(layout, fault):
+    """The generated cases choose among these, and may leave some out."""
+    case = example(layout)
+    case.fault = fault
+    compare(case)
+
+
 def test_native_equals_reference_or_both_refuse():
     counts = Counter()
 
