@@ -64,7 +64,8 @@ class BuildNative(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         includes = " ".join(f"-isystem {path}" for path in include_paths())
         libraries = " ".join(f"-L{path}" for path in library_paths())
-        units = [(SOURCES / "library.cpp", "", "library"), (SOURCES / "cpu/attention_gru_cpu.cpp", "", "entry")]
+        plain = {"library": "library.cpp", "entry": "cpu/attention_gru_cpu.cpp", "schedule": "cpu/schedule.cpp"}
+        units = [(SOURCES / source, "", name) for name, source in plain.items()]
         kernel = SOURCES / "cpu/attention_gru_kernel.cpp"
         units += [(kernel, flags, f"kernel_{name}") for name, flags in CAPABILITIES.items()]
         lines = [

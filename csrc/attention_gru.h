@@ -106,13 +106,13 @@ struct Backward {
     T* dh0;            // output [B, H], or null if not wanted
 };
 
-// Sums over rows that every thread keeps for itself, each zeroed by the caller. Gates in the order u, r, n or
-// c.
+// Sums over rows that every thread keeps for itself, each zeroed by the caller; null where not wanted. agru
+// has no u.
 template <typename T>
 struct WeightGradients {
-    T* dw;  // [3 H, padded_input]
-    T* du;  // [3 H, padded_hidden]
-    T* db;  // [4, padded_hidden]: du', dr', dc, dn' summed over rows
+    T* dw;  // [G H, padded_input], gates in the order (u | r | n)
+    T* du;  // [G H, padded_hidden], (n | u | r)
+    T* db;  // [(G + 1) H and a vector]: dc, du', dr', dn' summed over rows
 };
 
 // One instruction set's kernels for one type. Sizes count elements of T; memory is 64-byte aligned.

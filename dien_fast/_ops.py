@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -13,16 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LIBRARY = Path(__file__).parent / "_native" / "libdien_fast_cpu.so"
 
 # Positions in the operator; the kernels' enum has the same order.
-CELLS = ("augru", "augru_official", "augru_inverted", "agru", "gru")
+CELLS = {"augru": 0, "augru_official": 1, "augru_inverted": 2, "agru": 3, "gru": 4}
 
 _VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64}
 
 # Above this many numbers of state, backward computes the gates again instead of keeping 4 numbers a state.
 SAVED_GATES_LIMIT = 10_000_000
+
+_ENVIRONMENT = os.environ.get("DIEN_FAST_BACKEND")
 
 _chosen: ContextVar[str | None] = ContextVar("dien_fast_backend", default=None)
 
@@ -75,7 +79,7 @@ def backend() -> Backend:
 def wants_native() -> bool:
     """Whether the native operators are to run; warns once if they are missing and nobody chose the loop."""
     global _warned
-    name = _chosen.get() or os.environ.get("DIEN_FAST_BACKEND") or ("native" if _loaded else None)
+    name = _chosen.get() or _ENVIRONMENT or ("native" if _loaded else None)
     if name == "native":
         if not _loaded:
             raise RuntimeError(f"the native backend needs the library {LIBRARY.name}, which was not built")
@@ -135,20 +139,35 @@ def _fake_forward(
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
     h0: Tensor | None,
-    lengths: Tensor,
-    row_start: Tensor,
-    x_start: Tensor,
-    step_start: Tensor | None,
-    rows: int,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    batch_sizes: Tensor | None,
+    x_start: Tensor | None,
     cell: int,
     save_states: bool,
     save_gates: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    others = {"att": att, "weight_ih": weight_ih, "weight_hh": weight_hh}
+    others |= {"bias_ih": bias_ih, "bias_hh": bias_hh, "h0": h0}
+    for name, value in others.items():
+        # One argument on the meta device takes all of them here.
+        if value is not None and value.device != x.device:
+            raise RuntimeError(f"{name} must be on {x.device} as x is, got {value.device}")
     hidden = weight_hh.size(1)
+    # Where histories share rows of x, only the attention has a row for every step.
+    shape = x.shape[:-1] if x_start is None or att is None else att.shape
+    if h0 is not None:
+        batch = h0.size(0)
+    elif lengths is not None:
+        batch = lengths.size(0)
+    elif offsets is not None:
+        batch = offsets.size(0) - 1
+    else:
+        batch = torch.library.get_ctx().new_dynamic_size()  # type: ignore[assignment]
     return (
-        x.new_empty((rows if save_states else 0, hidden)),
-        x.new_empty((lengths.size(0), hidden)),
-        x.new_empty((rows if save_gates else 0, _gate_width(hidden, x.dtype))),
+        x.new_empty((*shape, hidden) if save_states else (0, hidden)),
+        x.new_empty((batch, hidden)),
+        x.new_empty((math.prod(shape) if save_gates else 0, _gate_width(hidden, x.dtype))),
     )
 
 
@@ -162,49 +181,51 @@ def _fake_backward(
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
     h0: Tensor | None,
-    lengths: Tensor,
-    row_start: Tensor,
-    x_start: Tensor,
-    step_start: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    batch_sizes: Tensor | None,
     states: Tensor,
     gates: Tensor,
     cell: int,
     wanted: list[bool],
 ) -> tuple[Tensor, ...]:
-    hidden = weight_hh.size(1)
-    shapes = (
-        (wanted[0], tuple(x.shape)),
-        (wanted[1], (states.size(0),)),
-        (wanted[2], tuple(weight_ih.shape)),
-        (wanted[2], tuple(weight_hh.shape)),
-        (wanted[2], (weight_hh.size(0),)),
-        (wanted[2], (weight_hh.size(0),)),
-        (wanted[3], (lengths.size(0), hidden)),
+    like = (x, x[..., 0], weight_ih, weight_hh, weight_hh[:, 0], weight_hh[:, 0], h0)
+    needs = (wanted[0], wanted[1], *[wanted[2]] * 4, wanted[3])
+    return tuple(
+        x.new_empty(value.shape if want and value is not None else (0,))
+        for want, value in zip(needs, like, strict=True)
     )
-    return tuple(x.new_empty(shape if want else (0,)) for want, shape in shapes)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, *starts, _, cell, _, _ = inputs
+    *tensors, x_start, cell, _, _ = inputs
     states, _, gates = output
     ctx.mark_non_differentiable(gates)
     ctx.set_materialize_grads(False)
-    ctx.cell = cell
-    ctx.save_for_backward(x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, *starts, states, gates)
+    ctx.cell, ctx.shared = cell, x_start is not None
+    ctx.save_for_backward(*tensors, states, gates)
 
 
 def _backward(ctx: Any, dstates: Tensor | None, dlast: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if ctx.shared:
+        raise NotImplementedError("attention_gru has no gradient where histories share rows of x")
     saved = ctx.saved_tensors
     bias_ih, bias_hh, h0 = saved[4:7]
     needs = ctx.needs_input_grad
-    wanted = [needs[0], needs[1], any(needs[2:6]), needs[6]]
-    dx, datt, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh0 = torch.ops.dien_fast.attention_gru_backward(
+    wanted = [needs[0], needs[1], any(needs[2:6]), h0 is not None and needs[6]]
+    arguments = (
         None if dstates is None else dstates.contiguous(),
         None if dlast is None else dlast.contiguous(),
         *saved,
         ctx.cell,
         wanted,
     )
+    if torch.is_grad_enabled():  # create_graph: the operator's own autograd says that there is no more
+        gradients = torch.ops.dien_fast.attention_gru_backward.default(*arguments)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            gradients = torch.ops.dien_fast.attention_gru_backward.default(*arguments)
+    dx, datt, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh0 = gradients
     return (
         dx if needs[0] else None,
         datt if needs[1] else None,
@@ -212,13 +233,26 @@ def _backward(ctx: Any, dstates: Tensor | None, dlast: Tensor | None, _: Tensor 
         dweight_hh if needs[3] else None,
         dbias_ih if bias_ih is not None and needs[4] else None,
         dbias_hh if bias_hh is not None and needs[5] else None,
-        dh0 if h0 is not None and needs[6] else None,
-        *[None] * 8,
+        dh0 if wanted[3] else None,
+        *[None] * 7,
     )
 
 
 def _refuse_double_backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
     raise NotImplementedError("attention_gru has no second derivative; use_backend('reference') has one")
+
+
+class _AttentionGRU(torch.autograd.Function):
+    """The operator's autograd without the dispatcher's way to it, which takes 0.3 ms a call."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = torch.ops.dien_fast.attention_gru.default(*arguments)
+        _setup_context(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(_backward)
 
 
 if _loaded:
@@ -236,25 +270,32 @@ def native_attention_gru(
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
     h0: Tensor | None,
-    lengths: Tensor,
-    row_start: Tensor,
-    step_start: Tensor | None,
+    layout: tuple[Tensor | None, Tensor | None, Tensor | None],
     cell: str,
     return_states: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Run the operator on checked arguments: rows ``x`` ``[R, I]``, ``att`` ``[R]``, int64 layout tensors.
+    """Run the operator, which checks its arguments: float32 or float64, all on the CPU but the layout.
 
     Returns:
-        States ``[R, H]`` (``[0, H]`` where nobody needs them) and last states ``[B, H]``.
+        States in the layout of ``x`` (``[0, H]`` where nobody needs them) and last states ``[B, H]``.
     """
-    differentiable = torch.is_grad_enabled() and any(
-        value is not None and value.requires_grad for value in (x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0)
+    differentiable = torch.is_grad_enabled() and (
+        x.requires_grad
+        or weight_ih.requires_grad
+        or weight_hh.requires_grad
+        or (att is not None and att.requires_grad)
+        or (bias_ih is not None and bias_ih.requires_grad)
+        or (bias_hh is not None and bias_hh.requires_grad)
+        or (h0 is not None and h0.requires_grad)
     )
-    rows, hidden = x.size(0), weight_hh.size(1)
     # Exported, the limit would bound the number of rows; without gates backward computes them again.
-    save_gates = differentiable and not torch.compiler.is_exporting() and rows * hidden <= SAVED_GATES_LIMIT
-    row_start = row_start.contiguous()
-    states, last, _ = torch.ops.dien_fast.attention_gru(
+    save_gates = (
+        differentiable
+        and not torch.compiler.is_exporting()
+        and math.prod(x.shape[:-1]) * weight_hh.size(1) <= SAVED_GATES_LIMIT
+    )
+    lengths, offsets, batch_sizes = layout
+    arguments = (
         x.contiguous(),
         None if att is None else att.contiguous(),
         weight_ih.contiguous(),
@@ -262,13 +303,24 @@ def native_attention_gru(
         None if bias_ih is None else bias_ih.contiguous(),
         None if bias_hh is None else bias_hh.contiguous(),
         None if h0 is None else h0.contiguous(),
-        lengths.contiguous(),
-        row_start,
-        row_start,
-        step_start,
-        rows,
-        CELLS.index(cell),
+        lengths if lengths is None or lengths.is_cpu else lengths.cpu(),
+        offsets if offsets is None or offsets.is_cpu else offsets.cpu(),
+        batch_sizes if batch_sizes is None or batch_sizes.is_cpu else batch_sizes.cpu(),
+        None,
+        CELLS[cell],
         return_states or differentiable,
         save_gates,
     )
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_inference_mode_enabled()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or forward_ad._current_level >= 0
+    ):
+        states, last, _ = torch.ops.dien_fast.attention_gru.default(*arguments)
+    elif differentiable:
+        states, last, _ = _AttentionGRU.apply(*arguments)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            states, last, _ = torch.ops.dien_fast.attention_gru.default(*arguments)
     return states, last

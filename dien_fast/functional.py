@@ -20,15 +20,32 @@ a cell is a rule for z, the share of the state that a step replaces, from u and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dien_fast._ops import native_attention_gru, wants_native
+from dien_fast._ops import CELLS, native_attention_gru, wants_native
 from dien_fast.reference.gru import attention_gru as packed_loop
 
-GATES = {"augru": 3, "augru_official": 3, "augru_inverted": 3, "agru": 2, "gru": 3}
+GATES = {cell: 2 if cell == "agru" else 3 for cell in CELLS}
+
+_NATIVE_DTYPES = (torch.float32, torch.float64)
+
+_Sizes = tuple[Tensor | None, Tensor | None, Tensor | None]  # lengths, offsets, batch_sizes
+
+
+class _Leaves(NamedTuple):
+    """The tensors of a call that have gradients."""
+
+    x: Tensor
+    att: Tensor | None
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    h0: Tensor | None
 
 
 class Schedule(NamedTuple):
@@ -92,29 +109,69 @@ def attention_gru(
         >>> states.shape, last.shape
         (torch.Size([2, 5, 8]), torch.Size([2, 8]))
     """
-    if x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type):
+    leaves = _Leaves(x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0)
+    layout = (lengths, offsets, batch_sizes)
+    if torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type):
         # Attention and state stay float32, and so do the products of the loop over steps.
         with torch.autocast(x.device.type, enabled=False):
-            return attention_gru(
-                _widened(x),
-                None if att is None else _widened(att),
-                _widened(weight_ih),
-                _widened(weight_hh),
-                None if bias_ih is None else _widened(bias_ih),
-                None if bias_hh is None else _widened(bias_hh),
-                None if h0 is None else _widened(h0),
-                lengths=lengths,
-                offsets=offsets,
-                batch_sizes=batch_sizes,
-                cell=cell,
-                reset=reset,
-                return_states=return_states,
-            )
-    hidden = _check_cell(cell, reset, weight_ih, weight_hh, bias_ih, bias_hh)
-    given = [name for name, value in _layouts(lengths, offsets, batch_sizes) if value is not None]
+            return _run(_converted(leaves, _widened), layout, cell, reset, return_states)
+    if x.is_cpu and reset == "after" and x.dtype in _NATIVE_DTYPES and cell in CELLS and wants_native():
+        return _run_native(leaves, layout, cell, return_states)
+    return _run(leaves, layout, cell, reset, return_states)
+
+
+def _run_native(leaves: _Leaves, layout: _Sizes, cell: str, return_states: bool) -> tuple[Tensor | None, Tensor]:
+    """Run the operator, which checks what it gets, and take its time: nothing here is done twice."""
+    x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0 = leaves
+    if torch.compiler.is_compiling():
+        # What a graph can know before it runs; the operator checks everything when it does.
+        _check(leaves, layout, cell, "after")
+    if cell == "gru" and att is not None:
+        _check_shape("att", att, tuple(x.shape[:-1]))
+        att = None
+    # float64 may come with float32 attention and state.
+    if att is not None and att.dtype == torch.float32 != x.dtype:
+        att = att.to(x.dtype)
+    if h0 is not None and h0.dtype == torch.float32 != x.dtype:
+        h0 = h0.to(x.dtype)
+    try:
+        states, last = native_attention_gru(
+            x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, layout, cell, return_states
+        )
+    except RuntimeError:
+        # The operator refuses with one sentence; these checks raise it with its type.
+        _check(leaves, layout, cell, "after")
+        _layout(x, *layout, h0, weight_hh.size(1))
+        raise
+    return (states if return_states else None), last
+
+
+def _run(
+    leaves: _Leaves, layout: _Sizes, cell: str, reset: str, return_states: bool
+) -> tuple[Tensor | None, Tensor]:
+    """Check a call that the operator does not take as it is, then widen it for the operator or run the loop."""
+    _check(leaves, layout, cell, reset)
+    x = leaves.x
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    wide = _converted(leaves, lambda value: value.to(dtype))
+    if x.is_cpu and reset == "after" and wants_native():
+        states, last = _run_native(wide, layout, cell, return_states)
+    else:
+        states, last = _run_loop(
+            wide, _layout(x, *layout, leaves.h0, leaves.weight_hh.size(1)), cell, return_states, reset == "before"
+        )
+    return (None if states is None else states.to(x.dtype)), last.to(x.dtype)
+
+
+def _check(leaves: _Leaves, layout: _Sizes, cell: str, reset: str) -> None:
+    """Check names, shapes, devices and dtypes."""
+    x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0 = leaves
+    _check_cell(cell, reset, weight_ih, weight_hh, bias_ih, bias_hh)
+    names = ("lengths", "offsets", "batch_sizes")
+    given = [name for name, value in zip(names, layout, strict=True) if value is not None]
     if len(given) != 1:
         raise ValueError(f"exactly one of lengths, offsets and batch_sizes must be given, got {given}")
-    padded = lengths is not None
+    padded = layout[0] is not None
     _check_shape("x", x, (None, None, weight_ih.size(1)) if padded else (None, weight_ih.size(1)))
     if not x.is_floating_point():
         raise TypeError(f"x must have a floating-point dtype, got {x.dtype}")
@@ -128,41 +185,15 @@ def attention_gru(
     for name, value in (("att", att), ("h0", h0)):
         if value is not None and value.dtype not in (x.dtype, torch.float32):
             raise TypeError(f"{name} must have the dtype of x, {x.dtype}, or float32, got {value.dtype}")
-    if att is None:
-        if cell != "gru":
-            raise ValueError(f"att must be given for cell {cell!r}, got None")
-    else:
+    if att is not None:
         _check_shape("att", att, tuple(x.shape[:-1]))
-
-    state_dtype = torch.promote_types(x.dtype, torch.float32)
-
-    def rows_of(value: Tensor) -> Tensor:
-        return value.flatten(0, 1) if padded else value
-
-    flat_x = rows_of(x).to(state_dtype)
-    flat_att = None if att is None or cell == "gru" else rows_of(att).to(state_dtype)
-    layout = _layout(x, lengths, offsets, batch_sizes, h0)
+    elif cell != "gru":
+        raise ValueError(f"att must be given for cell {cell!r}, got None")
+    for name, size in zip(names, layout, strict=True):
+        if size is not None:
+            _check_integer(name, size, x.size(0) if padded else None)
     if h0 is not None:
-        _check_shape("h0", h0, (layout.steps.numel(), hidden))
-        h0 = h0.to(state_dtype)
-    arguments = (
-        flat_x,
-        flat_att,
-        weight_ih.to(state_dtype),
-        weight_hh.to(state_dtype),
-        None if bias_ih is None else bias_ih.to(state_dtype),
-        None if bias_hh is None else bias_hh.to(state_dtype),
-        h0,
-        *layout,
-        cell,
-        return_states,
-    )
-    if reset == "after" and x.is_cpu and wants_native():
-        states, last = native_attention_gru(*arguments)
-    else:
-        states, last = _run_loop(*arguments, reset_before=reset == "before")
-    last = last.to(x.dtype)
-    return (states.to(x.dtype).view(*x.shape[:-1], hidden) if return_states else None), last
+        _check_shape("h0", h0, (None, None))
 
 
 class _Layout(NamedTuple):
@@ -174,57 +205,55 @@ class _Layout(NamedTuple):
 
 
 def _layout(
-    x: Tensor, lengths: Tensor | None, offsets: Tensor | None, batch_sizes: Tensor | None, h0: Tensor | None
+    x: Tensor,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    hidden: int,
 ) -> _Layout:
-    """Check the one layout that is given."""
+    """Check the values of the one layout that is given, and h0 against it."""
     if lengths is not None:
         steps = check_lengths("lengths", lengths, x.size(0), x.size(1)).to(x.device)
-        return _Layout(steps, torch.arange(x.size(0), device=x.device) * x.size(1), None)
-    if offsets is not None:
+        layout = _Layout(steps, torch.arange(x.size(0), device=x.device) * x.size(1), None)
+    elif offsets is not None:
         bounds = _check_offsets(offsets, x.size(0)).to(x.device)
-        return _Layout(bounds[1:] - bounds[:-1], bounds[:-1], None)
-    assert batch_sizes is not None
-    sizes, batch = _check_batch_sizes(batch_sizes, x.size(0), h0)
-    samples = torch.arange(batch)
-    steps = (sizes > samples.unsqueeze(1)).sum(1)
-    return _Layout(steps.to(x.device), samples.to(x.device), (sizes.cumsum(0) - sizes).to(x.device))
+        layout = _Layout(bounds[1:] - bounds[:-1], bounds[:-1], None)
+    else:
+        assert batch_sizes is not None
+        sizes, batch = _check_batch_sizes(batch_sizes, x.size(0), h0)
+        samples = torch.arange(batch)
+        steps = (sizes > samples.unsqueeze(1)).sum(1)
+        layout = _Layout(steps.to(x.device), samples.to(x.device), (sizes.cumsum(0) - sizes).to(x.device))
+    if h0 is not None:
+        _check_shape("h0", h0, (layout.steps.numel(), hidden))
+    return layout
 
 
 def _run_loop(
-    x: Tensor,
-    att: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    h0: Tensor | None,
-    steps: Tensor,
-    row_start: Tensor,
-    step_start: Tensor | None,
-    cell: str,
-    return_states: bool,
-    reset_before: bool,
-) -> tuple[Tensor, Tensor]:
-    """Run the reference loop in packed order and bring its results back to the rows of the batch."""
-    schedule = packed_schedule(row_start, steps, step_start)
-    hidden = weight_hh.size(1)
-    initial = x.new_zeros((steps.numel(), hidden)) if h0 is None else h0[schedule.order]
+    leaves: _Leaves, layout: _Layout, cell: str, return_states: bool, reset_before: bool
+) -> tuple[Tensor | None, Tensor]:
+    """Run the reference loop in packed order and bring its results back to the layout of the batch."""
+    x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0 = leaves
+    schedule = packed_schedule(layout.row_start, layout.steps, layout.step_start)
+    batch, hidden = layout.steps.numel(), weight_hh.size(1)
     states, last = packed_loop(
-        x[schedule.rows],
-        x.new_zeros(schedule.rows.numel()) if att is None else att[schedule.rows],
+        x.flatten(0, -2)[schedule.rows],
+        x.new_zeros(schedule.rows.numel()) if att is None or cell == "gru" else att.flatten()[schedule.rows],
         weight_ih,
         weight_hh,
         bias_ih,
         bias_hh,
-        initial,
+        x.new_zeros((batch, hidden)) if h0 is None else h0[schedule.order],
         schedule.batch_sizes,
         cell,
         reset_before,
     )
     last = torch.zeros_like(last).index_copy(0, schedule.order, last)
-    if return_states:
-        states = x.new_zeros((x.size(0), hidden)).index_copy(0, schedule.rows, states)
-    return states, last
+    if not return_states:
+        return None, last
+    rows = x.shape[:-1].numel()
+    return x.new_zeros((rows, hidden)).index_copy(0, schedule.rows, states).view(*x.shape[:-1], hidden), last
 
 
 def packed_schedule(row_start: Tensor, steps: Tensor, step_start: Tensor | None = None) -> Schedule:
@@ -235,12 +264,6 @@ def packed_schedule(row_start: Tensor, steps: Tensor, step_start: Tensor | None 
     active = time.unsqueeze(1) < steps[order]
     rows = (row_start[order] + (time if step_start is None else step_start).unsqueeze(1))[active]
     return Schedule(rows, active.sum(1).tolist(), order)
-
-
-def _layouts(
-    lengths: Tensor | None, offsets: Tensor | None, batch_sizes: Tensor | None
-) -> list[tuple[str, Tensor | None]]:
-    return [("lengths", lengths), ("offsets", offsets), ("batch_sizes", batch_sizes)]
 
 
 def _check_shape(name: str, value: Tensor, shape: tuple[int | None, ...]) -> None:
@@ -282,6 +305,10 @@ def _widened(value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
 
 
+def _converted(leaves: _Leaves, convert: Callable[[Tensor], Tensor]) -> _Leaves:
+    return _Leaves._make(None if value is None else convert(value) for value in leaves)
+
+
 def _check_integer(name: str, value: Tensor, size: int | None) -> Tensor:
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must have an integer dtype, got {value.dtype}")
@@ -302,10 +329,6 @@ def check_lengths(name: str, lengths: Tensor, batch: int, longest: int) -> Tenso
 
 def _check_offsets(offsets: Tensor, rows: int) -> Tensor:
     offsets = _check_integer("offsets", offsets, None)
-    if torch.compiler.is_compiling():
-        rising = (offsets[1:] >= offsets[:-1]).all() & (offsets[0] == 0) & (offsets[-1] == rows)
-        torch._assert_async(rising, "offsets must rise from 0 to N")
-        return offsets
     ends = (int(offsets[0]), int(offsets[-1])) if offsets.numel() else None
     if ends != (0, rows) or bool((offsets[1:] < offsets[:-1]).any()):
         raise ValueError(f"offsets must rise from 0 to {rows}, got {offsets.tolist()[:8]} ...")
@@ -315,12 +338,6 @@ def _check_offsets(offsets: Tensor, rows: int) -> Tensor:
 def _check_batch_sizes(batch_sizes: Tensor, rows: int, h0: Tensor | None) -> tuple[Tensor, int]:
     """Return the sizes and B; with h0, B may exceed the first size by histories without a step."""
     sizes = _check_integer("batch_sizes", batch_sizes, None).cpu()
-    if torch.compiler.is_compiling():
-        falling = (sizes[1:] <= sizes[:-1]).all() & (sizes >= 1).all() & (sizes.sum() == rows)
-        torch._assert_async(falling, "batch_sizes must fall, be positive and sum to N")
-        batch = int(sizes[0]) if h0 is None else h0.size(0)
-        torch._check(batch >= 0)
-        return sizes, batch
     rising = bool((sizes[1:] > sizes[:-1]).any())
     if int(sizes.sum()) != rows or rising or (sizes.numel() and int(sizes[-1]) < 1):
         raise ValueError(f"batch_sizes must fall, be positive and sum to {rows}, got {sizes.tolist()[:8]} ...")

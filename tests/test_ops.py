@@ -190,12 +190,10 @@ class TestDispatcher:
     def arguments(self, cell="augru", dtype=torch.float32):
         """Every row belongs to a history: of the others the saved gates are left as they are."""
         leaves, _ = problem((5, 4, 3, 6), cell, dtype)
-        lengths = torch.full((5,), 4)
         rows = dict(leaves)
         rows["x"] = leaves["x"].detach().reshape(20, 3).requires_grad_()
         rows["att"] = None if cell == "gru" else leaves["att"].detach().reshape(20).requires_grad_()
-        starts = torch.arange(5) * 4
-        return (*rows.values(), lengths, starts, starts, None, 20, _ops.CELLS.index(cell), True, True)
+        return (*rows.values(), None, torch.arange(6) * 4, None, None, _ops.CELLS[cell], True, True)
 
     @pytest.mark.parametrize("cell", GATES)
     def test_opcheck(self, cell):
@@ -217,44 +215,64 @@ class TestDispatcher:
                 attention_gru(**leaves, lengths=lengths)
 
     @pytest.mark.parametrize(
-        ("position", "value", "message"),
+        ("changes", "message"),
         [
+            ({8: torch.tensor([0, 4, 8, 12, 16, 21])}, "offsets must rise from 0 to 20"),
+            ({8: torch.tensor([0, 4, 8, 12, 16, 19])}, "offsets must rise from 0 to 20"),
+            ({8: torch.tensor([0, 4, 2**63 - 1, 12, 16, 20])}, "offsets must rise from 0 to 20"),
+            ({8: torch.tensor([-1, 4, 8, 12, 16, 20])}, "offsets must rise from 0 to 20"),
+            ({8: torch.empty(0, dtype=torch.int64)}, "offsets must rise from 0 to 20"),
+            ({8: torch.ones(6)}, "offsets must have an integer dtype"),
+            ({8: None}, "exactly one of lengths, offsets and batch_sizes must be given, got 0"),
+            ({7: torch.full((5,), 4)}, "exactly one of lengths, offsets and batch_sizes must be given, got 2"),
+            ({7: torch.full((5,), 4), 8: None}, r"x must have shape \(\*, \*, \*\), got \(20, 3\)"),
+            ({8: None, 9: torch.tensor([5, 5, 5])}, "batch_sizes must fall, be positive and sum to 20"),
+            ({8: None, 9: torch.tensor([5, 5, 5, 4, 2])}, "batch_sizes must fall, be positive and sum to 20"),
+            ({8: None, 9: torch.tensor([2**63 - 1, 5])}, "batch_sizes must fall, be positive and sum to 20"),
+            ({8: None, 9: torch.tensor([5, 5, 5, 6])}, "batch_sizes must fall, be positive and sum to 20"),
+            ({8: None, 9: torch.tensor([10, 10])}, "h0 must have at least 10 rows, got 5"),
             (
-                7,
-                torch.tensor([4, 4, 4, 4, 5]),
-                "history 4 must lie in rows 0 to 20, got start 16 and steps 0 to 4",
+                {10: torch.arange(5) + 17},
+                "x_start must leave history 0 inside the 20 rows of x, got 17 for 4 steps",
             ),
-            (7, torch.tensor([4, 4, 4, 4, -1]), "lengths must not be negative, got -1"),
-            (8, torch.arange(5) - 1, "history 0 must lie in rows 0 to 20, got start -1 and"),
-            (7, torch.full((5,), 2**63 - 1), "history 0 must lie in rows 0 to 20, got start 0 and"),
-            (8, torch.full((5,), 2**63 - 1), f"history 0 must lie in rows 0 to 20, got start {2**63 - 1} and"),
-            (10, torch.arange(4) + 2**63 - 4, "history 0 must lie in rows 0 to 20, got start 0 and"),
-            (10, torch.arange(4) - 1, "history 0 must lie in rows 0 to 20, got start 0 and steps -1 to"),
-            (10, torch.tensor([0, 2, 1, 3]), "step_start must not fall"),
-            (9, torch.arange(5) + 19, "history .* must lie in rows 0 to 20"),
-            (7, torch.ones(5), "lengths must have dtype int64"),
-            (12, 5, r"cell must lie in \[0, 4\], got 5"),
-            (1, torch.zeros(19), r"att must have shape \(20\), got \(19\)"),
-            (3, torch.zeros(18, 7), r"weight_hh must have shape|weight_ih must have shape"),
-            (6, torch.zeros(5, 6).double(), "h0 must have the dtype of x"),
+            ({10: torch.arange(5) - 1}, "x_start must leave history 0 inside the 20 rows of x, got -1 for"),
+            ({10: torch.full((5,), 2**63 - 1)}, f"inside the 20 rows of x, got {2**63 - 1} for 4 steps"),
+            ({10: torch.zeros(4, dtype=torch.int64)}, r"x_start must have shape \(5,\), got \(4,\)"),
+            ({8: None, 9: torch.tensor([5] * 4), 10: torch.arange(5)}, "x_start must come with offsets"),
+            ({11: 5}, r"cell must lie in \[0, 4\], got 5"),
+            ({1: torch.zeros(19)}, r"att must have shape \(20,\), got \(19,\)"),
+            ({1: None}, "att must be given for this cell, got none"),
+            ({2: torch.zeros(18, 4)}, r"x must have shape \(\*, 4\), got \(20, 3\)"),
+            ({2: torch.zeros(3, 18).t()}, "weight_ih must be contiguous"),
+            ({3: torch.zeros(18, 7)}, r"weight_ih must have shape \(21, \*\), got \(18, 3\)"),
+            ({4: torch.zeros(17)}, r"bias_ih must have shape \(18,\), got \(17,\)"),
+            ({6: torch.zeros(5, 6).double()}, "h0 must have the dtype of x"),
+            ({6: torch.zeros(4, 6)}, r"h0 must have shape \(5, 6\), got \(4, 6\)"),
+            ({0: torch.zeros(20, 3).half()}, "x must have dtype float32 or float64"),
         ],
     )
-    def test_the_operator_checks_before_it_touches_memory(self, position, value, message):
+    def test_the_operator_checks_before_it_touches_memory(self, changes, message):
         arguments = list(self.arguments())
-        arguments[position] = value
+        for position, value in changes.items():
+            arguments[position] = value
         with pytest.raises(RuntimeError, match=message):
             torch.ops.dien_fast.attention_gru(*arguments)
 
-    @pytest.mark.parametrize("more", [False, True], ids=["one for all", "one more than states"])
-    def test_shared_rows_have_no_gradient(self, more):
-        """Histories that share rows of x would each overwrite the gradient of the others."""
+    def test_shared_rows(self):
+        """Two histories over the same rows of x, as copies of them would run; such rows have no gradient."""
         arguments = list(self.arguments())
-        if more:
-            arguments[0] = torch.randn(21, 3, requires_grad=True)
-        else:
-            arguments[9] = torch.zeros(5, dtype=torch.int64)
-        _, last, _ = torch.ops.dien_fast.attention_gru(*arguments)
-        with pytest.raises(RuntimeError, match="x must have a row of its own for every state"):
+        x, offsets, starts = (
+            torch.randn(7, 3, requires_grad=True),
+            torch.arange(6) * 4,
+            torch.tensor([0, 3, 0, 1, 2]),
+        )
+        shared = [x, *arguments[1:8], offsets, None, starts, *arguments[11:]]
+        states, last, _ = torch.ops.dien_fast.attention_gru(*shared)
+        copies = torch.cat([x[start : start + 4] for start in starts.tolist()])
+        expected = torch.ops.dien_fast.attention_gru(copies, *arguments[1:])
+        assert torch.equal(states, expected[0])
+        assert torch.equal(last, expected[1])
+        with pytest.raises(NotImplementedError, match="no gradient where histories share rows of x"):
             last.sum().backward()
 
 
@@ -283,9 +301,9 @@ class TestBackend:
         assert seen == ["native"]
 
     def test_environment(self, monkeypatch):
-        monkeypatch.setenv("DIEN_FAST_BACKEND", "reference")
+        monkeypatch.setattr(_ops, "_ENVIRONMENT", "reference")
         assert dien_fast.backend().name == "reference"
-        monkeypatch.setenv("DIEN_FAST_BACKEND", "fastest")
+        monkeypatch.setattr(_ops, "_ENVIRONMENT", "fastest")
         with pytest.raises(ValueError, match="DIEN_FAST_BACKEND must be 'native' or 'reference', got 'fastest'"):
             dien_fast.backend()
 
@@ -297,7 +315,7 @@ class TestBackend:
         assert "no native library was built" in str(dien_fast.backend())
         with pytest.raises(RuntimeError, match="which was not built"), dien_fast.use_backend("native"):
             pass
-        monkeypatch.setenv("DIEN_FAST_BACKEND", "native")
+        monkeypatch.setattr(_ops, "_ENVIRONMENT", "native")
         with pytest.raises(RuntimeError, match="which was not built"):
             dien_fast.backend()
 

@@ -1,5 +1,4 @@
-// Entry points of the CPU: checks, the schedule of a batch, memory, threads, and the choice of instruction
-// set.
+// Entry points of the CPU: memory, threads, and the choice of instruction set.
 
 #include <sys/mman.h>
 #include <torch/csrc/stable/library.h>
@@ -15,13 +14,10 @@
 #include <tuple>
 #include <vector>
 
-#include "../attention_gru.h"
+#include "schedule.h"
 
 namespace dien_fast {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // ---- Instruction sets ----
 
@@ -138,135 +134,10 @@ Tensor empty_rows(const Tensor& like, std::initializer_list<int64_t> shape) {
     return out;
 }
 
-// ---- Checks ----
-
-template <typename T>
-constexpr ScalarType kType = sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double;
-
-void check_shape(const char* name, const Tensor& value, std::initializer_list<int64_t> shape) {
-    bool equal = value.dim() == int64_t(shape.size());
-    int64_t dim = 0;
-    std::string wanted, got;
-    for (int64_t size : shape) {
-        if (equal && value.size(dim) != size) equal = false;
-        ++dim;
-        wanted += (wanted.empty() ? "" : ", ") + std::to_string(size);
-    }
-    for (int64_t i = 0; i < value.dim(); ++i) got += (i == 0 ? "" : ", ") + std::to_string(value.size(i));
-    STD_TORCH_CHECK(equal, name, " must have shape (", wanted, "), got (", got, ")");
-    STD_TORCH_CHECK(value.is_contiguous(), name, " must be contiguous");
-    STD_TORCH_CHECK(value.is_cpu(), name, " must be on the CPU");
-}
-
-template <typename T>
-const T* data(const char* name, const Tensor& value, std::initializer_list<int64_t> shape) {
-    check_shape(name, value, shape);
-    STD_TORCH_CHECK(value.scalar_type() == kType<T>, name, " must have the dtype of x");
-    return static_cast<const T*>(value.const_data_ptr());
-}
-template <typename T>
-const T* data(const char* name, const std::optional<Tensor>& value, std::initializer_list<int64_t> shape) {
-    return value ? data<T>(name, *value, shape) : nullptr;
-}
-
-const int64_t* integers(const char* name, const Tensor& value, std::initializer_list<int64_t> shape) {
-    check_shape(name, value, shape);
-    STD_TORCH_CHECK(value.scalar_type() == ScalarType::Long, name, " must have dtype int64");
-    return static_cast<const int64_t*>(value.const_data_ptr());
-}
-
-template <typename T>
-Weights<T> check_weights(int64_t cell, const Tensor& x, const Tensor& weight_ih, const Tensor& weight_hh,
-                         const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh) {
-    STD_TORCH_CHECK(cell >= 0 && cell <= int64_t(Cell::kGru), "cell must lie in [0, 4], got ", cell);
-    STD_TORCH_CHECK(weight_hh.dim() == 2, "weight_hh must have 2 dimensions, got ", weight_hh.dim());
-    const int64_t hidden = weight_hh.size(1), input = x.size(1);
-    const int64_t rows = (Cell(cell) == Cell::kAgru ? 2 : 3) * hidden;
-    STD_TORCH_CHECK(hidden > 0, "weight_hh must have at least one column, got 0");
-    return {Cell(cell),
-            input,
-            hidden,
-            data<T>("weight_ih", weight_ih, {rows, input}),
-            data<T>("weight_hh", weight_hh, {rows, hidden}),
-            data<T>("bias_ih", bias_ih, {rows}),
-            data<T>("bias_hh", bias_hh, {rows})};
-}
-
-// ---- The schedule ----
-
-// A checked batch, its histories sorted and cut into tiles, the tiles dealt to threads.
-struct Schedule {
-    Batch batch;
-    int64_t steps = 0;  // N
-    std::vector<int64_t> order;
-    std::vector<std::vector<Tile>> threads;
-};
-
-Schedule make_schedule(const Tensor& lengths, const Tensor& row_start, const Tensor& x_start,
-                       const std::optional<Tensor>& step_start, int64_t rows, int64_t x_rows,
-                       int64_t operations_per_step) {
-    Schedule s;
-    STD_TORCH_CHECK(lengths.dim() == 1, "lengths must have 1 dimension, got ", lengths.dim());
-    const int64_t size = lengths.size(0);
-    s.batch.size = size;
-    s.batch.lengths = integers("lengths", lengths, {size});
-    s.batch.row_start = integers("row_start", row_start, {size});
-    s.batch.x_start = integers("x_start", x_start, {size});
-    const int64_t known_steps = step_start ? step_start->numel() : 0;
-    s.batch.step_start = step_start ? integers("step_start", *step_start, {known_steps}) : nullptr;
-
-    int64_t longest = 0;
-    for (int64_t b = 0; b < size; ++b) {
-        const int64_t length = s.batch.lengths[b];
-        STD_TORCH_CHECK(length >= 0, "lengths must not be negative, got ", length);
-        longest = std::max(longest, length);
-    }
-    STD_TORCH_CHECK(!step_start || longest <= known_steps, "lengths must be at most ", known_steps, ", got ",
-                    longest);
-    for (int64_t t = 1; t < known_steps; ++t)
-        STD_TORCH_CHECK(s.batch.step_start[t - 1] <= s.batch.step_start[t], "step_start must not fall");
-    for (int64_t b = 0; b < size; ++b) {
-        const int64_t length = s.batch.lengths[b];
-        if (length == 0) continue;
-        // Neither a start nor a step is negative, so no sum of theirs that is compared can overflow.
-        const int64_t first = s.batch.step(0), last = s.batch.step(length - 1);
-        for (const auto& [start, limit] :
-             {std::pair<int64_t, int64_t>{s.batch.row_start[b], rows}, {s.batch.x_start[b], x_rows}})
-            STD_TORCH_CHECK(start >= 0 && first >= 0 && last < limit - start, "history ", b,
-                            " must lie in rows 0 to ", limit, ", got start ", start, " and steps ", first,
-                            " to ", last);
-        s.steps += length;
-    }
-
-    // Longest first; counting keeps the caller's order among equals.
-    std::vector<int64_t> position(longest + 2, 0);
-    for (int64_t b = 0; b < size; ++b) ++position[longest - s.batch.lengths[b] + 1];
-    for (int64_t length = 0; length <= longest; ++length) position[length + 1] += position[length];
-    s.order.resize(size);
-    for (int64_t b = 0; b < size; ++b) s.order[position[longest - s.batch.lengths[b]]++] = b;
-    s.batch.order = s.order.data();
-
-    constexpr int64_t kOperationsWorthAThread = 1 << 20;
-    const int64_t worth = s.steps * operations_per_step / kOperationsWorthAThread + 1;
-    const int64_t threads = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, worth);
-    const int64_t tile_rows = std::clamp<int64_t>((size + 2 * threads - 1) / (2 * threads), 1, kMaxTileRows);
-    s.threads.resize(threads);
-    std::vector<int64_t> load(threads, 0);
-    for (int64_t begin = 0; begin < size; begin += tile_rows) {
-        const Tile tile{begin, std::min(tile_rows, size - begin)};
-        // Longest tiles come first, so giving each to the least loaded thread balances them.
-        int64_t cost = s.batch.lengths[s.order[begin]];
-        for (int64_t i = 0; i < tile.rows; ++i) cost += s.batch.lengths[s.order[begin + i]];
-        const auto least = std::min_element(load.begin(), load.end());
-        s.threads[least - load.begin()].push_back(tile);
-        *least += cost;
-    }
-    return s;
-}
-
 // Runs f(thread) for every thread of the schedule.
 template <typename F>
 void for_each_thread(const Schedule& s, const F& f) {
+    if (s.threads.size() == 1) return f(0);
     torch::stable::parallel_for(0, s.threads.size(), 1, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; ++thread) f(thread);
     });
@@ -274,33 +145,58 @@ void for_each_thread(const Schedule& s, const F& f) {
 
 // ---- Operators ----
 
+// Whether x says float32; other dtypes than float32 and float64 are refused.
+bool is_single(const Tensor& x) {
+    const bool single = x.scalar_type() == ScalarType::Float;
+    STD_TORCH_CHECK(single || x.scalar_type() == ScalarType::Double, "x must have dtype float32 or float64");
+    return single;
+}
+
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor> run_forward(
-    const Tensor& x, const std::optional<Tensor>& att, const Tensor& weight_ih, const Tensor& weight_hh,
-    const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
-    const std::optional<Tensor>& h0, const Tensor& lengths, const Tensor& row_start, const Tensor& x_start,
-    const std::optional<Tensor>& step_start, int64_t rows, int64_t cell, bool save_states, bool save_gates) {
+const T* input_rows(const Tensor& x, int64_t input) {
+    return x.dim() == 3 ? data<T>("x", x, {-1, -1, input}) : data<T>("x", x, {-1, input});
+}
+
+template <typename T>
+const T* attention(const std::optional<Tensor>& att, const Tensor& x, const Schedule& s, Cell cell) {
+    STD_TORCH_CHECK(att || cell == Cell::kGru, "att must be given for this cell, got none");
+    return x.dim() == 3 ? data<T>("att", att, {x.size(0), x.size(1)}) : data<T>("att", att, {s.rows});
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const std::optional<Tensor>& att,
+                                               const Tensor& weight_ih, const Tensor& weight_hh,
+                                               const std::optional<Tensor>& bias_ih,
+                                               const std::optional<Tensor>& bias_hh,
+                                               const std::optional<Tensor>& h0, const Layout& layout,
+                                               int64_t cell, bool save_states, bool save_gates) {
     const Kernels<T>& k = kernels<T>();
-    const Weights<T> weights = check_weights<T>(cell, x, weight_ih, weight_hh, bias_ih, bias_hh);
-    STD_TORCH_CHECK(att || weights.cell == Cell::kGru, "att must be given for this cell, got none");
+    const Weights<T> weights = check_weights<T>(cell, weight_ih, weight_hh, bias_ih, bias_hh);
     const int64_t hidden = weights.hidden, input = weights.input;
-    const Schedule s = make_schedule(lengths, row_start, x_start, step_start, rows, x.size(0),
-                                     6 * hidden * (input + hidden));
-    const int64_t size = s.batch.size, gate_width = 4 * k.padded(hidden);
-    Tensor states = empty_rows(x, {save_states ? rows : 0, hidden});
+    if (h0) check_shape("h0", *h0, {-1, hidden});
+    const Schedule s = make_schedule(layout, x, h0 ? h0->size(0) : -1, 6 * hidden * (input + hidden));
+    const int64_t size = s.batch.size;
+    const T* x_data = input_rows<T>(x, input);
+    const T* att_data = attention<T>(att, x, s, weights.cell);
+    const T* h0_data = data<T>("h0", h0, {size, hidden});
+
+    Tensor states = !save_states   ? torch::stable::new_empty(x, {0, hidden})
+                    : x.dim() == 3 ? empty_rows(x, {x.size(0), x.size(1), hidden})
+                                   : empty_rows(x, {s.rows, hidden});
     Tensor last = torch::stable::new_empty(x, {size, hidden});
-    Tensor gates = empty_rows(x, {save_gates ? rows : 0, gate_width});
-    if (save_states && rows != s.steps) std::memset(states.mutable_data_ptr(), 0, rows * hidden * sizeof(T));
+    Tensor gates = empty_rows(x, {save_gates ? s.rows : 0, 4 * k.padded(hidden)});
+    if (save_states && s.rows != s.steps)
+        std::memset(states.mutable_data_ptr(), 0, s.rows * hidden * sizeof(T));
 
     const Scratch<T> packed(k.packed_forward_size(input, hidden));
     k.pack_forward(weights, packed.data());
     const Forward<T> f{s.batch,
                        weights,
                        packed.data(),
-                       data<T>("x", x, {x.size(0), input}),
+                       x_data,
                        input,
-                       data<T>("att", att, {rows}),
-                       data<T>("h0", h0, {size, hidden}),
+                       att_data,
+                       h0_data,
                        save_states ? static_cast<T*>(states.mutable_data_ptr()) : nullptr,
                        static_cast<T*>(last.mutable_data_ptr()),
                        save_gates ? static_cast<T*>(gates.mutable_data_ptr()) : nullptr};
@@ -315,19 +211,16 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(
 std::tuple<Tensor, Tensor, Tensor> attention_gru(Tensor x, std::optional<Tensor> att, Tensor weight_ih,
                                                  Tensor weight_hh, std::optional<Tensor> bias_ih,
                                                  std::optional<Tensor> bias_hh, std::optional<Tensor> h0,
-                                                 Tensor lengths, Tensor row_start, Tensor x_start,
-                                                 std::optional<Tensor> step_start, int64_t rows, int64_t cell,
+                                                 std::optional<Tensor> lengths, std::optional<Tensor> offsets,
+                                                 std::optional<Tensor> batch_sizes,
+                                                 std::optional<Tensor> x_start, int64_t cell,
                                                  bool save_states, bool save_gates) {
-    STD_TORCH_CHECK(x.dim() == 2, "x must have 2 dimensions, got ", x.dim());
-    STD_TORCH_CHECK(rows >= 0, "rows must not be negative, got ", rows);
-    const bool single = x.scalar_type() == ScalarType::Float;
-    STD_TORCH_CHECK(single || x.scalar_type() == ScalarType::Double, "x must have dtype float32 or float64");
-    const auto run = single ? run_forward<float> : run_forward<double>;
-    return run(x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, row_start, x_start, step_start,
-               rows, cell, save_states, save_gates);
+    const auto run = is_single(x) ? run_forward<float> : run_forward<double>;
+    return run(x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, {lengths, offsets, batch_sizes, x_start},
+               cell, save_states, save_gates);
 }
 
-// Where a gate's rows stand in the caller's weights; kernels sum in the order u, r, n.
+// Where a gate's rows stand in the caller's weights (u 0, r 1, n 2), and where in the kernels' sums.
 int64_t gate_block(Cell cell, int64_t gate) {
     if (cell == Cell::kAgru) return gate - 1;
     if (cell == Cell::kGru) return gate == 2 ? 2 : 1 - gate;
@@ -336,113 +229,112 @@ int64_t gate_block(Cell cell, int64_t gate) {
 
 enum Gradient { kX, kAtt, kWeights, kH0, kGradients };
 
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> run_backward(
-    const std::optional<Tensor>& dstates, const std::optional<Tensor>& dlast, const Tensor& x,
-    const std::optional<Tensor>& att, const Tensor& weight_ih, const Tensor& weight_hh,
-    const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh,
-    const std::optional<Tensor>& h0, const Tensor& lengths, const Tensor& row_start, const Tensor& x_start,
-    const std::optional<Tensor>& step_start, const Tensor& states, const Tensor& gates, int64_t cell,
-    const std::vector<bool>& wanted) {
+Gradients run_backward(const std::optional<Tensor>& dstates, const std::optional<Tensor>& dlast,
+                       const Tensor& x, const std::optional<Tensor>& att, const Tensor& weight_ih,
+                       const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
+                       const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& h0,
+                       const Layout& layout, const Tensor& states, const Tensor& gates, int64_t cell,
+                       const std::vector<bool>& wanted) {
     const Kernels<T>& k = kernels<T>();
-    const Weights<T> weights = check_weights<T>(cell, x, weight_ih, weight_hh, bias_ih, bias_hh);
-    const int64_t hidden = weights.hidden, input = weights.input, rows = states.size(0);
-    const int first = weights.cell == Cell::kAgru ? 1 : 0;
-    const Schedule s = make_schedule(lengths, row_start, x_start, step_start, rows, x.size(0),
-                                     18 * hidden * (input + hidden));
-    STD_TORCH_CHECK(
-        x.size(0) == rows && std::equal(s.batch.row_start, s.batch.row_start + s.batch.size, s.batch.x_start),
-        "x must have a row of its own for every state where a gradient is wanted");
+    const Weights<T> weights = check_weights<T>(cell, weight_ih, weight_hh, bias_ih, bias_hh);
+    const int64_t hidden = weights.hidden, input = weights.input;
+    const int64_t first = weights.cell == Cell::kAgru ? 1 : 0, count = 3 - first;
+    if (h0) check_shape("h0", *h0, {-1, hidden});
+    const Schedule s = make_schedule(layout, x, h0 ? h0->size(0) : -1, 18 * hidden * (input + hidden));
     const int64_t size = s.batch.size, padded_hidden = k.padded(hidden), padded_input = k.padded(input);
     const bool saved = gates.size(0) > 0;
-
-    auto output = [&](bool want, std::initializer_list<int64_t> shape, bool zero) {
-        Tensor out = want ? empty_rows(x, shape) : torch::stable::new_empty(x, {0});
-        if (zero && out.numel() > 0) std::memset(out.mutable_data_ptr(), 0, out.numel() * sizeof(T));
-        return out;
+    auto rows_of = [&](const char* name, const std::optional<Tensor>& value) {
+        return x.dim() == 3 ? data<T>(name, value, {x.size(0), x.size(1), hidden})
+                            : data<T>(name, value, {s.rows, hidden});
     };
-    const bool gaps = rows != s.steps;
-    Tensor dx = output(wanted[kX], {x.size(0), input}, gaps);
-    Tensor datt = output(wanted[kAtt], {rows}, gaps);
-    Tensor dh0 = output(wanted[kH0], {size, hidden}, false);
+    const T* x_data = input_rows<T>(x, input);
+    const T* att_data = attention<T>(att, x, s, weights.cell);
+    const T* h0_data = data<T>("h0", h0, {size, hidden});
+    const T* states_data = rows_of("states", states);
+    const T* gates_data = saved ? data<T>("gates", gates, {s.rows, 4 * padded_hidden}) : nullptr;
+    const T* dstates_data = rows_of("dstates", dstates);
+    const T* dlast_data = data<T>("dlast", dlast, {size, hidden});
+
+    const bool gaps = s.rows != s.steps;
+    auto output = [&](bool want, std::initializer_list<int64_t> shape) {
+        return want ? empty_rows(x, shape) : torch::stable::new_empty(x, {0});
+    };
     auto pointer = [](const Tensor& t) {
         return t.numel() > 0 ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
     };
+    const bool padded = x.dim() == 3;
+    Tensor dx =
+        padded ? output(wanted[kX], {x.size(0), x.size(1), input}) : output(wanted[kX], {s.rows, input});
+    Tensor datt = padded ? output(wanted[kAtt], {x.size(0), x.size(1)}) : output(wanted[kAtt], {s.rows});
+    Tensor dh0 = output(wanted[kH0], {size, hidden});
+    for (const Tensor& rows : {dx, datt})
+        if (gaps && rows.numel() > 0) std::memset(rows.mutable_data_ptr(), 0, rows.numel() * sizeof(T));
 
     const Scratch<T> packed(k.packed_backward_size(input, hidden));
     k.pack_backward(weights, packed.data());
     const Scratch<T> packed_gates(saved ? 0 : k.packed_forward_size(input, hidden));
     if (!saved) k.pack_forward(weights, packed_gates.data());
-    const Backward<T> b{s.batch,
-                        weights,
-                        packed.data(),
-                        packed_gates.data(),
-                        data<T>("x", x, {x.size(0), input}),
-                        input,
-                        data<T>("att", att, {rows}),
-                        data<T>("h0", h0, {size, hidden}),
-                        data<T>("states", states, {rows, hidden}),
-                        saved ? data<T>("gates", gates, {rows, 4 * padded_hidden}) : nullptr,
-                        data<T>("dstates", dstates, {rows, hidden}),
-                        data<T>("dlast", dlast, {size, hidden}),
-                        pointer(dx),
-                        pointer(datt),
-                        pointer(dh0)};
+    const Backward<T> b{s.batch,      weights,    packed.data(), packed_gates.data(), x_data,
+                        input,        att_data,   h0_data,       states_data,         gates_data,
+                        dstates_data, dlast_data, pointer(dx),   pointer(datt),       pointer(dh0)};
 
-    const int64_t dw_size = 3 * hidden * padded_input, du_size = 3 * hidden * padded_hidden;
-    const int64_t sums_size = dw_size + du_size + 4 * padded_hidden;
+    const int64_t dw_size = count * hidden * padded_input, du_size = count * hidden * padded_hidden;
+    const int64_t sums_size = wanted[kWeights] ? dw_size + du_size + k.padded((count + 1) * hidden) : 0;
     const int64_t per_thread = k.backward_scratch(input, hidden), threads = s.threads.size();
     const Scratch<T> sums(sums_size * threads);
     const Scratch<T> scratch(per_thread * threads);
     for_each_thread(s, [&](int64_t thread) {
-        T* own = sums.data() + thread * sums_size;
-        std::memset(own, 0, sums_size * sizeof(T));
-        const WeightGradients<T> gradients{own, own + dw_size, own + dw_size + du_size};
+        WeightGradients<T> gradients{};
+        if (wanted[kWeights]) {
+            T* own = sums.data() + thread * sums_size;
+            std::memset(own, 0, sums_size * sizeof(T));
+            gradients = {own, own + dw_size, own + dw_size + du_size};
+        }
         for (const Tile& tile : s.threads[thread])
             k.backward(b, tile, gradients, scratch.data() + thread * per_thread);
     });
 
-    // Threads are added in their order, so that the same threads give the same bits.
-    Tensor dweight_ih = output(wanted[kWeights], {(3 - first) * hidden, input}, false);
-    Tensor dweight_hh = output(wanted[kWeights], {(3 - first) * hidden, hidden}, false);
-    Tensor dbias_ih = output(wanted[kWeights], {(3 - first) * hidden}, false);
-    Tensor dbias_hh = output(wanted[kWeights], {(3 - first) * hidden}, false);
+    Tensor dweight_ih = output(wanted[kWeights], {count * hidden, input});
+    Tensor dweight_hh = output(wanted[kWeights], {count * hidden, hidden});
+    Tensor dbias_ih = output(wanted[kWeights], {count * hidden});
+    Tensor dbias_hh = output(wanted[kWeights], {count * hidden});
     if (wanted[kWeights]) {
-        auto add = [&](T* to, int64_t from, int64_t count) {
-            if (count == 0) return;  // an empty gradient has no address
-            std::memcpy(to, sums.data() + from, count * sizeof(T));
+        // Threads are added in their order, so that the same threads give the same bits.
+        auto add = [&](T* to, int64_t from, int64_t length) {
+            if (length == 0) return;  // an empty gradient has no address
+            std::memcpy(to, sums.data() + from, length * sizeof(T));
             for (int64_t thread = 1; thread < threads; ++thread) {
                 const T* more = sums.data() + thread * sums_size + from;
-                for (int64_t i = 0; i < count; ++i) to[i] += more[i];
+                for (int64_t i = 0; i < length; ++i) to[i] += more[i];
             }
         };
-        for (int gate = first; gate < 3; ++gate) {
+        for (int64_t gate = first; gate < 3; ++gate) {
             const int64_t block = gate_block(weights.cell, gate) * hidden;
+            const int64_t of_w = (gate - first) * hidden, of_u = gate == 2 ? 0 : of_w + hidden;
             for (int64_t i = 0; i < hidden; ++i) {
-                add(pointer(dweight_ih) + (block + i) * input, (gate * hidden + i) * padded_input, input);
-                add(pointer(dweight_hh) + (block + i) * hidden, dw_size + (gate * hidden + i) * padded_hidden,
-                    hidden);
+                add(pointer(dweight_ih) + (block + i) * input, (of_w + i) * padded_input, input);
+                add(pointer(dweight_hh) + (block + i) * hidden, dw_size + (of_u + i) * padded_hidden, hidden);
             }
-            const int64_t biases = dw_size + du_size;
-            add(pointer(dbias_ih) + block, biases + (gate == 2 ? 3 : gate) * padded_hidden, hidden);
-            add(pointer(dbias_hh) + block, biases + gate * padded_hidden, hidden);
+            add(pointer(dbias_ih) + block, dw_size + du_size + of_w + hidden, hidden);
+            add(pointer(dbias_hh) + block, dw_size + du_size + of_u, hidden);
         }
     }
     return {dx, datt, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh0};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_gru_backward(
-    std::optional<Tensor> dstates, std::optional<Tensor> dlast, Tensor x, std::optional<Tensor> att,
-    Tensor weight_ih, Tensor weight_hh, std::optional<Tensor> bias_ih, std::optional<Tensor> bias_hh,
-    std::optional<Tensor> h0, Tensor lengths, Tensor row_start, Tensor x_start,
-    std::optional<Tensor> step_start, Tensor states, Tensor gates, int64_t cell, std::vector<bool> wanted) {
-    STD_TORCH_CHECK(x.dim() == 2 && states.dim() == 2, "x and states must have 2 dimensions");
+Gradients attention_gru_backward(std::optional<Tensor> dstates, std::optional<Tensor> dlast, Tensor x,
+                                 std::optional<Tensor> att, Tensor weight_ih, Tensor weight_hh,
+                                 std::optional<Tensor> bias_ih, std::optional<Tensor> bias_hh,
+                                 std::optional<Tensor> h0, std::optional<Tensor> lengths,
+                                 std::optional<Tensor> offsets, std::optional<Tensor> batch_sizes,
+                                 Tensor states, Tensor gates, int64_t cell, std::vector<bool> wanted) {
     STD_TORCH_CHECK(wanted.size() == kGradients, "wanted must have 4 elements, got ", wanted.size());
-    const bool single = x.scalar_type() == ScalarType::Float;
-    STD_TORCH_CHECK(single || x.scalar_type() == ScalarType::Double, "x must have dtype float32 or float64");
-    const auto run = single ? run_backward<float> : run_backward<double>;
-    return run(dstates, dlast, x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, row_start,
-               x_start, step_start, states, gates, cell, wanted);
+    const auto run = is_single(x) ? run_backward<float> : run_backward<double>;
+    return run(dstates, dlast, x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0,
+               {lengths, offsets, batch_sizes, std::nullopt}, states, gates, cell, wanted);
 }
 
 }  // namespace

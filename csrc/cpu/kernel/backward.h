@@ -1,0 +1,299 @@
+// The backward pass of one tile. Included by attention_gru_kernel.cpp alone, inside its namespace.
+//
+// The gradients of a step's gates stand in a row as (dc | du' | dr' | dn'), H numbers each, without du' in
+// agru. So those that meet U, (dc | du' | dr'), and those that meet W, (du' | dr' | dn'), are G H numbers in
+// one piece, and so are the rows of the products below. Packed weights: U, its rows in the order (n | u | r),
+// then W (u | r | n), each as panels of kGemmVectors vectors of its columns, G H rows deep.
+
+template <typename T>
+constexpr int kPanel = kGemmVectors * kLanes<T>;
+
+template <typename T>
+int64_t panels(int64_t columns) {
+    return (columns + kPanel<T> - 1) / kPanel<T>;
+}
+template <typename T>
+int64_t packed_backward_size(int64_t input, int64_t hidden) {
+    return 3 * hidden * kPanel<T> * (panels<T>(input) + panels<T>(hidden));
+}
+
+template <typename T>
+void pack_backward(const Weights<T>& weights, T* packed) {
+    const int64_t hidden = weights.hidden;
+    const int gates = gate_count(weights.cell);
+    for (int side = 0; side < 2; ++side) {
+        const T* matrix = side == 0 ? weights.u : weights.w;
+        const int64_t columns = side == 0 ? hidden : weights.input;
+        for (int64_t panel = 0; panel < panels<T>(columns); ++panel) {
+            const int64_t column = panel * kPanel<T>;
+            const int64_t lanes = columns - column < kPanel<T> ? columns - column : kPanel<T>;
+            for (int place = 0; place < gates; ++place) {
+                int gate = 3 - gates + place;
+                if (side == 0) gate = place == 0 ? 2 : gate - 1;
+                const T* rows = matrix + gate_block(weights.cell, gate) * hidden * columns + column;
+                for (int64_t k = 0; k < hidden; ++k, packed += kPanel<T>) {
+                    std::memcpy(packed, rows + k * columns, lanes * sizeof(T));
+                    std::memset(packed + lanes, 0, (kPanel<T> - lanes) * sizeof(T));
+                }
+            }
+        }
+    }
+}
+
+// totals[i][v] += sum over k of a[i * row + k * depth_stride] * b[k * b_stride + v kLanes ...]
+template <typename T, int Rows, int Vectors>
+DIEN_FAST_INLINE void multiply(Vec<T> (&totals)[Rows][Vectors], const T* a, int64_t row, int64_t depth_stride,
+                               const T* b, int64_t b_stride, int64_t depth) {
+    auto products = [&](Vec<T>(&sums)[Rows][Vectors], int64_t count) DIEN_FAST_INLINE_LAMBDA {
+        for (int64_t k = 0; k < count; ++k) {
+            Vec<T> right[Vectors];
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) right[v] = load(b + v * kLanes<T>);
+#pragma GCC unroll 8
+            for (int i = 0; i < Rows; ++i) {
+                const T left = a[i * row];
+#pragma GCC unroll 8
+                for (int v = 0; v < Vectors; ++v) sums[i][v] += left * right[v];
+            }
+            a += depth_stride;
+            b += b_stride;
+        }
+    };
+    const int64_t first = depth < kSumLength ? depth : kSumLength;
+    products(totals, first);
+    for (int64_t begin = first; begin < depth; begin += kSumLength) {
+        Vec<T> sums[Rows][Vectors] = {};
+        products(sums, depth - begin < kSumLength ? depth - begin : kSumLength);
+        for (int i = 0; i < Rows; ++i)
+            for (int v = 0; v < Vectors; ++v) totals[i][v] += sums[i][v];
+    }
+}
+
+// Calls f with the integral constants of rows (at most kGemmRows) and vectors (at most kGemmVectors).
+template <int N>
+struct Constant {
+    static constexpr int value = N;
+};
+template <int Rows = kGemmRows, int Vectors = kGemmVectors, typename F>
+DIEN_FAST_INLINE void with_shape(int64_t rows, int64_t vectors, const F& f) {
+    if constexpr (Vectors > 1) {
+        if (vectors < Vectors) return with_shape<Rows, Vectors - 1>(rows, vectors, f);
+    }
+    if constexpr (Rows > 1) {
+        if (rows < Rows) return with_shape<Rows - 1, Vectors>(rows, vectors, f);
+    }
+    f(Constant<Rows>{}, Constant<Vectors>{});
+}
+
+// What the reverse run of one tile keeps: the carried dh, and the rows collected for the matrix products.
+template <typename T>
+struct Collected {
+    T* dh;        // [kMaxTileRows, padded_hidden]
+    T* dgates;    // [kChunkRows, dgates_stride]
+    T* x;         // [kChunkRows, padded_input]
+    T* h;         // [kChunkRows, padded_hidden], the states before
+    T* regained;  // [kMaxTileRows, 4, padded_hidden], gates that were not saved
+    T* unused_h;  // [kMaxTileRows, padded_hidden], their next states
+    int64_t rows[kChunkRows];
+    int64_t count = 0;
+};
+
+// A row of gradients and room behind it for the end of its last vector.
+template <typename T>
+int64_t dgates_stride(int64_t hidden) {
+    return padded<T>(kParts * hidden) + kLanes<T>;
+}
+
+template <typename T>
+int64_t backward_scratch(int64_t input, int64_t hidden) {
+    return padded<T>(hidden) * (kMaxTileRows * (2 + kParts) + kChunkRows) +
+           kChunkRows * (dgates_stride<T>(hidden) + padded<T>(input));
+}
+
+// out(i, column, sums of row i at the vector of columns) for dgates [rows, depth] times one side's panels.
+template <typename T, typename Out>
+DIEN_FAST_INLINE void times_weights(int64_t rows, const T* dgates, int64_t stride, int64_t depth,
+                                    const T* packed, int64_t columns, const Out& out) {
+    const int64_t groups = (rows + kGemmRows - 1) / kGemmRows, least = rows / groups, larger = rows % groups;
+    for (int64_t panel = 0; panel < panels<T>(columns); ++panel) {
+        const int64_t column = panel * kPanel<T>;
+        const int64_t vectors = (columns - column + kLanes<T> - 1) / kLanes<T>;
+        for (int64_t group = 0, i = 0; group < groups; ++group) {
+            const int64_t count = least + (group < larger);
+            with_shape(count, vectors, [&](auto r, auto v) {
+                Vec<T> sums[decltype(r)::value][decltype(v)::value] = {};
+                multiply(sums, dgates + i * stride, stride, 1, packed, kPanel<T>, depth);
+                for (int row = 0; row < decltype(r)::value; ++row)
+                    for (int vector = 0; vector < decltype(v)::value; ++vector)
+                        out(i + row, column + vector * kLanes<T>, sums[row][vector]);
+            });
+            i += count;
+        }
+        packed += depth * kPanel<T>;
+    }
+}
+
+// out [depth, padded columns] += dgates [count, depth]^T rows [count, padded columns].
+template <typename T>
+void add_outer(int64_t count, const T* dgates, int64_t stride, int64_t depth, const T* rows, int64_t columns,
+               T* out) {
+    const int64_t out_stride = padded<T>(columns);
+    for (int64_t column = 0; column < out_stride; column += kPanel<T>) {
+        const int64_t vectors = (out_stride - column) / kLanes<T>;
+        for (int64_t i = 0; i < depth; i += kGemmRows) {
+            with_shape(depth - i, vectors, [&](auto r, auto v) {
+                Vec<T> sums[decltype(r)::value][decltype(v)::value] = {};
+                multiply(sums, dgates + i, 1, stride, rows + column, out_stride, count);
+                T* to = out + i * out_stride + column;
+                for (int row = 0; row < decltype(r)::value; ++row)
+                    for (int vector = 0; vector < decltype(v)::value; ++vector) {
+                        T* at = to + row * out_stride + vector * kLanes<T>;
+                        store(at, load(at) + sums[row][vector]);
+                    }
+            });
+        }
+    }
+}
+
+template <typename T>
+void flush(const Backward<T>& b, Collected<T>& c, const WeightGradients<T>& sums) {
+    if (c.count == 0) return;
+    const int64_t hidden = b.weights.hidden, input = b.weights.input, stride = dgates_stride<T>(hidden);
+    const int gates = gate_count(b.weights.cell);
+    const int64_t depth = gates * hidden;
+    if (b.dx != nullptr) {
+        const T* packed = b.packed + depth * kPanel<T> * panels<T>(hidden);
+        times_weights(c.count, c.dgates + hidden, stride, depth, packed, input,
+                      [&](int64_t i, int64_t column, Vec<T> value) {
+                          T* to = b.dx + c.rows[i] * input + column;
+                          if (input - column >= kLanes<T>)
+                              store(to, value);
+                          else
+                              for (int64_t lane = 0; lane < input - column; ++lane) to[lane] = value[lane];
+                      });
+    }
+    if (sums.dw != nullptr) {
+        add_outer(c.count, c.dgates + hidden, stride, depth, c.x, input, sums.dw);
+        add_outer(c.count, c.dgates, stride, depth, c.h, hidden, sums.du);
+        for (int64_t column = 0; column < padded<T>(depth + hidden); column += kLanes<T>) {
+            Vec<T> total = {};
+            for (int64_t i = 0; i < c.count; ++i) total += load(c.dgates + i * stride + column);
+            store(sums.db + column, load(sums.db + column) + total);
+        }
+    }
+    c.count = 0;
+}
+
+// The gradients of one history's gates in one step; dh in, dh (1 - z) out. Returns da.
+template <typename T, int Gates>
+DIEN_FAST_INLINE T gate_gradients(int64_t hidden, const T* gates, const Rule<T>& rule, const T* h,
+                                  const T* dstate, T* dh, T* dgates) {
+    const Vec<T> alpha = rule.alpha - Vec<T>{}, beta = rule.beta - Vec<T>{};
+    Vec<T> da = {};
+    // The last columns first, the parts in order: what a vector writes beyond its part is overwritten.
+    for (int64_t column = padded<T>(hidden) - kLanes<T>; column >= 0; column -= kLanes<T>) {
+        const T* saved = gates + column * kParts;
+        const Vec<T> r = load(saved + kLanes<T>);
+        const Vec<T> c = load(saved + 2 * kLanes<T>);
+        const Vec<T> n = load(saved + 3 * kLanes<T>);
+        Vec<T> d = load(dh + column);
+        if (dstate != nullptr) {
+            if (hidden - column >= kLanes<T>)
+                d += load(dstate + column);
+            else
+                for (int64_t lane = 0; lane < hidden - column; ++lane) d[lane] += dstate[column + lane];
+        }
+        const Vec<T> dz = d * (n - load(h + column));
+        Vec<T> z = alpha, u = {};
+        if constexpr (Gates == 3) {
+            u = load(saved);
+            z += beta * u;
+            da += dz * (rule.alpha_a + rule.beta_a * u);
+        } else {
+            da += dz * rule.alpha_a;
+        }
+        const Vec<T> dn = d * z * (T(1) - n * n), dc = dn * r;
+        store(dgates + column, dc);
+        if constexpr (Gates == 3) store(dgates + hidden + column, dz * beta * u * (T(1) - u));
+        store(dgates + (Gates - 1) * hidden + column, dc * c * (T(1) - r));
+        store(dgates + Gates * hidden + column, dn);
+        store(dh + column, d * (T(1) - z));
+    }
+    return sum<T>(da);
+}
+
+template <typename T, int Gates>
+void backward(const Backward<T>& b, Tile tile, const WeightGradients<T>& sums, T* scratch) {
+    const Batch& batch = b.batch;
+    const int64_t hidden = b.weights.hidden, input = b.weights.input, stride = padded<T>(hidden);
+    const int64_t x_stride = padded<T>(input), dgates = dgates_stride<T>(hidden);
+    const int64_t* order = batch.order + tile.begin;
+    Collected<T> c;
+    auto take = [&](int64_t size) {
+        T* at = scratch;
+        scratch += size;
+        return at;
+    };
+    c.dh = take(kMaxTileRows * stride);
+    c.unused_h = take(kMaxTileRows * stride);
+    c.regained = take(kMaxTileRows * kParts * stride);
+    c.h = take(kChunkRows * stride);
+    c.x = take(kChunkRows * x_stride);
+    c.dgates = take(kChunkRows * dgates);
+
+    Step<T> s;
+    int64_t row_start[kMaxTileRows], x_start[kMaxTileRows];
+    for (int64_t i = 0; i < tile.rows; ++i) {
+        const int64_t history = order[i];
+        row_start[i] = batch.row_start[history];
+        x_start[i] = batch.x_start[history];
+        copy_padded(c.dh + i * stride, b.dlast == nullptr ? nullptr : b.dlast + history * hidden, hidden);
+        s.gates[i] = c.regained + i * kParts * stride;
+        s.h_next[i] = c.unused_h + i * stride;
+    }
+    int64_t active = 0;
+    for (int64_t t = batch.lengths[order[0]] - 1; t >= 0; --t) {
+        while (active < tile.rows && batch.lengths[order[active]] > t) ++active;
+        if (c.count + active > kChunkRows) flush(b, c, sums);
+        const int64_t first = c.count, step_start = batch.step(t);
+        const int64_t step_before = t > 0 ? batch.step(t - 1) : 0;
+        for (int64_t i = 0; i < active; ++i) {
+            const int64_t at = first + i, row = row_start[i] + step_start;
+            const T* before = b.states + (row_start[i] + step_before) * hidden;
+            if (t == 0) before = b.h0 == nullptr ? nullptr : b.h0 + order[i] * hidden;
+            c.rows[at] = row;
+            copy_padded(c.h + at * stride, before, hidden);
+            copy_padded(c.x + at * x_stride, b.x + (x_start[i] + step_start) * b.x_stride, input);
+            s.rules[i] = rule<T>(b.weights.cell, b.att == nullptr ? T(0) : b.att[row]);
+            s.x[i] = c.x + at * x_stride;
+            s.h[i] = c.h + at * stride;
+        }
+        if (b.gates == nullptr) step<T, Gates>(s, active, b.weights, b.packed_gates);
+        for (int64_t i = 0; i < active; ++i) {
+            const int64_t row = c.rows[first + i];
+            const T* gates = b.gates == nullptr ? s.gates[i] : b.gates + row * kParts * stride;
+            const T da = gate_gradients<T, Gates>(hidden, gates, s.rules[i], s.h[i],
+                                                  b.dstates == nullptr ? nullptr : b.dstates + row * hidden,
+                                                  c.dh + i * stride, c.dgates + (first + i) * dgates);
+            if (b.datt != nullptr) b.datt[row] = da;
+        }
+        times_weights(active, c.dgates + first * dgates, dgates, Gates * hidden, b.packed, hidden,
+                      [&](int64_t i, int64_t column, Vec<T> value) {
+                          T* to = c.dh + i * stride + column;
+                          store(to, load(to) + value);
+                      });
+        c.count += active;
+    }
+    flush(b, c, sums);
+    if (b.dh0 != nullptr)
+        for (int64_t i = 0; i < tile.rows; ++i)
+            std::memcpy(b.dh0 + order[i] * hidden, c.dh + i * stride, hidden * sizeof(T));
+}
+
+template <typename T>
+void backward(const Backward<T>& b, Tile tile, const WeightGradients<T>& sums, T* scratch) {
+    if (b.weights.cell == Cell::kAgru)
+        backward<T, 2>(b, tile, sums, scratch);
+    else
+        backward<T, 3>(b, tile, sums, scratch);
+}

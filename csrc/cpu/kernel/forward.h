@@ -1,0 +1,282 @@
+// The forward pass of one tile. Included by attention_gru_kernel.cpp alone, inside its namespace.
+//
+// Packed weights of a column block: I rows, then H rows, of kLanes numbers per gate (u, r, n); then four
+// biases: b_u, b_r, b_in, b_hn.
+
+template <typename T>
+int64_t packed_block(int64_t input, int64_t hidden) {
+    return (3 * (input + hidden) + kParts) * kLanes<T>;
+}
+template <typename T>
+int64_t packed_forward_size(int64_t input, int64_t hidden) {
+    return packed_block<T>(input, hidden) * (padded<T>(hidden) / kLanes<T>);
+}
+
+// to[k * stride + lane] = factor * rows[lane * depth + k]
+template <typename T>
+DIEN_FAST_INLINE void pack_transposed(const T* rows, int64_t lanes, int64_t depth, T factor, T* to,
+                                      int64_t stride) {
+    int64_t lane = 0;
+#if defined(__SSE2__)
+    if constexpr (sizeof(T) == 4) {
+        const __m128 factors = _mm_set1_ps(factor);
+        for (; lane + 4 <= lanes; lane += 4) {
+            const T* from = rows + lane * depth;
+            int64_t k = 0;
+            for (; k + 4 <= depth; k += 4) {
+                __m128 a = _mm_loadu_ps(from + k), b = _mm_loadu_ps(from + depth + k);
+                __m128 c = _mm_loadu_ps(from + 2 * depth + k), d = _mm_loadu_ps(from + 3 * depth + k);
+                _MM_TRANSPOSE4_PS(a, b, c, d);
+                T* out = to + k * stride + lane;
+                _mm_storeu_ps(out, _mm_mul_ps(factors, a));
+                _mm_storeu_ps(out + stride, _mm_mul_ps(factors, b));
+                _mm_storeu_ps(out + 2 * stride, _mm_mul_ps(factors, c));
+                _mm_storeu_ps(out + 3 * stride, _mm_mul_ps(factors, d));
+            }
+            for (; k < depth; ++k)
+                for (int64_t i = 0; i < 4; ++i) to[k * stride + lane + i] = factor * from[i * depth + k];
+        }
+    }
+#endif
+    for (; lane < lanes; ++lane)
+        for (int64_t k = 0; k < depth; ++k) to[k * stride + lane] = factor * rows[lane * depth + k];
+}
+
+template <typename T>
+void pack_forward(const Weights<T>& weights, T* packed) {
+    const int64_t hidden = weights.hidden, input = weights.input;
+    const int first = 3 - gate_count(weights.cell), stride = gate_count(weights.cell) * kLanes<T>;
+    for (int64_t column = 0; column < padded<T>(hidden); column += kLanes<T>) {
+        T* out = packed;
+        const int64_t lanes = hidden - column < kLanes<T> ? hidden - column : kLanes<T>;
+        if (lanes < kLanes<T>) std::memset(out, 0, packed_block<T>(input, hidden) * sizeof(T));
+        for (int side = 0; side < 2; ++side) {
+            const T* matrix = side == 0 ? weights.w : weights.u;
+            const int64_t depth = side == 0 ? input : hidden;
+            for (int gate = first; gate < 3; ++gate) {
+                const T* rows = matrix + (gate_block(weights.cell, gate) * hidden + column) * depth;
+                pack_transposed<T>(rows, lanes, depth, gate == 2 ? Factor<T>::candidate : Factor<T>::gate,
+                                   out + (gate - first) * kLanes<T>, stride);
+            }
+            out += depth * stride;
+        }
+        auto bias = [&](const T* from, int gate, int64_t lane) -> T {
+            const int block = gate_block(weights.cell, gate);
+            return from == nullptr || block < 0 || lane >= lanes ? T(0)
+                                                                 : from[block * hidden + column + lane];
+        };
+        for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
+            const T* ih = weights.bias_ih;
+            const T* hh = weights.bias_hh;
+            out[lane] = Factor<T>::gate * (bias(ih, 0, lane) + bias(hh, 0, lane));
+            out[kLanes<T> + lane] = Factor<T>::gate * (bias(ih, 1, lane) + bias(hh, 1, lane));
+            out[2 * kLanes<T> + lane] = Factor<T>::candidate * bias(ih, 2, lane);
+            out[3 * kLanes<T> + lane] = Factor<T>::candidate * bias(hh, 2, lane);
+        }
+        packed += packed_block<T>(input, hidden);
+    }
+}
+
+// Everything that one step of a tile reads and writes, an entry a history.
+template <typename T>
+struct Step {
+    const T* x[kMaxTileRows];
+    const T* h[kMaxTileRows];  // the states before
+    T* h_next[kMaxTileRows];   // the states after
+    T* gates[kMaxTileRows];    // kParts vectors a column block: u, r, c, n
+    Rule<T> rules[kMaxTileRows];
+};
+
+// The arguments of the gates' activations, in their places, of `Rows` histories in `Columns` column blocks:
+// the products with x and h. The sums of all of them stay in registers.
+template <typename T, int Gates, int Rows, int Columns>
+struct GateSums {
+    static constexpr int kFirst = 3 - Gates, kStride = Gates * kLanes<T>;
+    Vec<T> sums[3][Rows][Columns];
+
+    DIEN_FAST_INLINE void run(const T* const* x, const T* const* h, T* const* gates, int64_t column,
+                              int64_t input, int64_t hidden, const T* packed) {
+        const int64_t block = packed_block<T>(input, hidden);
+        const T* biases = packed + (input + hidden) * kStride;
+        for (int c = 0; c < Columns; ++c)
+            for (int gate = kFirst; gate < 3; ++gate)
+                for (int i = 0; i < Rows; ++i) sums[gate][i][c] = load(biases + c * block + gate * kLanes<T>);
+        accumulate(x, input, packed, block);
+        for (int c = 0; c < Columns; ++c)
+            for (int i = 0; i < Rows; ++i) {
+                store(gates[i] + (column + c * kLanes<T>)*kParts + 3 * kLanes<T>, sums[2][i][c]);
+                sums[2][i][c] = load(biases + c * block + 3 * kLanes<T>);
+            }
+        accumulate(h, hidden, packed + input * kStride, block);
+        for (int c = 0; c < Columns; ++c)
+            for (int i = 0; i < Rows; ++i)
+                for (int gate = kFirst; gate < 3; ++gate)
+                    store(gates[i] + (column + c * kLanes<T>)*kParts + gate * kLanes<T>, sums[gate][i][c]);
+    }
+
+    DIEN_FAST_INLINE void accumulate(const T* const* rows, int64_t depth, const T* packed, int64_t block) {
+        const T* from[Rows];
+        for (int i = 0; i < Rows; ++i) from[i] = rows[i];
+        // The first products join the sums in their registers, so that short depths touch no memory.
+        int64_t end = depth < kSumLength ? depth : kSumLength;
+        products(sums, from, 0, end, packed, block);
+        for (int64_t begin = end; begin < depth; begin = end) {
+            end = begin + kSumLength < depth ? begin + kSumLength : depth;
+            Vec<T> more[3][Rows][Columns] = {};
+            products(more, from, begin, end, packed, block);
+            for (int gate = kFirst; gate < 3; ++gate)
+                for (int i = 0; i < Rows; ++i)
+                    for (int c = 0; c < Columns; ++c) sums[gate][i][c] += more[gate][i][c];
+        }
+    }
+
+    DIEN_FAST_INLINE static void products(Vec<T> (&to)[3][Rows][Columns], const T* const (&from)[Rows],
+                                          int64_t begin, int64_t end, const T* packed, int64_t block) {
+        packed += begin * kStride;
+        for (int64_t k = begin; k < end; ++k) {
+#pragma GCC unroll 8
+            for (int i = 0; i < Rows; ++i) {
+                const T value = from[i][k];
+#pragma GCC unroll 8
+                for (int c = 0; c < Columns; ++c)
+#pragma GCC unroll 3
+                    for (int gate = kFirst; gate < 3; ++gate)
+                        to[gate][i][c] += value * load(packed + c * block + (gate - kFirst) * kLanes<T>);
+            }
+            packed += kStride;
+        }
+    }
+};
+
+template <typename T, int Gates, int Rows, int Columns>
+void gate_sums(const Step<T>& s, int64_t row, int64_t column, const Weights<T>& weights, const T* packed) {
+    GateSums<T, Gates, Rows, Columns> sums;
+    sums.run(s.x + row, s.h + row, s.gates + row, column, weights.input, weights.hidden, packed);
+}
+
+// `rows` histories in column blocks from `column` to `end`. Few histories take several blocks at once, so
+// that there are always enough sums to hide the latency of an addition.
+template <typename T, int Gates, int Rows = kRows>
+void row_sums(const Step<T>& s, int64_t rows, int64_t row, int64_t column, int64_t end,
+              const Weights<T>& weights, const T* packed) {
+    if constexpr (Rows > 1) {
+        if (rows < Rows) return row_sums<T, Gates, Rows - 1>(s, rows, row, column, end, weights, packed);
+    }
+    const int64_t block = packed_block<T>(weights.input, weights.hidden);
+    constexpr int kWide = Rows == 1 ? 4 : Rows == 2 ? 2 : 1;
+    if constexpr (kWide > 1) {
+        for (; column + kWide * kLanes<T> <= end; column += kWide * kLanes<T>, packed += kWide * block)
+            gate_sums<T, Gates, Rows, kWide>(s, row, column, weights, packed);
+    }
+    for (; column < end; column += kLanes<T>, packed += block)
+        gate_sums<T, Gates, Rows, 1>(s, row, column, weights, packed);
+}
+
+// The gates from their arguments, and the states after, of all histories in column blocks from `column` to
+// `end`. Two short loops: the processor overlaps as many of their chains as its window holds.
+template <typename T, int Gates>
+DIEN_FAST_INLINE void activate(const Step<T>& s, int64_t rows, int64_t column, int64_t end) {
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = column; j < end; j += kLanes<T>) {
+            T* at = s.gates[i] + j * kParts;
+            Vec<T> r = load(at + kLanes<T>);
+            const Vec<T> c = load(at + 2 * kLanes<T>);
+            if constexpr (Gates == 3) {
+                Vec<T> u = load(at);
+                sigmoids(u, r);
+                store(at, u);
+            } else {
+                r = sigmoid(r);
+                store(at, Vec<T>{});
+            }
+            store(at + kLanes<T>, r);
+            store(at + 2 * kLanes<T>, Factor<T>::from_candidate * c);
+            store(at + 3 * kLanes<T>, load(at + 3 * kLanes<T>) + r * c);
+        }
+    for (int64_t i = 0; i < rows; ++i) {
+        const Vec<T> alpha = s.rules[i].alpha - Vec<T>{}, beta = s.rules[i].beta - Vec<T>{};
+        for (int64_t j = column; j < end; j += kLanes<T>) {
+            T* at = s.gates[i] + j * kParts;
+            const Vec<T> n = hyperbolic_tangent(load(at + 3 * kLanes<T>));
+            const Vec<T> before = load(s.h[i] + j);
+            const Vec<T> z = Gates == 3 ? alpha + beta * load(at) : alpha;
+            store(at + 3 * kLanes<T>, n);
+            store(s.h_next[i] + j, before + z * (n - before));
+        }
+    }
+}
+
+template <typename T, int Gates>
+void step(const Step<T>& s, int64_t rows, const Weights<T>& weights, const T* packed) {
+    const int64_t stride = padded<T>(weights.hidden);
+    const int64_t block = packed_block<T>(weights.input, weights.hidden);
+    const int64_t groups = (rows + kRows - 1) / kRows, least = rows / groups, larger = rows % groups;
+    // At least kMaxTileRows vectors at a time go through the activations.
+    const int64_t span = kMaxTileRows / rows * kLanes<T>;
+    for (int64_t column = 0; column < stride; column += span) {
+        const int64_t end = column + span < stride ? column + span : stride;
+        for (int64_t group = 0, row = 0; group < groups; ++group) {
+            const int64_t count = least + (group < larger);
+            row_sums<T, Gates>(s, count, row, column, end, weights, packed);
+            row += count;
+        }
+        activate<T, Gates>(s, rows, column, end);
+        packed += span / kLanes<T> * block;
+    }
+}
+
+// One step of up to kMaxTileRows histories.
+template <typename T>
+void run_step(const Step<T>& s, int64_t rows, const Weights<T>& weights, const T* packed) {
+    if (weights.cell == Cell::kAgru)
+        step<T, 2>(s, rows, weights, packed);
+    else
+        step<T, 3>(s, rows, weights, packed);
+}
+
+template <typename T>
+int64_t forward_scratch(int64_t, int64_t hidden) {
+    return (2 + kParts) * kMaxTileRows * padded<T>(hidden);
+}
+
+template <typename T>
+void forward(const Forward<T>& f, Tile tile, T* scratch) {
+    const Batch& batch = f.batch;
+    const int64_t hidden = f.weights.hidden, stride = padded<T>(hidden);
+    const int64_t* order = batch.order + tile.begin;
+    // Whole vectors of state go straight to the output, where the next step finds them.
+    const bool direct = f.states != nullptr && hidden == stride;
+    T* const own[2] = {scratch, scratch + kMaxTileRows * stride};
+    T* const own_gates = scratch + 2 * kMaxTileRows * stride;
+
+    Step<T> s;
+    int64_t row_start[kMaxTileRows], x_start[kMaxTileRows];
+    for (int64_t i = 0; i < tile.rows; ++i) {
+        const int64_t history = order[i];
+        row_start[i] = batch.row_start[history];
+        x_start[i] = batch.x_start[history];
+        copy_padded(own[0] + i * stride, f.h0 == nullptr ? nullptr : f.h0 + history * hidden, hidden);
+        s.h[i] = own[0] + i * stride;
+        s.gates[i] = own_gates + i * kParts * stride;
+    }
+    int64_t active = tile.rows;
+    for (int64_t t = 0;; ++t) {
+        // Histories end at their last step, the shortest at the end of the tile first.
+        for (; active > 0 && batch.lengths[order[active - 1]] == t; --active)
+            std::memcpy(f.last + order[active - 1] * hidden, s.h[active - 1], hidden * sizeof(T));
+        if (active == 0) break;
+        const int64_t step_start = batch.step(t);
+        for (int64_t i = 0; i < active; ++i) {
+            const int64_t row = row_start[i] + step_start;
+            s.x[i] = f.x + (x_start[i] + step_start) * f.x_stride;
+            s.rules[i] = rule<T>(f.weights.cell, f.att == nullptr ? T(0) : f.att[row]);
+            s.h_next[i] = direct ? f.states + row * hidden : own[(t + 1) & 1] + i * stride;
+            if (f.gates != nullptr) s.gates[i] = f.gates + row * kParts * stride;
+        }
+        run_step(s, active, f.weights, f.packed);
+        if (f.states != nullptr && !direct)
+            for (int64_t i = 0; i < active; ++i)
+                std::memcpy(f.states + (row_start[i] + step_start) * hidden, s.h_next[i], hidden * sizeof(T));
+        for (int64_t i = 0; i < active; ++i) s.h[i] = s.h_next[i];
+    }
+}

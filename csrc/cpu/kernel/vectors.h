@@ -1,0 +1,148 @@
+// Vectors of the instruction set this is compiled for, and the activations on them. Included by
+// attention_gru_kernel.cpp alone, inside its namespace.
+
+#define DIEN_FAST_INLINE inline __attribute__((always_inline))
+#define DIEN_FAST_INLINE_LAMBDA __attribute__((always_inline))
+
+template <typename T>
+struct Vector;
+template <>
+struct Vector<float> {
+    typedef float type __attribute__((vector_size(kVectorBytes)));
+    typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4)));
+    typedef int32_t bits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct Vector<double> {
+    typedef double type __attribute__((vector_size(kVectorBytes)));
+    typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(8)));
+};
+template <typename T>
+using Vec = typename Vector<T>::type;
+
+template <typename T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+
+// size up to whole vectors.
+template <typename T>
+int64_t padded(int64_t size) {
+    return (size + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+template <typename T>
+DIEN_FAST_INLINE Vec<T> load(const T* p) {
+    return *reinterpret_cast<const typename Vector<T>::unaligned*>(p);
+}
+template <typename T>
+DIEN_FAST_INLINE void store(T* p, Vec<T> v) {
+    *reinterpret_cast<typename Vector<T>::unaligned*>(p) = v;
+}
+template <typename T>
+DIEN_FAST_INLINE T sum(Vec<T> v) {
+    T lanes[kLanes<T>];
+    store(lanes, v);
+    for (int half = kLanes<T> / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+    return lanes[0];
+}
+
+// Copies `size` numbers and zeroes the rest of the last vector; all zeros from nowhere.
+template <typename T>
+DIEN_FAST_INLINE void copy_padded(T* to, const T* from, int64_t size) {
+    if (from == nullptr) {
+        std::memset(to, 0, padded<T>(size) * sizeof(T));
+        return;
+    }
+    int64_t i = 0;
+    for (; i + kLanes<T> <= size; i += kLanes<T>) store(to + i, load(from + i));
+    if (i == size) return;
+    store(to + i, Vec<T>{});
+    for (; i < size; ++i) to[i] = from[i];
+}
+
+template <typename T>
+DIEN_FAST_INLINE void prefetch(const T* from, int64_t size) {
+    for (int64_t i = 0; i < size; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
+}
+
+// Packed weights carry a factor, so that sums come out as arguments of 2^t instead of e^v: -log2(e) for the
+// sigmoids of u and r, 2 log2(e) for the tanh of n. Doubles, which only check the floats, call the C library.
+template <typename T>
+struct Factor;
+template <>
+struct Factor<float> {
+    static constexpr float gate = -1.44269504f, candidate = 2.88539008f, from_candidate = 0.34657359f;
+};
+template <>
+struct Factor<double> {
+    static constexpr double gate = 1, candidate = 1, from_candidate = 1;
+};
+
+// v between -limit and limit. NaN stays NaN: the instructions return their second operand for it, and
+// comparisons are false.
+DIEN_FAST_INLINE Vec<float> clamp(Vec<float> v, float limit) {
+    const Vec<float> high = limit - Vec<float>{};
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return (Vec<float>)_mm256_max_ps((__m256)-high, _mm256_min_ps((__m256)high, (__m256)v));
+#elif defined(__SSE2__) && !defined(__AVX2__)
+    return (Vec<float>)_mm_max_ps((__m128)-high, _mm_min_ps((__m128)high, (__m128)v));
+#else
+    v = v > high ? high : v;
+    return v < -high ? -high : v;
+#endif
+}
+// 2^t in two parts, scale (1 + rest), for |t| < 127. The power of two of t's whole part is to be multiplied
+// in, not added to bits, so that NaN stays NaN (in rest).
+struct PowerOfTwo {
+    Vec<float> scale, rest;
+};
+DIEN_FAST_INLINE PowerOfTwo power_of_two(Vec<float> t) {
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    const Vec<float> shifted = t + magic;
+    const Vec<float> scale = (Vec<float>)(((typename Vector<float>::bits)shifted + 127) << 23);
+    const Vec<float> f = t - (shifted - magic);
+    Vec<float> p = f * 1.535336196e-4f + 1.339887502e-3f;  // minimax on [-1/2, 1/2], relative error 1.6e-8
+    p = p * f + 9.618436918e-3f;
+    p = p * f + 5.550332367e-2f;
+    p = p * f + 2.402264774e-1f;
+    p = p * f + 6.931471825e-1f;
+    return {scale, f * p};
+}
+// The sigmoids of two vectors with one division; the clamp keeps the product of the denominators finite.
+DIEN_FAST_INLINE void sigmoids(Vec<float>& v, Vec<float>& w) {
+    const PowerOfTwo of_v = power_of_two(clamp(v, 62.0f)), of_w = power_of_two(clamp(w, 62.0f));
+    const Vec<float> one_v = 1.0f + (of_v.scale + of_v.scale * of_v.rest);
+    const Vec<float> one_w = 1.0f + (of_w.scale + of_w.scale * of_w.rest);
+    const Vec<float> inverse = 1.0f / (one_v * one_w);
+    v = inverse * one_w;
+    w = inverse * one_v;
+}
+DIEN_FAST_INLINE Vec<float> sigmoid(Vec<float> v) {
+    const PowerOfTwo p = power_of_two(clamp(v, 80.0f));
+    return 1.0f / (1.0f + (p.scale + p.scale * p.rest));
+}
+// With e = 2^|t| - 1, which keeps its relative accuracy near 0: e / (e + 2), and 1 - 2 / (e + 2) where that
+// rounds less; of t's sign. Rounds to 1 beyond the clamp.
+DIEN_FAST_INLINE Vec<float> hyperbolic_tangent(Vec<float> t) {
+    const auto bits = (typename Vector<float>::bits)t;
+    const auto sign = bits & INT32_MIN;
+    const Vec<float> size = (Vec<float>)(bits ^ sign);
+    const PowerOfTwo p = power_of_two(clamp(size, 30.0f));
+    const Vec<float> e = p.scale * p.rest + (p.scale - 1.0f);
+    const auto large = size > 1.8f;
+    const Vec<float> over = large ? -2.0f - Vec<float>{} : e;
+    const auto one = large & (typename Vector<float>::bits)(1.0f - Vec<float>{});
+    return (Vec<float>)((typename Vector<float>::bits)(over / (e + 2.0f) + (Vec<float>)one) | sign);
+}
+DIEN_FAST_INLINE Vec<double> sigmoid(Vec<double> v) {
+    for (int lane = 0; lane < kLanes<double>; ++lane) v[lane] = 1.0 / (1.0 + exp(-v[lane]));
+    return v;
+}
+DIEN_FAST_INLINE void sigmoids(Vec<double>& v, Vec<double>& w) {
+    v = sigmoid(v);
+    w = sigmoid(w);
+}
+DIEN_FAST_INLINE Vec<double> hyperbolic_tangent(Vec<double> v) {
+    for (int lane = 0; lane < kLanes<double>; ++lane) v[lane] = tanh(v[lane]);
+    return v;
+}
