@@ -70,10 +70,6 @@ DIEN_FAST_INLINE void multiply(Vec<T> (&totals)[Rows][Vectors], const T* a, int6
 }
 
 // Calls f with the integral constants of rows (at most kGemmRows) and vectors (at most kGemmVectors).
-template <int N>
-struct Constant {
-    static constexpr int value = N;
-};
 template <int Rows = kGemmRows, int Vectors = kGemmVectors, typename F>
 DIEN_FAST_INLINE void with_shape(int64_t rows, int64_t vectors, const F& f) {
     if constexpr (Vectors > 1) {
@@ -248,7 +244,7 @@ void backward(const Backward<T>& b, Tile tile, const WeightGradients<T>& sums, T
         row_start[i] = batch.row_start[history];
         x_start[i] = batch.x_start[history];
         copy_padded(c.dh + i * stride, b.dlast == nullptr ? nullptr : b.dlast + history * hidden, hidden);
-        s.gates[i] = c.regained + i * kParts * stride;
+        s.gates[i] = s.saved[i] = c.regained + i * kParts * stride;
         s.h_next[i] = c.unused_h + i * stride;
     }
     int64_t active = 0;

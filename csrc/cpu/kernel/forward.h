@@ -83,7 +83,8 @@ struct Step {
     const T* x[kMaxTileRows];
     const T* h[kMaxTileRows];  // the states before
     T* h_next[kMaxTileRows];   // the states after
-    T* gates[kMaxTileRows];    // kParts vectors a column block: u, r, c, n
+    T* gates[kMaxTileRows];    // scratch, kParts vectors a column block: u, r, c, n
+    T* saved[kMaxTileRows];    // where they are kept, or null
     Rule<T> rules[kMaxTileRows];
 };
 
@@ -92,66 +93,84 @@ struct Step {
 template <typename T, int Gates, int Rows, int Columns>
 struct GateSums {
     static constexpr int kFirst = 3 - Gates, kStride = Gates * kLanes<T>;
-    Vec<T> sums[3][Rows][Columns];
+    typedef Vec<T> Sums[Gates][Rows][Columns];
 
-    DIEN_FAST_INLINE void run(const T* const* x, const T* const* h, T* const* gates, int64_t column,
-                              int64_t input, int64_t hidden, const T* packed) {
-        const int64_t block = packed_block<T>(input, hidden);
-        const T* biases = packed + (input + hidden) * kStride;
-        for (int c = 0; c < Columns; ++c)
-            for (int gate = kFirst; gate < 3; ++gate)
-                for (int i = 0; i < Rows; ++i) sums[gate][i][c] = load(biases + c * block + gate * kLanes<T>);
-        accumulate(x, input, packed, block);
-        for (int c = 0; c < Columns; ++c)
-            for (int i = 0; i < Rows; ++i) {
-                store(gates[i] + (column + c * kLanes<T>)*kParts + 3 * kLanes<T>, sums[2][i][c]);
-                sums[2][i][c] = load(biases + c * block + 3 * kLanes<T>);
-            }
-        accumulate(h, hidden, packed + input * kStride, block);
-        for (int c = 0; c < Columns; ++c)
-            for (int i = 0; i < Rows; ++i)
-                for (int gate = kFirst; gate < 3; ++gate)
-                    store(gates[i] + (column + c * kLanes<T>)*kParts + gate * kLanes<T>, sums[gate][i][c]);
+    template <typename F>
+    static DIEN_FAST_INLINE void each(const F& f) {
+        unrolled<Gates>([&](auto gate) DIEN_FAST_INLINE_LAMBDA {
+            unrolled<Rows>([&](auto i) DIEN_FAST_INLINE_LAMBDA {
+                unrolled<Columns>([&](auto c) DIEN_FAST_INLINE_LAMBDA { f(gate, i, c); });
+            });
+        });
     }
 
-    DIEN_FAST_INLINE void accumulate(const T* const* rows, int64_t depth, const T* packed, int64_t block) {
+    static DIEN_FAST_INLINE void run(const T* const* x, const T* const* h, T* const* gates, int64_t column,
+                                     int64_t input, int64_t hidden, const T* packed) {
+        const int64_t block = packed_block<T>(input, hidden);
+        const T* biases = packed + (input + hidden) * kStride;
+        Sums sums;
+        each([&](auto gate, auto i, auto c) DIEN_FAST_INLINE_LAMBDA {
+            sums[gate.value][i.value][c.value] =
+                load(biases + c.value * block + (gate.value + kFirst) * kLanes<T>);
+        });
+        accumulate(sums, x, input, packed, block);
+        auto place = [&](auto i, auto c, int part) DIEN_FAST_INLINE_LAMBDA {
+            return gates[i.value] + (column + c.value * kLanes<T>)*kParts + part * kLanes<T>;
+        };
+        unrolled<Rows>([&](auto i) DIEN_FAST_INLINE_LAMBDA {
+            unrolled<Columns>([&](auto c) DIEN_FAST_INLINE_LAMBDA {
+                store(place(i, c, 3), sums[Gates - 1][i.value][c.value]);
+                sums[Gates - 1][i.value][c.value] = load(biases + c.value * block + 3 * kLanes<T>);
+            });
+        });
+        accumulate(sums, h, hidden, packed + input * kStride, block);
+        each([&](auto gate, auto i, auto c) DIEN_FAST_INLINE_LAMBDA {
+            store(place(i, c, gate.value + kFirst), sums[gate.value][i.value][c.value]);
+        });
+    }
+
+    static DIEN_FAST_INLINE void accumulate(Sums& sums, const T* const* rows, int64_t depth, const T* packed,
+                                            int64_t block) {
         const T* from[Rows];
-        for (int i = 0; i < Rows; ++i) from[i] = rows[i];
+        unrolled<Rows>([&](auto i) DIEN_FAST_INLINE_LAMBDA { from[i.value] = rows[i.value]; });
         // The first products join the sums in their registers, so that short depths touch no memory.
         int64_t end = depth < kSumLength ? depth : kSumLength;
         products(sums, from, 0, end, packed, block);
         for (int64_t begin = end; begin < depth; begin = end) {
             end = begin + kSumLength < depth ? begin + kSumLength : depth;
-            Vec<T> more[3][Rows][Columns] = {};
+            Sums more;
+            each([&](auto gate, auto i, auto c)
+                     DIEN_FAST_INLINE_LAMBDA { more[gate.value][i.value][c.value] = Vec<T>{}; });
             products(more, from, begin, end, packed, block);
-            for (int gate = kFirst; gate < 3; ++gate)
-                for (int i = 0; i < Rows; ++i)
-                    for (int c = 0; c < Columns; ++c) sums[gate][i][c] += more[gate][i][c];
+            each([&](auto gate, auto i, auto c) DIEN_FAST_INLINE_LAMBDA {
+                sums[gate.value][i.value][c.value] += more[gate.value][i.value][c.value];
+            });
         }
     }
 
-    DIEN_FAST_INLINE static void products(Vec<T> (&to)[3][Rows][Columns], const T* const (&from)[Rows],
-                                          int64_t begin, int64_t end, const T* packed, int64_t block) {
+    static DIEN_FAST_INLINE void products(Sums& to, const T* const (&from)[Rows], int64_t begin, int64_t end,
+                                          const T* packed, int64_t block) {
         packed += begin * kStride;
         for (int64_t k = begin; k < end; ++k) {
-#pragma GCC unroll 8
-            for (int i = 0; i < Rows; ++i) {
-                const T value = from[i][k];
-#pragma GCC unroll 8
-                for (int c = 0; c < Columns; ++c)
-#pragma GCC unroll 3
-                    for (int gate = kFirst; gate < 3; ++gate)
-                        to[gate][i][c] += value * load(packed + c * block + (gate - kFirst) * kLanes<T>);
-            }
+            unrolled<Rows>([&](auto i) DIEN_FAST_INLINE_LAMBDA {
+                const T value = from[i.value][k];
+                unrolled<Columns>([&](auto c) DIEN_FAST_INLINE_LAMBDA {
+                    unrolled<Gates>([&](auto gate) DIEN_FAST_INLINE_LAMBDA {
+                        to[gate.value][i.value][c.value] +=
+                            value * load(packed + c.value * block + gate.value * kLanes<T>);
+                    });
+                });
+            });
             packed += kStride;
         }
     }
 };
 
 template <typename T, int Gates, int Rows, int Columns>
-void gate_sums(const Step<T>& s, int64_t row, int64_t column, const Weights<T>& weights, const T* packed) {
-    GateSums<T, Gates, Rows, Columns> sums;
-    sums.run(s.x + row, s.h + row, s.gates + row, column, weights.input, weights.hidden, packed);
+__attribute__((noinline)) void gate_sums(const Step<T>& s, int64_t row, int64_t column,
+                                         const Weights<T>& weights, const T* packed) {
+    GateSums<T, Gates, Rows, Columns>::run(s.x + row, s.h + row, s.gates + row, column, weights.input,
+                                           weights.hidden, packed);
 }
 
 // `rows` histories in column blocks from `column` to `end`. Few histories take several blocks at once, so
@@ -180,28 +199,35 @@ DIEN_FAST_INLINE void activate(const Step<T>& s, int64_t rows, int64_t column, i
         for (int64_t j = column; j < end; j += kLanes<T>) {
             T* at = s.gates[i] + j * kParts;
             Vec<T> r = load(at + kLanes<T>);
-            const Vec<T> c = load(at + 2 * kLanes<T>);
             if constexpr (Gates == 3) {
                 Vec<T> u = load(at);
                 sigmoids(u, r);
                 store(at, u);
             } else {
                 r = sigmoid(r);
-                store(at, Vec<T>{});
             }
             store(at + kLanes<T>, r);
-            store(at + 2 * kLanes<T>, Factor<T>::from_candidate * c);
-            store(at + 3 * kLanes<T>, load(at + 3 * kLanes<T>) + r * c);
+            store(at + 3 * kLanes<T>, load(at + 3 * kLanes<T>) + r * load(at + 2 * kLanes<T>));
         }
     for (int64_t i = 0; i < rows; ++i) {
         const Vec<T> alpha = s.rules[i].alpha - Vec<T>{}, beta = s.rules[i].beta - Vec<T>{};
         for (int64_t j = column; j < end; j += kLanes<T>) {
-            T* at = s.gates[i] + j * kParts;
+            const T* at = s.gates[i] + j * kParts;
             const Vec<T> n = hyperbolic_tangent(load(at + 3 * kLanes<T>));
             const Vec<T> before = load(s.h[i] + j);
-            const Vec<T> z = Gates == 3 ? alpha + beta * load(at) : alpha;
-            store(at + 3 * kLanes<T>, n);
+            Vec<T> u = {}, z = alpha;
+            if constexpr (Gates == 3) {
+                u = load(at);
+                z += beta * u;
+            }
             store(s.h_next[i] + j, before + z * (n - before));
+            if (s.saved[i] != nullptr) {
+                T* to = s.saved[i] + j * kParts;
+                store(to, u);
+                store(to + kLanes<T>, load(at + kLanes<T>));
+                store(to + 2 * kLanes<T>, Factor<T>::from_candidate * load(at + 2 * kLanes<T>));
+                store(to + 3 * kLanes<T>, n);
+            }
         }
     }
 }
@@ -258,6 +284,7 @@ void forward(const Forward<T>& f, Tile tile, T* scratch) {
         copy_padded(own[0] + i * stride, f.h0 == nullptr ? nullptr : f.h0 + history * hidden, hidden);
         s.h[i] = own[0] + i * stride;
         s.gates[i] = own_gates + i * kParts * stride;
+        s.saved[i] = nullptr;
     }
     int64_t active = tile.rows;
     for (int64_t t = 0;; ++t) {
@@ -271,7 +298,7 @@ void forward(const Forward<T>& f, Tile tile, T* scratch) {
             s.x[i] = f.x + (x_start[i] + step_start) * f.x_stride;
             s.rules[i] = rule<T>(f.weights.cell, f.att == nullptr ? T(0) : f.att[row]);
             s.h_next[i] = direct ? f.states + row * hidden : own[(t + 1) & 1] + i * stride;
-            if (f.gates != nullptr) s.gates[i] = f.gates + row * kParts * stride;
+            if (f.gates != nullptr) s.saved[i] = f.gates + row * kParts * stride;
         }
         run_step(s, active, f.weights, f.packed);
         if (f.states != nullptr && !direct)

@@ -146,3 +146,17 @@ DIEN_FAST_INLINE Vec<double> hyperbolic_tangent(Vec<double> v) {
     for (int lane = 0; lane < kLanes<double>; ++lane) v[lane] = tanh(v[lane]);
     return v;
 }
+
+template <int N>
+struct Constant {
+    static constexpr int value = N;
+};
+// f(Constant<0>) ... f(Constant<N - 1>): a loop whose counter is a constant, so that arrays stay in
+// registers.
+template <int N, int I = 0, typename F>
+DIEN_FAST_INLINE void unrolled(const F& f) {
+    if constexpr (I < N) {
+        f(Constant<I>{});
+        unrolled<N, I + 1>(f);
+    }
+}
