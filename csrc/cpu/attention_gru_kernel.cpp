@@ -44,7 +44,7 @@ constexpr int kVectorBytes = 16, kRows = 4, kGemmRows = 6, kGemmVectors = 2;
 #endif
 
 constexpr int kChunkRows = 96;
-constexpr int kSumLength = 64;  // products added up in one go: rounding grows with the length of a sum
+constexpr int kSumLength = 96;  // products added up in one go: rounding grows with the length of a sum
 constexpr int kParts = 4;       // of a row of gates: u, r, c, n
 
 #include "kernel/vectors.h"

@@ -40,32 +40,41 @@ void pack_backward(const Weights<T>& weights, T* packed) {
     }
 }
 
-// totals[i][v] += sum over k of a[i * row + k * depth_stride] * b[k * b_stride + v kLanes ...]
 template <typename T, int Rows, int Vectors>
-DIEN_FAST_INLINE void multiply(Vec<T> (&totals)[Rows][Vectors], const T* a, int64_t row, int64_t depth_stride,
-                               const T* b, int64_t b_stride, int64_t depth) {
-    auto products = [&](Vec<T>(&sums)[Rows][Vectors], int64_t count) DIEN_FAST_INLINE_LAMBDA {
-        for (int64_t k = 0; k < count; ++k) {
+DIEN_FAST_INLINE void zero(Vec<T> (&sums)[Rows][Vectors]) {
+    unrolled<Rows>([&](auto i) DIEN_FAST_INLINE_LAMBDA {
+        unrolled<Vectors>([&](auto v) DIEN_FAST_INLINE_LAMBDA { sums[i.value][v.value] = Vec<T>{}; });
+    });
+}
+
+// totals[i][v] += sum over k of left(i, k) * b[k * b_stride + v kLanes ...]
+template <typename T, int Rows, int Vectors, typename Left>
+DIEN_FAST_INLINE void multiply(Vec<T> (&totals)[Rows][Vectors], const Left& left, const T* b,
+                               int64_t b_stride, int64_t depth) {
+    auto products = [&](Vec<T>(&sums)[Rows][Vectors], int64_t begin, int64_t end) DIEN_FAST_INLINE_LAMBDA {
+        for (int64_t k = begin; k < end; ++k) {
             Vec<T> right[Vectors];
-#pragma GCC unroll 8
-            for (int v = 0; v < Vectors; ++v) right[v] = load(b + v * kLanes<T>);
-#pragma GCC unroll 8
-            for (int i = 0; i < Rows; ++i) {
-                const T left = a[i * row];
-#pragma GCC unroll 8
-                for (int v = 0; v < Vectors; ++v) sums[i][v] += left * right[v];
-            }
-            a += depth_stride;
+            unrolled<Vectors>(
+                [&](auto v) DIEN_FAST_INLINE_LAMBDA { right[v.value] = load(b + v.value * kLanes<T>); });
+            unrolled<Rows>([&](auto i) DIEN_FAST_INLINE_LAMBDA {
+                const T value = left(i.value, k);
+                unrolled<Vectors>([&](auto v) DIEN_FAST_INLINE_LAMBDA {
+                    sums[i.value][v.value] += value * right[v.value];
+                });
+            });
             b += b_stride;
         }
     };
     const int64_t first = depth < kSumLength ? depth : kSumLength;
-    products(totals, first);
+    products(totals, 0, first);
     for (int64_t begin = first; begin < depth; begin += kSumLength) {
-        Vec<T> sums[Rows][Vectors] = {};
-        products(sums, depth - begin < kSumLength ? depth - begin : kSumLength);
-        for (int i = 0; i < Rows; ++i)
-            for (int v = 0; v < Vectors; ++v) totals[i][v] += sums[i][v];
+        Vec<T> sums[Rows][Vectors];
+        zero<T>(sums);
+        products(sums, begin, begin + kSumLength < depth ? begin + kSumLength : depth);
+        unrolled<Rows>([&](auto i) DIEN_FAST_INLINE_LAMBDA {
+            unrolled<Vectors>(
+                [&](auto v) DIEN_FAST_INLINE_LAMBDA { totals[i.value][v.value] += sums[i.value][v.value]; });
+        });
     }
 }
 
@@ -116,12 +125,22 @@ DIEN_FAST_INLINE void times_weights(int64_t rows, const T* dgates, int64_t strid
         const int64_t vectors = (columns - column + kLanes<T> - 1) / kLanes<T>;
         for (int64_t group = 0, i = 0; group < groups; ++group) {
             const int64_t count = least + (group < larger);
-            with_shape(count, vectors, [&](auto r, auto v) {
-                Vec<T> sums[decltype(r)::value][decltype(v)::value] = {};
-                multiply(sums, dgates + i * stride, stride, 1, packed, kPanel<T>, depth);
-                for (int row = 0; row < decltype(r)::value; ++row)
-                    for (int vector = 0; vector < decltype(v)::value; ++vector)
-                        out(i + row, column + vector * kLanes<T>, sums[row][vector]);
+            with_shape(count, vectors, [&](auto r, auto v) DIEN_FAST_INLINE_LAMBDA {
+                constexpr int kCount = decltype(r)::value, kVectors = decltype(v)::value;
+                Vec<T> sums[kCount][kVectors];
+                zero<T>(sums);
+                const T* from[kCount];
+                unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
+                    from[row.value] = dgates + (i + row.value) * stride;
+                });
+                multiply<T>(
+                    sums, [&](int row, int64_t k) DIEN_FAST_INLINE_LAMBDA { return from[row][k]; }, packed,
+                    kPanel<T>, depth);
+                unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
+                    unrolled<kVectors>([&](auto vector) DIEN_FAST_INLINE_LAMBDA {
+                        out(i + row.value, column + vector.value * kLanes<T>, sums[row.value][vector.value]);
+                    });
+                });
             });
             i += count;
         }
@@ -137,15 +156,21 @@ void add_outer(int64_t count, const T* dgates, int64_t stride, int64_t depth, co
     for (int64_t column = 0; column < out_stride; column += kPanel<T>) {
         const int64_t vectors = (out_stride - column) / kLanes<T>;
         for (int64_t i = 0; i < depth; i += kGemmRows) {
-            with_shape(depth - i, vectors, [&](auto r, auto v) {
-                Vec<T> sums[decltype(r)::value][decltype(v)::value] = {};
-                multiply(sums, dgates + i, 1, stride, rows + column, out_stride, count);
+            with_shape(depth - i, vectors, [&](auto r, auto v) DIEN_FAST_INLINE_LAMBDA {
+                constexpr int kCount = decltype(r)::value, kVectors = decltype(v)::value;
+                Vec<T> sums[kCount][kVectors];
+                zero<T>(sums);
+                const T* from = dgates + i;
+                multiply<T>(
+                    sums, [&](int row, int64_t k) DIEN_FAST_INLINE_LAMBDA { return from[k * stride + row]; },
+                    rows + column, out_stride, count);
                 T* to = out + i * out_stride + column;
-                for (int row = 0; row < decltype(r)::value; ++row)
-                    for (int vector = 0; vector < decltype(v)::value; ++vector) {
-                        T* at = to + row * out_stride + vector * kLanes<T>;
-                        store(at, load(at) + sums[row][vector]);
-                    }
+                unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
+                    unrolled<kVectors>([&](auto vector) DIEN_FAST_INLINE_LAMBDA {
+                        T* at = to + row.value * out_stride + vector.value * kLanes<T>;
+                        store(at, load(at) + sums[row.value][vector.value]);
+                    });
+                });
             });
         }
     }
@@ -171,10 +196,16 @@ void flush(const Backward<T>& b, Collected<T>& c, const WeightGradients<T>& sums
     if (sums.dw != nullptr) {
         add_outer(c.count, c.dgates + hidden, stride, depth, c.x, input, sums.dw);
         add_outer(c.count, c.dgates, stride, depth, c.h, hidden, sums.du);
-        for (int64_t column = 0; column < padded<T>(depth + hidden); column += kLanes<T>) {
-            Vec<T> total = {};
-            for (int64_t i = 0; i < c.count; ++i) total += load(c.dgates + i * stride + column);
-            store(sums.db + column, load(sums.db + column) + total);
+        const int64_t end = padded<T>(depth + hidden);
+        for (int64_t column = 0; column < end; column += kLanes<T>) {
+            // Two sums, so that an addition need not wait for the one before.
+            Vec<T> even = {}, odd = {};
+            for (int64_t i = 0; i + 1 < c.count; i += 2) {
+                even += load(c.dgates + i * stride + column);
+                odd += load(c.dgates + (i + 1) * stride + column);
+            }
+            if (c.count % 2 == 1) even += load(c.dgates + (c.count - 1) * stride + column);
+            store(sums.db + column, load(sums.db + column) + (even + odd));
         }
     }
     c.count = 0;
