@@ -42,6 +42,12 @@ sanitize: $(READY) ## test the kernels under AddressSanitizer and UndefinedBehav
 	DIEN_FAST_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib build/sanitize --build-temp build/sanitize/temp
 	$(BIN)/python tests/run_sanitized.py build/sanitize
 
+.PHONY: wheel
+wheel: $(READY) ## build the wheel in dist/, one for every Python and torch
+	rm -rf build/lib.* build/bdist.* dist/dien_fast-*.whl
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+	@ls dist/dien_fast-*-py3-none-manylinux_*.whl || { echo 'the wheel has no native library' >&2; exit 1; }
+
 .PHONY: lint
 lint: $(READY) ## check formatting, lint and types
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
