@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from dien_fast import AttentionGRUCell, AttentionUpdateGateGRUCell, DynamicGRU, reference
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit"),
     pytest.mark.skipif(sys.version_info >= (3, 14), reason="TorchScript ends with Python 3.13"),
     pytest.mark.usefixtures("_float64"),
 ]
