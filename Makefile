@@ -39,8 +39,13 @@ test: $(READY) ## run the tests with branch coverage
 
 .PHONY: sanitize
 sanitize: $(READY) ## test the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
-	DIEN_FAST_SANITIZE=1 $(BIN)/python setup.py -q build --build-lib build/sanitize --build-temp build/sanitize/temp
-	$(BIN)/python tests/run_sanitized.py build/sanitize
+	$(BIN)/python tests/run_sanitized.py
+
+.PHONY: wheel
+wheel: $(READY) ## build the wheel in dist/, one for every Python and torch
+	rm -rf build/lib.* build/bdist.* dist/dien_fast-*.whl
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+	@ls dist/dien_fast-*-py3-none-manylinux_*.whl || { echo 'the wheel has no native library' >&2; exit 1; }
 
 .PHONY: lint
 lint: $(READY) ## check formatting, lint and types

@@ -6,6 +6,7 @@ torch from 2.10 on. Without a C++ compiler, or without torch to build against, t
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -fno-
 SANITIZE = os.environ.get("DIEN_FAST_SANITIZE") == "1"
 if SANITIZE:
     FLAGS = FLAGS.replace(
-        "-O3", "-O0 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover"
+        "-O3", "-O0 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover"
     )
 # One translation unit of the kernel an instruction set; the compiler's target is all that differs.
 CAPABILITIES = {"baseline": ""}
@@ -96,11 +97,32 @@ def find_ninja() -> str:
     return str(Path(BIN_DIR) / "ninja")
 
 
+# The newest symbols GLIBCXX_3.4.x that Linux distributions with glibc 2.y and later ship; torch itself needs 2.28.
+GLIBC_OF_LIBSTDCXX = ((25, 28), (28, 31), (29, 34), (30, 35), (33, 39))
+
+
+def oldest_glibc(library: bytes) -> int:
+    """The y of the oldest glibc 2.y that a library runs with, from the symbols it takes; 0 without glibc."""
+    glibc, libstdcxx = (
+        max((int(version) for version in re.findall(rb"\0%s(\d+)" % name, library)), default=0)
+        for name in (rb"GLIBC_2\.", rb"GLIBCXX_3\.4\.")
+    )
+    known = [system for symbols, system in GLIBC_OF_LIBSTDCXX if symbols >= libstdcxx]
+    if not known:
+        raise RuntimeError(f"no glibc is known for GLIBCXX_3.4.{libstdcxx}; extend GLIBC_OF_LIBSTDCXX in setup.py")
+    return max(glibc, known[0]) if glibc else 0
+
+
 class PlatformWheel(bdist_wheel):
-    """The wheel depends on the platform, on no Python."""
+    """The wheel depends on the platform, on no Python; the tag says the oldest glibc."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        return ("py3", "none", super().get_tag()[2])
+        system = super().get_tag()[2]
+        libraries = Path(self.get_finalized_command("build").build_lib).rglob("*.so")
+        glibc = max((oldest_glibc(path.read_bytes()) for path in libraries), default=0)
+        if glibc and system.startswith("linux_"):
+            system = f"many{system}".replace("linux_", f"linux_2_{glibc}_")
+        return ("py3", "none", system)
 
 
 setup(

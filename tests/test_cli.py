@@ -1,4 +1,4 @@
-"""The command as a user runs it: own data in, a run directory out, and one sentence for whatever is wrong."""
+"""The command as a user runs it: own data in, a run directory out, and what is done with one."""
 
 import json
 import os
@@ -9,104 +9,27 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
+from shop import REPOSITORY, failure, finish, make_shop, start
 
 from dien_fast import cli, pipeline
-from dien_fast.checkpoints import load_checkpoint, save_checkpoint
+from dien_fast.checkpoints import load_checkpoint
 from dien_fast.cli import main
-
-REPOSITORY = Path(cli.__file__).parents[1]
-
-SCHEMA = """
-label = "clicked"
-user = "who"
-time = "when"
-numeric = ["price"]
-categorical = ["country", "item", "brand"]
-sequences = ["words", "past_items", "past_brands"]
-separator = ";"
-min_count = 2
-
-[[groups]]
-name = "items"
-pairs = [{ ad = "item", pos_hist = "past_items" }, { ad = "brand", pos_hist = "past_brands" }]
-"""
-
-
-def shop_table(rows=400, seed=0):
-    """Clicks of a shop whose users like one brand each."""
-    rng = np.random.default_rng(seed)
-    users = np.arange(rows) % 20
-    items = rng.integers(0, 12, rows)
-    clicked = (items % 3 == users % 3) ^ (rng.random(rows) < 0.1)
-    histories = [rng.choice(np.flatnonzero(np.arange(12) % 3 == user % 3), rng.integers(0, 6)) for user in users]
-    return pa.table(
-        {
-            "who": [f"u{user}" for user in users],
-            "when": pa.array(np.arange(rows) * 60),
-            "clicked": pa.array(clicked.astype(np.int64)),
-            "price": pa.array(np.where(rng.random(rows) < 0.1, np.nan, rng.random(rows)), from_pandas=True),
-            "country": rng.choice(["NO", "NA", "IS"], rows),
-            "item": [f"i{item}" for item in items],
-            "brand": [f"b{item % 3}" for item in items],
-            "words": rng.choice(["new;red", "blue", ""], rows),
-            "past_items": [";".join(f"i{item}" for item in history) for history in histories],
-            "past_brands": [";".join(f"b{item % 3}" for item in history) for history in histories],
-        }
-    )
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """A directory with a table, its schema, and the run that the command makes of them."""
-    directory = tmp_path_factory.mktemp("shop")
-    pa.csv.write_csv(shop_table(), directory / "clicks.csv")
-    pa.parquet.write_table(shop_table(50, seed=1), directory / "new.parquet")
-    (directory / "clicks.toml").write_text(SCHEMA)
-    arguments = ["--dataset", str(directory / "clicks.csv"), "--schema", str(directory / "clicks.toml")]
-    arguments += ["--output", str(directory / "run"), "--epochs", "2", "--embedding-size", "4", "--cpu", "--quiet"]
-    assert main(["train", *arguments]) == 0
-    return directory
+    return make_shop(tmp_path_factory.mktemp("shop"))
 
 
 @pytest.fixture
 def run_copy(shop, tmp_path):
     return shutil.copytree(shop / "run", tmp_path / "run")
-
-
-def failure(capsys, *arguments):
-    """Run the command, which must fail with status 2, and return its sentence."""
-    assert main([str(argument) for argument in arguments]) == 2
-    captured = capsys.readouterr()
-    lines = captured.err.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("dien-fast: error: ")
-    return lines[0].removeprefix("dien-fast: error: ")
-
-
-def start(*arguments, **options):
-    """Start the command in a process of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "dien_fast.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        **options,
-    )
-
-
-def finish(process):
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out
 
 
 # training
@@ -378,147 +301,6 @@ def test_help_explains_itself(capsys):
     assert "not allowed with argument" in capsys.readouterr().err
 
 
-# bad input: one sentence, status 2, nothing half-written
-
-
-def spoil(shop, tmp_path, **columns):
-    """Write the shop's table with some columns replaced (or, for None, dropped) and return its path."""
-    table = pd.read_csv(shop / "clicks.csv", keep_default_na=False)
-    for name, values in columns.items():
-        table = table.drop(columns=name) if values is None else table.assign(**{name: values})
-    table.to_csv(tmp_path / "bad.csv", index=False)
-    return tmp_path / "bad.csv"
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"item": None}, "no column 'item'"),
-        ({"clicked": None}, "no column 'clicked'"),
-        ({"clicked": 3}, "got 3 in row 0"),
-        ({"past_items": 7.5}, "past_items"),
-        ({"past_items": "i1;i2"}, "should describe the same events"),
-        ({"past_items": "__PAD__;i1"}, "without padding"),
-        ({"price": "cheap"}, "price"),
-    ],
-)
-def test_bad_tables_are_refused_before_a_directory_is_made(shop, tmp_path, capsys, columns, message):
-    table = spoil(shop, tmp_path, **columns)
-    arguments = ["--dataset", table, "--schema", shop / "clicks.toml", "--output", tmp_path / "run"]
-    sentence = failure(capsys, "train", *arguments, "--quiet", "--cpu")
-    assert message in sentence
-    assert str(table) in sentence
-    assert not (tmp_path / "run").exists()
-
-
-def test_bad_files_and_schemas_are_named(shop, tmp_path, capsys):
-    (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n")
-    (tmp_path / "empty.csv").write_text(",".join(shop_table(1).column_names) + "\n")
-    (tmp_path / "bad.toml").write_text('categorical = ["item"\n')
-    (tmp_path / "unknown.toml").write_text('categoricals = ["item"]\n')
-    train = ["train", "--output", tmp_path / "run", "--cpu", "--quiet", "--dataset"]
-    table, schema = shop / "clicks.csv", shop / "clicks.toml"
-    assert "no such file" in failure(capsys, *train, tmp_path / "none.csv", "--schema", schema)
-    assert "t.csv: cannot read the table" in failure(capsys, *train, tmp_path / "t.csv", "--schema", schema)
-    assert "empty.csv" in failure(capsys, *train, tmp_path / "empty.csv", "--schema", schema)
-    assert "not valid TOML" in failure(capsys, *train, table, "--schema", tmp_path / "bad.toml")
-    assert "did you mean 'categorical'" in failure(capsys, *train, table, "--schema", tmp_path / "unknown.toml")
-    assert "needs a schema file" in failure(capsys, *train, table)
-    assert "lr must be a finite number of at least 0" in failure(capsys, *train, "synthetic", "--lr", "-1")
-    (tmp_path / "file").write_text("")
-    sentence = failure(capsys, "train", "--dataset", "synthetic", "--rows", "200", "--output", tmp_path / "file")
-    assert sentence.endswith("is a file; the run needs a directory")
-    assert not (tmp_path / "run").exists()
-
-
-def test_predict_refuses_before_it_writes(shop, tmp_path, capsys):
-    new = shop / "new.parquet"
-    predict = ["predict", shop / "run"]
-    assert failure(capsys, *predict, new, "--output", tmp_path / "p.txt").endswith("must end in .csv or .parquet")
-    assert "does not exist" in failure(capsys, *predict, new, "--output", tmp_path / "no" / "p.csv")
-    assert "no such file" in failure(capsys, *predict, tmp_path / "none.csv", "--output", tmp_path / "p.csv")
-    column = ["--output", tmp_path / "p.csv", "--column", "price"]
-    assert "has a column 'price' already" in failure(capsys, *predict, new, *column)
-    table = spoil(shop, tmp_path, past_items=None)
-    assert f"{table}: no column 'past_items'" in failure(capsys, *predict, table, "--output", tmp_path / "p.csv")
-    assert [path.name for path in tmp_path.iterdir()] == ["bad.csv"]
-
-
-def test_an_error_of_the_system_is_one_sentence_too(shop, tmp_path, capsys, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device", str(tmp_path / "p.csv"))
-
-    monkeypatch.setattr("dien_fast.sources.write_table", full)
-    sentence = failure(
-        capsys, "predict", shop / "run", shop / "new.parquet", "--output", tmp_path / "p.csv", "--quiet"
-    )
-    assert sentence == f"{tmp_path / 'p.csv'}: No space left on device"
-
-
-def _truncate(run):
-    path = run / "best.pt"
-    path.write_bytes(path.read_bytes()[:-2000])
-
-
-def _foreign(run):
-    torch.save({"epoch": 3}, run / "best.pt")
-
-
-def _text(run):
-    (run / "best.pt").write_text("not a checkpoint")
-
-
-def _missing_weight(run):
-    content = load_checkpoint(run / "best.pt")
-    content["model"].pop(next(iter(content["model"])))
-    save_checkpoint(run / "best.pt", content)
-
-
-def _wrong_shape(run):
-    content = load_checkpoint(run / "best.pt")
-    key = next(iter(content["model"]))
-    content["model"][key] = torch.zeros(2, 2)
-    save_checkpoint(run / "best.pt", content)
-
-
-def _other_encoders(run):
-    content = load_checkpoint(run / "best.pt")
-    save_checkpoint(run / "best.pt", content | {"fingerprint": "of other encoders"})
-
-
-def test_bad_checkpoints_end_the_command_with_one_sentence(shop, tmp_path):
-    expected = {
-        _truncate: "damaged, cut short",
-        _foreign: "is not a checkpoint of dien-fast",
-        _text: "damaged, cut short or not from dien-fast",
-        _missing_weight: "does not fit the model: it lacks the weight",
-        _wrong_shape: "must have shape",
-        _other_encoders: "they were fitted to other data",
-    }
-    processes = {}
-    for damage in expected:
-        run = shutil.copytree(shop / "run", tmp_path / damage.__name__)
-        damage(run)
-        processes[damage] = start("predict", run, shop / "new.parquet", "--output", tmp_path / "p.csv")
-        if len(processes) % 2 == 0:
-            processes[damage].wait()
-    for damage, process in processes.items():
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 2, err
-        assert out == ""
-        assert err.startswith("dien-fast: error: ")
-        assert err.count("\n") == 1
-        assert expected[damage] in err
-    assert not (tmp_path / "p.csv").exists()
-
-
-def test_a_missing_package_is_one_sentence_too(shop, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "dien_fast.pipeline")
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    sentence = failure(capsys, "train", "--dataset", "synthetic", "--output", shop / "none")
-    assert sentence == 'pandas is not installed: pip install "dien-fast[train]"'
-
-
 def test_the_package_alone_imports_nothing_of_training():
     code = "import sys, dien_fast; print(*sorted(sys.modules))"
     loaded = subprocess.run(
@@ -528,9 +310,3 @@ def test_the_package_alone_imports_nothing_of_training():
     extras = {"accelerate", "matplotlib", "pandas", "pyarrow", "sklearn"}
     own = {"cli", "training", "scoring", "runs", "sources", "pipeline", "plots", "metrics", "checkpoints"}
     assert not (extras | {f"dien_fast.{name}" for name in own}) & set(loaded.stdout.split())
-
-
-def test_a_bad_last_checkpoint_is_not_resumed(run_copy, capsys):
-    (run_copy / "last.pt").write_bytes((run_copy / "last.pt").read_bytes()[:3000])
-    sentence = failure(capsys, "train", "--output", run_copy, "--resume", "--epochs", "3", "--cpu", "--quiet")
-    assert "last.pt cannot be read as a checkpoint" in sentence

@@ -304,7 +304,7 @@ def test_the_loop_can_be_scripted_and_saved():
     x, att = arguments.pop("x")[index], arguments.pop("att")[index]
     positional = (x, att, *arguments.values(), [3, 3, 2, 2], "augru_official", False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # of torch.jit
         buffer = io.BytesIO()
         torch.jit.save(torch.jit.script(packed_loop), buffer)
         buffer.seek(0)

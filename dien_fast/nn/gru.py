@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
@@ -11,6 +10,7 @@ from dien_fast import reference
 from dien_fast.functional import attention_gru
 from dien_fast.ragged import Ragged
 from dien_fast.reference.gru import AttentionGRUCell, AttentionUpdateGateGRUCell, check_packed
+from dien_fast.reference.gru import attention_gru as packed_loop
 
 __all__ = ["AttentionGRUCell", "AttentionUpdateGateGRUCell", "DynamicGRU"]
 
@@ -36,24 +36,21 @@ class DynamicGRU(reference.DynamicGRU):
         torch.Size([5, 8])
     """
 
-    cell_names: ClassVar[dict[type, str]] = {AttentionGRUCell: "agru", AttentionUpdateGateGRUCell: "augru"}
-
     def forward(self, x: PackedSequence, att_scores: PackedSequence, hx: Tensor | None = None) -> PackedSequence:
         """Return the states of every step; arguments and result as :meth:`reference.DynamicGRU.forward`."""
         rows, batch_sizes, sorted_indices, unsorted_indices = check_packed(x, att_scores)
         cell = self.rnn
-        states, _ = attention_gru(
-            rows,
-            att_scores.data,
-            cell.weight_ih,
-            cell.weight_hh,
-            cell.bias_ih,
-            cell.bias_hh,
-            hx,
-            batch_sizes=batch_sizes,
-            cell=self.cell_names[type(cell)],
-        )
-        assert states is not None
+        name = self.gru_type.lower()
+        weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            # TorchScript compiles the loop: attention_gru has keyword-only arguments and a choice of backends.
+            sizes: list[int] = batch_sizes.tolist()
+            h0 = rows.new_zeros(sizes[0], self.hidden_size) if hx is None else hx
+            states, _ = packed_loop(rows, att_scores.data, *weights, h0, sizes, name, False)
+        else:
+            returned, _ = attention_gru(rows, att_scores.data, *weights, hx, batch_sizes=batch_sizes, cell=name)
+            assert returned is not None
+            states = returned
         return PackedSequence(states, batch_sizes, sorted_indices, unsorted_indices)
 
     def forward_ragged(
@@ -79,6 +76,6 @@ class DynamicGRU(reference.DynamicGRU):
             cell.bias_ih,
             cell.bias_hh,
             offsets=x.offsets,
-            cell=self.cell_names[type(cell)],
+            cell=self.gru_type.lower(),
             return_states=return_states,
         )

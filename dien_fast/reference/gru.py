@@ -99,6 +99,7 @@ class DynamicGRU(nn.Module):
             raise NotImplementedError(f"gru_type must be one of {sorted(self.cells)}, got {gru_type!r}")
         self.input_size = input_size
         self.hidden_size = hidden_size
+        self.gru_type = gru_type
         self.rnn = self.cells[gru_type](input_size, hidden_size, bias)
 
     def forward(self, x: PackedSequence, att_scores: PackedSequence, hx: Tensor | None = None) -> PackedSequence:
@@ -116,7 +117,8 @@ class DynamicGRU(nn.Module):
         h = rows.new_zeros(int(batch_sizes[0]), self.hidden_size) if hx is None else hx
         states = []
         begin = 0
-        for size in batch_sizes.tolist():
+        sizes: list[int] = batch_sizes.tolist()
+        for size in sizes:
             step = slice(begin, begin + size)
             h = self.rnn(rows[step], h[:size], att_scores.data[step])
             states.append(h)
@@ -137,9 +139,11 @@ def check_packed(x: PackedSequence, att_scores: PackedSequence) -> PackedSequenc
         same = (att_scores.batch_sizes == x.batch_sizes).all()
         torch._assert_async(same, "att_scores must be packed with the lengths of x")
     elif not torch.equal(att_scores.batch_sizes, x.batch_sizes):
+        wanted: list[int] = x.batch_sizes.tolist()
+        got: list[int] = att_scores.batch_sizes.tolist()
         raise ValueError(
-            f"att_scores must be packed with the lengths of x, {x.batch_sizes.tolist()[:8]} ... histories a step, "
-            f"got {att_scores.batch_sizes.tolist()[:8]} ..."
+            f"att_scores must be packed with the lengths of x, {wanted[:8]} ... histories a step, "
+            f"got {got[:8]} ..."
         )
     return x
 

@@ -1,0 +1,80 @@
+"""TorchScript: the cells and DynamicGRU, scripted, saved, and loaded by a process that never saw their classes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from dien_fast import AttentionGRUCell, AttentionUpdateGateGRUCell, DynamicGRU, reference
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit"),
+    pytest.mark.skipif(sys.version_info >= (3, 14), reason="TorchScript ends with Python 3.13"),
+    pytest.mark.usefixtures("_float64"),
+]
+LENGTHS = torch.tensor([3, 1, 5, 2, 5])
+B, T, I, H = 5, 5, 3, 4  # noqa: E741
+# In a fresh process: load every module, run it forward and backward on its arguments, keep what comes out.
+FRESH = """
+import sys, torch, dien_fast
+from torch.nn.utils.rnn import PackedSequence
+
+found = {}
+for name, arguments in torch.load("arguments.pt").items():
+    arguments = [value if torch.is_tensor(value) else PackedSequence(*value) for value in arguments]
+    module = torch.jit.load(f"{name}.pt")
+    result = module(*arguments)
+    result = result if torch.is_tensor(result) else result.data
+    found[name] = [result, *torch.autograd.grad(result.square().sum(), list(module.parameters()))]
+torch.save(found, "found.pt")
+"""
+
+
+def packed():
+    values = torch.randn(B, T, I), torch.randn(B, T)
+    return [pack_padded_sequence(value, LENGTHS, batch_first=True, enforce_sorted=False) for value in values]
+
+
+def modules():
+    """Modules by name, each with arguments."""
+    found = {}
+    for bias in (True, False):
+        for cell in (AttentionGRUCell, AttentionUpdateGateGRUCell):
+            module = cell(I, H, bias)
+            found[f"{cell.__name__}-{bias}"] = (module, [torch.randn(B, I), torch.randn(B, H), torch.randn(B)])
+        for gru_type in ("AGRU", "AUGRU"):
+            for library in (DynamicGRU, reference.DynamicGRU):
+                module = library(I, H, bias, gru_type)
+                found[f"{library.__module__}-{gru_type}-{bias}"] = (module, packed())
+                found[f"{library.__module__}-{gru_type}-{bias}-hx"] = (module, [*packed(), torch.randn(B, H)])
+    return found
+
+
+def test_a_fresh_process_gives_the_same_numbers(tmp_path):
+    expected, given = {}, {}
+    for name, (module, arguments) in modules().items():
+        torch.jit.script(module).save(tmp_path / f"{name}.pt")
+        result = module(*arguments)
+        result = result if torch.is_tensor(result) else result.data
+        expected[name] = [result, *torch.autograd.grad(result.square().sum(), list(module.parameters()))]
+        given[name] = [value if torch.is_tensor(value) else tuple(value) for value in arguments]
+    torch.save(given, tmp_path / "arguments.pt")
+    subprocess.run([sys.executable, "-c", FRESH], cwd=tmp_path, check=True)
+    found = torch.load(tmp_path / "found.pt")
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        for value, want in zip(values, expected[name], strict=True):
+            torch.testing.assert_close(value, want, rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("library", [DynamicGRU, reference.DynamicGRU], ids=["fast", "reference"])
+def test_sequences_packed_differently_are_refused(library):
+    module = torch.jit.script(library(I, H))
+    x, _ = packed()
+    other = pack_padded_sequence(
+        torch.randn(B, T), torch.tensor([4, 1, 4, 2, 5]), batch_first=True, enforce_sorted=False
+    )
+    with pytest.raises(torch.jit.Error, match=r"packed with the lengths of x, \[5, 4, 3, 2, 2\] ... histories"):
+        module(x, other)
