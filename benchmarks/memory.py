@@ -26,7 +26,7 @@ from dien_fast.functional import attention_gru
 SIZES = [(1024, 250, 64), (256, 1000, 64), (64, 4000, 64), (256, 4000, 64)]
 # The loop over steps takes minutes and tens of bytes a number beyond these.
 LOOP_SIZES = SIZES[:2]
-BACKENDS = {"dien-fast": "native", "reference loop": "reference"}
+BACKENDS = {"dien-fast": "native", "fallback loop": "reference"}
 LIMIT_UNITS, LIMIT_MIB = 1.5, 64
 
 

@@ -16,6 +16,7 @@ dense. Inputs and weights rotate between rounds.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,12 +85,13 @@ def recomputing() -> Iterator[None]:
         _ops.SAVED_GATES_LIMIT = limit
 
 
-def assert_agree(name: str, got: list[Tensor], want: list[Tensor]) -> None:
-    """Raise unless the states are close, and every gradient to 1e-4 of its largest element."""
+def assert_agree(name: str, got: list[Tensor], want: list[Tensor], share: float = 1e-4) -> None:
+    """Raise unless the states are close, and the error of every gradient is below ``share`` of it, in norm."""
     torch.testing.assert_close(got[0], want[0], rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
-    for found, expected in zip(got[1:], want[1:], strict=True):
-        atol = 1e-4 * expected.abs().max().item()
-        torch.testing.assert_close(found, expected, rtol=0, atol=atol, msg=lambda text: f"{name}: {text}")
+    for position, (found, expected) in enumerate(zip(got[1:], want[1:], strict=True)):
+        error, size = (found - expected).norm().item(), expected.norm().item()
+        if not error <= share * size:
+            raise AssertionError(f"{name}: gradient {position} has norm {size:.3g} and is off by {error:.3g}")
 
 
 def results(states: Tensor, leaves: list[Tensor], backward: bool) -> list[Tensor]:
@@ -184,7 +186,7 @@ def against_onednn(size: Size, backward: bool, dense: bool) -> Contest:
         (x, att), parameters = major[number % VARIANTS], weights[number % VARIANTS]
         states = onednn.forward(x, att, *parameters)
         if backward:
-            onednn.backward(x, att, *parameters[:2], torch.ones_like(states))
+            onednn.backward(x, att, parameters[0], parameters[1], torch.ones_like(states))
         return [states]
 
     runs: dict[str, Run] = {"oneDNN": run_onednn, "dien-fast": run_native}
@@ -221,8 +223,9 @@ def interest(size: Size) -> Contest:
         for _ in range(VARIANTS)
     ]
 
-    def run(modules: list[Any], number: int) -> list[Tensor]:
-        module, (query, keys, negatives) = modules[number % VARIANTS], inputs[number % VARIANTS]
+    def run(modules: list[Any], number: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        module = modules[number % VARIANTS]
+        query, keys, negatives = (value.to(dtype) for value in inputs[number % VARIANTS])
         output, loss = module(query, keys, lengths, negatives)
         gradients = torch.autograd.grad(output.sum() + loss, [query, keys, negatives, *module.parameters()])
         return [output.detach(), loss.detach(), *gradients]
@@ -231,6 +234,10 @@ def interest(size: Size) -> Contest:
         "reference loop": lambda number: run(eager, number),
         "dien-fast": lambda number: run(native, number),
     }
-    # Biases before batch normalisation have gradients of rounding noise: the inputs' gradients are compared.
-    assert_agree("dien-fast", runs["dien-fast"](0)[:5], runs["reference loop"](0)[:5])
+    # The inputs' gradients are compared, with float64's: biases before batch normalisation have gradients of
+    # rounding noise, and the loop's own in float32 are off by 1e-2. An input of an activation that rounds to the
+    # other side of 0 changes its history's gradient: dien-fast's worst is 6e-4 of the norm, at (1024, 100, 64).
+    want = run([copy.deepcopy(eager[0]).double()] * VARIANTS, 0, torch.float64)
+    got = runs["dien-fast"](0)
+    assert_agree("dien-fast", [value.double() for value in got[:5]], want[:5], share=2e-3)
     return Contest(runs, int(lengths.sum()))
