@@ -58,8 +58,11 @@ format: $(READY) ## rewrite the sources in the project's format
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' | xargs -r $(BIN)/clang-format -i
 
 .PHONY: bench
-bench: $(READY) ## run the benchmarks
-	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+bench: $(READY) ## run the benchmarks and write their figures into the README
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-autosave $(ARGS)
+	$(BIN)/python benchmarks/speed.py --compile
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/report.py --here
 
 .PHONY: clean
 clean: ## remove .venv, caches and build outputs, but no run

@@ -28,6 +28,14 @@ SAVED_GATES_LIMIT = 10_000_000
 
 _ENVIRONMENT = os.environ.get("DIEN_FAST_BACKEND")
 
+# As in csrc/library.cpp.
+_SCHEMA = (
+    "attention_gru(Tensor x, Tensor? att, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
+    "Tensor? h0, Tensor? lengths, Tensor? offsets, Tensor? batch_sizes, Tensor? x_start, int cell, "
+    "bool save_states, bool save_gates) -> (Tensor states, Tensor last, Tensor gates)"
+)
+_libraries: list[torch.library.Library] = []  # a definition lasts as long as its object
+
 _chosen: ContextVar[str | None] = ContextVar("dien_fast_backend", default=None)
 
 
@@ -255,11 +263,45 @@ class _AttentionGRU(torch.autograd.Function):
     backward = staticmethod(_backward)
 
 
+def _define_over_the_loop() -> None:
+    """Define the operator over the reference loop, so that scripted and exported code runs without the library."""
+
+    def attention_gru(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        from dien_fast import functional  # which needs this module
+
+        *leaves, lengths, offsets, batch_sizes, x_start, cell, _, _ = arguments
+        if x_start is not None:
+            raise NotImplementedError("histories that share rows of x need the native library")
+        x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0 = leaves
+        states, last = functional.attention_gru(
+            x,
+            att,
+            weight_ih,
+            weight_hh,
+            bias_ih,
+            bias_hh,
+            h0,
+            lengths=lengths,
+            offsets=offsets,
+            batch_sizes=batch_sizes,
+            cell=next(name for name, number in CELLS.items() if number == cell),
+        )
+        assert states is not None
+        return states, last, x.new_empty(0, 0)
+
+    library = torch.library.Library("dien_fast", "DEF")
+    library.define(_SCHEMA)
+    library.impl("attention_gru", attention_gru, "CompositeImplicitAutograd")
+    _libraries.append(library)
+
+
 if _loaded:
     torch.library.register_fake("dien_fast::attention_gru", _fake_forward)
     torch.library.register_fake("dien_fast::attention_gru_backward", _fake_backward)
     torch.library.register_autograd("dien_fast::attention_gru", _backward, setup_context=_setup_context)
     torch.library.register_autograd("dien_fast::attention_gru_backward", _refuse_double_backward)
+else:
+    _define_over_the_loop()
 
 
 def native_attention_gru(

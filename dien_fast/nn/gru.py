@@ -10,7 +10,6 @@ from dien_fast import reference
 from dien_fast.functional import attention_gru
 from dien_fast.ragged import Ragged
 from dien_fast.reference.gru import AttentionGRUCell, AttentionUpdateGateGRUCell, check_packed
-from dien_fast.reference.gru import attention_gru as packed_loop
 
 __all__ = ["AttentionGRUCell", "AttentionUpdateGateGRUCell", "DynamicGRU"]
 
@@ -43,10 +42,20 @@ class DynamicGRU(reference.DynamicGRU):
         name = self.gru_type.lower()
         weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            # TorchScript compiles the loop: attention_gru has keyword-only arguments and a choice of backends.
-            sizes: list[int] = batch_sizes.tolist()
-            h0 = rows.new_zeros(sizes[0], self.hidden_size) if hx is None else hx
-            states, _ = packed_loop(rows, att_scores.data, *weights, h0, sizes, name, False)
+            # TorchScript knows the operator, but neither attention_gru's keywords nor the choice of a backend.
+            states, _, _ = torch.ops.dien_fast.attention_gru(
+                rows.contiguous(),
+                att_scores.data.contiguous(),
+                *weights,
+                hx,
+                None,
+                None,
+                batch_sizes,
+                None,
+                0 if name == "augru" else 3,
+                True,
+                True,
+            )
         else:
             returned, _ = attention_gru(rows, att_scores.data, *weights, hx, batch_sizes=batch_sizes, cell=name)
             assert returned is not None

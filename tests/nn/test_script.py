@@ -1,12 +1,16 @@
 """TorchScript: the cells and DynamicGRU, scripted, saved, and loaded by a process that never saw their classes."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
+import dien_fast
 from dien_fast import AttentionGRUCell, AttentionUpdateGateGRUCell, DynamicGRU, reference
 
 pytestmark = [
@@ -78,3 +82,26 @@ def test_sequences_packed_differently_are_refused(library):
     )
     with pytest.raises(torch.jit.Error, match=r"packed with the lengths of x, \[5, 4, 3, 2, 2\] ... histories"):
         module(x, other)
+
+
+def test_without_the_library(tmp_path):
+    """A copy of the package that was never built scripts DynamicGRU too, over the loop."""
+    package = Path(dien_fast.__file__).parent
+    shutil.copytree(package, tmp_path / "dien_fast", ignore=shutil.ignore_patterns("_native", "__pycache__"))
+    code = (
+        "import torch, dien_fast\n"
+        "from torch.nn.utils.rnn import pack_sequence\n"
+        "assert dien_fast.backend().name == 'reference'\n"
+        "gru = dien_fast.DynamicGRU(3, 4, gru_type='AUGRU')\n"
+        "x = pack_sequence([torch.randn(3, 3), torch.randn(2, 3)])\n"
+        "att = pack_sequence([torch.rand(3), torch.rand(2)])\n"
+        "scripted, eager = torch.jit.script(gru)(x, att).data, gru(x, att).data\n"
+        "assert torch.equal(scripted, eager)\n"
+        "scripted.sum().backward()\n"
+        "assert gru.rnn.weight_hh.grad.abs().sum() > 0\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "DIEN_FAST_BACKEND": "reference"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr

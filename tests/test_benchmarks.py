@@ -1,0 +1,81 @@
+"""The README's figures come out of the committed results, by ``benchmarks/report.py``."""
+
+import pytest
+import report
+
+
+def row(part, size, **milliseconds):
+    names = {name.replace("_", " "): value for name, value in milliseconds.items()}
+    return {"part": part, **dict(zip("BTH", size, strict=True)), "milliseconds": names}
+
+
+@pytest.fixture
+def speed():
+    small, dense = (2, 3, 4), (1024, 50, 32)
+    rates = {"oneDNN": 10.0, "dien-fast": 20.0, "dien-fast, recomputing": 16.0}
+    return {
+        "machine": {"cpu": "Some CPU", "cores": 2},
+        "threads": 2,
+        "versions": {"torch": "2.0"},
+        "backend": "native (kernels)",
+        "rounds": 7,
+        "sgemm GFLOP/s": 40.0,
+        "call microseconds": 5.4,
+        "rows": [
+            row(report.FORWARD, small, **{"reference loop": 25.0, "nn.GRU packed": 1.0, "dien-fast": 2.0}),
+            row(report.BOTH, small, **{"reference loop": 99.4, "torch.compile loop": 9.0, "dien-fast": 9.0})
+            | {"compile seconds": 81.6},
+            row("augru_official forward + backward, dense", dense, **{"oneDNN": 3.0, "dien-fast": 2.0})
+            | {"GFLOP/s": rates},
+        ],
+    }
+
+
+def test_tables(speed):
+    rows = report.rows_of(speed)
+    assert report.loop_table(rows).splitlines() == [
+        "| B, T, H | AUGRU forward | AUGRU forward + backward | `Interest` forward + backward |",
+        "|---|---|---|---|",
+        "| 2, 3, 4 | **12.5x** (25 → 2.00) | **11.0x** (99 → 9.00) |  |",
+    ]
+    assert report.others_table(rows).splitlines()[2:] == [
+        "| 2, 3, 4, forward |  | 0.50x (1.00) |",
+        "| 2, 3, 4, forward + backward | 1.0x (9.00) |  |",
+    ]
+    assert report.onednn_table(rows).splitlines()[2:] == ["| 1024, 50, 32 |  | 1.5x |  |  |"]
+    assert report.rates_table(rows, 40.0).splitlines()[2:] == ["| 1024, 50, 32 |  | 20 (50 %) | 16 (40 %) |"]
+
+
+def test_losses_are_told(speed):
+    rows = report.rows_of(speed)
+    assert report.losses(rows) == "Faster than dien-fast: nn.GRU packed at 2, 3, 4 forward (0.50x)."
+    assert report.show_ratio(0.999) == "0.99x"
+
+
+def test_the_section(speed):
+    memory = {"rows": [{"provider": "dien-fast", "B": 10, "T": 200, "extra / (N H)": 0.26}]}
+    section = report.block("some-cpu", speed, memory)
+    words = " ".join(section.split())
+    assert "torch.compile took 82 s" in words
+    assert "inference) takes 5 µs." in words
+    assert "dien-fast at most 0.26." in words
+    readme = report.replaced(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", section)
+    assert readme == f"before\n{report.BEGIN}\n{section}\n{report.END}\nafter\n"
+    assert report.replaced(readme, section) == readme
+    assert report.named(readme) == "some-cpu"
+    with pytest.raises(ValueError, match="once each"):
+        report.replaced("no marks", section)
+
+
+def test_the_picture(speed, tmp_path):
+    report.draw(speed, tmp_path / "speed.svg")
+    assert (tmp_path / "speed.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_the_readme_tells_the_committed_results(monkeypatch, tmp_path, capsys):
+    assert report.main(["--check"]) == 0
+    changed = tmp_path / "README.md"
+    changed.write_text(report.README.read_text().replace(report.END, f"1000x\n{report.END}"))
+    monkeypatch.setattr(report, "README", changed)
+    assert report.main(["--check"]) == 1
+    assert "differs" in capsys.readouterr().err
