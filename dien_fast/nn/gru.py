@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -9,9 +11,36 @@ from torch.nn.utils.rnn import PackedSequence
 from dien_fast import reference
 from dien_fast.functional import attention_gru
 from dien_fast.ragged import Ragged
-from dien_fast.reference.gru import AttentionGRUCell, AttentionUpdateGateGRUCell, check_packed
+from dien_fast.reference.gru import check_packed
 
 __all__ = ["AttentionGRUCell", "AttentionUpdateGateGRUCell", "DynamicGRU"]
+
+
+class _Step(reference.AttentionGRUCell):
+    """One step of the recurrence through the operator."""
+
+    def forward(self, x: Tensor, hx: Tensor, att_score: Tensor) -> Tensor:
+        """Step from ``hx`` ``[B, H]`` on ``x`` ``[B, I]`` and ``att_score`` ``[B]``; ``[B, H]`` out."""
+        offsets = torch.arange(x.size(0) + 1)
+        att = att_score.reshape(-1)
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            cell = 0 if self.weight_hh.size(0) == 3 * self.hidden_size else 3
+            _, last, _ = torch.ops.dien_fast.attention_gru(
+                x.contiguous(), att, *weights, hx.contiguous(), None, offsets, None, None, cell, True, True
+            )
+        else:
+            name = "augru" if self.gates == 3 else "agru"
+            _, last = attention_gru(x, att, *weights, hx, offsets=offsets, cell=name, return_states=False)
+        return last
+
+
+class AttentionGRUCell(_Step, reference.AttentionGRUCell):
+    """One AGRU step (equation 7) through the operator; arguments as :class:`reference.AttentionGRUCell`."""
+
+
+class AttentionUpdateGateGRUCell(_Step, reference.AttentionUpdateGateGRUCell):
+    """One AUGRU step (equations 8 and 9) through the operator; arguments as :class:`AttentionGRUCell`."""
 
 
 class DynamicGRU(reference.DynamicGRU):
@@ -34,6 +63,11 @@ class DynamicGRU(reference.DynamicGRU):
         >>> DynamicGRU(4, 8, gru_type="AUGRU")(x, att).data.shape
         torch.Size([5, 8])
     """
+
+    cells: ClassVar[dict[str, type[reference.AttentionGRUCell]]] = {
+        "AGRU": AttentionGRUCell,
+        "AUGRU": AttentionUpdateGateGRUCell,
+    }
 
     def forward(self, x: PackedSequence, att_scores: PackedSequence, hx: Tensor | None = None) -> PackedSequence:
         """Return the states of every step; arguments and result as :meth:`reference.DynamicGRU.forward`."""

@@ -76,6 +76,9 @@ def test_a_cell_is_one_step(cell_type, cell, bias):
     steps = torch.arange(B + 1)
     want = attention_gru(x, att, *weights, h, offsets=steps, cell=cell)[1]
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    plain = getattr(reference, cell_type.__name__)(I, H, bias)
+    plain.load_state_dict(module.state_dict())
+    torch.testing.assert_close(got, plain(x, h, att), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(module(x, h, att[:, None]), got, rtol=0, atol=0)
 
 
