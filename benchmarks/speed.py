@@ -2,8 +2,8 @@
 
     python benchmarks/speed.py [--threads 2] [--rounds 15] [--only PATTERN] [--compile] [--output results.json]
 
-All providers of a size run in turn in one process, after the check that they agree; a figure is the median over
-the rounds. The results go to ``benchmarks/results/cpu-MACHINE-THREADS-threads.json``; with ``--only`` they are
+All providers of a size run in turn in one process, after the check that they agree, each for 5 ms or one call; a
+figure is the median over the rounds. The results go to ``benchmarks/results/cpu-MACHINE-THREADS-threads.json``; with ``--only`` they are
 saved where ``--output`` says, or not at all.
 
 Loops whose tensors pass 32 MiB get them from the system anew at every step, and pay for touching them: most of the
@@ -38,18 +38,26 @@ from providers import (
 from dien_fast.functional import attention_gru
 
 WARMUP = 2
+LEAST_SECONDS = 5e-3
 PASSES = {False: "forward", True: "forward + backward"}
 
 
 def interleaved(runs: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, float]:
-    """Return the median milliseconds of each provider; each gets the number of its round."""
+    """Return the median milliseconds of each provider's calls; each gets the number of its call.
+
+    In a round a provider is called until 5 ms have passed, at least once, so that a short call is not timed with
+    the processor's caches and sleeping threads as another provider left them.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + WARMUP):
         for name, run in runs.items():
-            begin = time.perf_counter()
-            run(number)
+            calls, begin, passed = 0, time.perf_counter(), 0.0
+            while passed < LEAST_SECONDS:
+                run(number + calls)
+                calls += 1
+                passed = time.perf_counter() - begin
             if number >= WARMUP:
-                times[name].append(1e3 * (time.perf_counter() - begin))
+                times[name].append(1e3 * passed / calls)
     return {name: round(statistics.median(values), 4) for name, values in times.items()}
 
 
