@@ -36,11 +36,11 @@ namespace DIEN_FAST_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kRows = 6, kGemmRows = 8, kGemmVectors = 3;
+constexpr int kVectorBytes = 64, kRows = 6, kGemmRows = 8, kGemmVectors = 3, kLastVectors = 2;
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kRows = 4, kGemmRows = 6, kGemmVectors = 2;
+constexpr int kVectorBytes = 32, kRows = 4, kGemmRows = 6, kGemmVectors = 2, kLastVectors = 3;
 #else
-constexpr int kVectorBytes = 16, kRows = 4, kGemmRows = 6, kGemmVectors = 2;
+constexpr int kVectorBytes = 16, kRows = 4, kGemmRows = 6, kGemmVectors = 2, kLastVectors = 3;
 #endif
 
 constexpr int kChunkRows = 96;

@@ -5,16 +5,14 @@
 // one piece, and so are the rows of the products below. Packed weights: U, its rows in the order (n | u | r),
 // then W (u | r | n), each as panels of kGemmVectors vectors of its columns, G H rows deep.
 
-template <typename T>
-constexpr int kPanel = kGemmVectors * kLanes<T>;
+// The vectors of the next panel where `left` vectors of columns are left: no panel of one if three do it.
+DIEN_FAST_INLINE int64_t panel_vectors(int64_t left) {
+    return left == kGemmVectors + 1 ? kLastVectors : left < kGemmVectors ? left : kGemmVectors;
+}
 
 template <typename T>
-int64_t panels(int64_t columns) {
-    return (columns + kPanel<T> - 1) / kPanel<T>;
-}
-template <typename T>
 int64_t packed_backward_size(int64_t input, int64_t hidden) {
-    return 3 * hidden * kPanel<T> * (panels<T>(input) + panels<T>(hidden));
+    return 3 * hidden * (padded<T>(input) + padded<T>(hidden));
 }
 
 template <typename T>
@@ -24,17 +22,15 @@ void pack_backward(const Weights<T>& weights, T* packed) {
     for (int side = 0; side < 2; ++side) {
         const T* matrix = side == 0 ? weights.u : weights.w;
         const int64_t columns = side == 0 ? hidden : weights.input;
-        for (int64_t panel = 0; panel < panels<T>(columns); ++panel) {
-            const int64_t column = panel * kPanel<T>;
-            const int64_t lanes = columns - column < kPanel<T> ? columns - column : kPanel<T>;
+        for (int64_t column = 0, width; column < columns; column += width) {
+            width = panel_vectors((columns - column + kLanes<T> - 1) / kLanes<T>) * kLanes<T>;
+            const int64_t lanes = columns - column < width ? columns - column : width;
             for (int place = 0; place < gates; ++place) {
                 int gate = 3 - gates + place;
                 if (side == 0) gate = place == 0 ? 2 : gate - 1;
                 const T* rows = matrix + gate_block(weights.cell, gate) * hidden * columns + column;
-                for (int64_t k = 0; k < hidden; ++k, packed += kPanel<T>) {
-                    std::memcpy(packed, rows + k * columns, lanes * sizeof(T));
-                    std::memset(packed + lanes, 0, (kPanel<T> - lanes) * sizeof(T));
-                }
+                for (int64_t k = 0; k < hidden; ++k, packed += width)
+                    copy_padded(packed, rows + k * columns, lanes);
             }
         }
     }
@@ -78,16 +74,32 @@ DIEN_FAST_INLINE void multiply(Vec<T> (&totals)[Rows][Vectors], const Left& left
     }
 }
 
-// Calls f with the integral constants of rows (at most kGemmRows) and vectors (at most kGemmVectors).
-template <int Rows = kGemmRows, int Vectors = kGemmVectors, typename F>
-DIEN_FAST_INLINE void with_shape(int64_t rows, int64_t vectors, const F& f) {
-    if constexpr (Vectors > 1) {
-        if (vectors < Vectors) return with_shape<Rows, Vectors - 1>(rows, vectors, f);
-    }
+constexpr int kMostVectors = kLastVectors > kGemmVectors ? kLastVectors : kGemmVectors;
+
+// As many rows as the registers hold sums of.
+template <int Vectors>
+constexpr int kPanelRows = Vectors > kGemmVectors ? kGemmRows * kGemmVectors / Vectors : kGemmRows;
+
+// Calls f with the integral constants of vectors and of rows at a time, at most kPanelRows of them.
+template <int Vectors, int Rows, typename F>
+DIEN_FAST_INLINE void with_rows(int64_t rows, const F& f) {
     if constexpr (Rows > 1) {
-        if (rows < Rows) return with_shape<Rows - 1, Vectors>(rows, vectors, f);
+        if (rows < Rows) return with_rows<Vectors, Rows - 1>(rows, f);
     }
     f(Constant<Rows>{}, Constant<Vectors>{});
+}
+template <int Vectors = kMostVectors, typename F>
+DIEN_FAST_INLINE void for_rows(int64_t rows, int64_t vectors, const F& f) {
+    if constexpr (Vectors > 1) {
+        if (vectors < Vectors) return for_rows<Vectors - 1>(rows, vectors, f);
+    }
+    constexpr int kMost = kPanelRows<Vectors>;
+    const int64_t groups = (rows + kMost - 1) / kMost, least = rows / groups, larger = rows % groups;
+    for (int64_t group = 0, row = 0; group < groups; ++group) {
+        const int64_t count = least + (group < larger);
+        with_rows<Vectors, kMost>(count, [&](auto r, auto v) DIEN_FAST_INLINE_LAMBDA { f(row, r, v); });
+        row += count;
+    }
 }
 
 // What the reverse run of one tile keeps: the carried dh, and the rows collected for the matrix products.
@@ -119,32 +131,26 @@ int64_t backward_scratch(int64_t input, int64_t hidden) {
 template <typename T, typename Out>
 DIEN_FAST_INLINE void times_weights(int64_t rows, const T* dgates, int64_t stride, int64_t depth,
                                     const T* packed, int64_t columns, const Out& out) {
-    const int64_t groups = (rows + kGemmRows - 1) / kGemmRows, least = rows / groups, larger = rows % groups;
-    for (int64_t panel = 0; panel < panels<T>(columns); ++panel) {
-        const int64_t column = panel * kPanel<T>;
-        const int64_t vectors = (columns - column + kLanes<T> - 1) / kLanes<T>;
-        for (int64_t group = 0, i = 0; group < groups; ++group) {
-            const int64_t count = least + (group < larger);
-            with_shape(count, vectors, [&](auto r, auto v) DIEN_FAST_INLINE_LAMBDA {
-                constexpr int kCount = decltype(r)::value, kVectors = decltype(v)::value;
-                Vec<T> sums[kCount][kVectors];
-                zero<T>(sums);
-                const T* from[kCount];
-                unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
-                    from[row.value] = dgates + (i + row.value) * stride;
-                });
-                multiply<T>(
-                    sums, [&](int row, int64_t k) DIEN_FAST_INLINE_LAMBDA { return from[row][k]; }, packed,
-                    kPanel<T>, depth);
-                unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
-                    unrolled<kVectors>([&](auto vector) DIEN_FAST_INLINE_LAMBDA {
-                        out(i + row.value, column + vector.value * kLanes<T>, sums[row.value][vector.value]);
-                    });
+    for (int64_t column = 0, vectors; column < columns; column += vectors * kLanes<T>) {
+        vectors = panel_vectors((columns - column + kLanes<T> - 1) / kLanes<T>);
+        for_rows(rows, vectors, [&](int64_t i, auto r, auto v) DIEN_FAST_INLINE_LAMBDA {
+            constexpr int kCount = decltype(r)::value, kVectors = decltype(v)::value;
+            Vec<T> sums[kCount][kVectors];
+            zero<T>(sums);
+            const T* from[kCount];
+            unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
+                from[row.value] = dgates + (i + row.value) * stride;
+            });
+            multiply<T>(
+                sums, [&](int row, int64_t k) DIEN_FAST_INLINE_LAMBDA { return from[row][k]; }, packed,
+                kVectors * kLanes<T>, depth);
+            unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
+                unrolled<kVectors>([&](auto vector) DIEN_FAST_INLINE_LAMBDA {
+                    out(i + row.value, column + vector.value * kLanes<T>, sums[row.value][vector.value]);
                 });
             });
-            i += count;
-        }
-        packed += depth * kPanel<T>;
+        });
+        packed += depth * vectors * kLanes<T>;
     }
 }
 
@@ -153,26 +159,24 @@ template <typename T>
 void add_outer(int64_t count, const T* dgates, int64_t stride, int64_t depth, const T* rows, int64_t columns,
                T* out) {
     const int64_t out_stride = padded<T>(columns);
-    for (int64_t column = 0; column < out_stride; column += kPanel<T>) {
-        const int64_t vectors = (out_stride - column) / kLanes<T>;
-        for (int64_t i = 0; i < depth; i += kGemmRows) {
-            with_shape(depth - i, vectors, [&](auto r, auto v) DIEN_FAST_INLINE_LAMBDA {
-                constexpr int kCount = decltype(r)::value, kVectors = decltype(v)::value;
-                Vec<T> sums[kCount][kVectors];
-                zero<T>(sums);
-                const T* from = dgates + i;
-                multiply<T>(
-                    sums, [&](int row, int64_t k) DIEN_FAST_INLINE_LAMBDA { return from[k * stride + row]; },
-                    rows + column, out_stride, count);
-                T* to = out + i * out_stride + column;
-                unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
-                    unrolled<kVectors>([&](auto vector) DIEN_FAST_INLINE_LAMBDA {
-                        T* at = to + row.value * out_stride + vector.value * kLanes<T>;
-                        store(at, load(at) + sums[row.value][vector.value]);
-                    });
+    for (int64_t column = 0, vectors; column < out_stride; column += vectors * kLanes<T>) {
+        vectors = panel_vectors((out_stride - column) / kLanes<T>);
+        for_rows(depth, vectors, [&](int64_t i, auto r, auto v) DIEN_FAST_INLINE_LAMBDA {
+            constexpr int kCount = decltype(r)::value, kVectors = decltype(v)::value;
+            Vec<T> sums[kCount][kVectors];
+            zero<T>(sums);
+            const T* from = dgates + i;
+            multiply<T>(
+                sums, [&](int row, int64_t k) DIEN_FAST_INLINE_LAMBDA { return from[k * stride + row]; },
+                rows + column, out_stride, count);
+            T* to = out + i * out_stride + column;
+            unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
+                unrolled<kVectors>([&](auto vector) DIEN_FAST_INLINE_LAMBDA {
+                    T* at = to + row.value * out_stride + vector.value * kLanes<T>;
+                    store(at, load(at) + sums[row.value][vector.value]);
                 });
             });
-        }
+        });
     }
 }
 
@@ -183,7 +187,7 @@ void flush(const Backward<T>& b, Collected<T>& c, const WeightGradients<T>& sums
     const int gates = gate_count(b.weights.cell);
     const int64_t depth = gates * hidden;
     if (b.dx != nullptr) {
-        const T* packed = b.packed + depth * kPanel<T> * panels<T>(hidden);
+        const T* packed = b.packed + depth * padded<T>(hidden);
         times_weights(c.count, c.dgates + hidden, stride, depth, packed, input,
                       [&](int64_t i, int64_t column, Vec<T> value) {
                           T* to = b.dx + c.rows[i] * input + column;
