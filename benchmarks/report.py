@@ -156,7 +156,7 @@ def block(name: str, speed: dict[str, Any], memory: dict[str, Any] | None) -> st
     seconds = [f"{row['compile seconds']:.0f}" for row in speed["rows"] if "compile seconds" in row]
     compiled = f" torch.compile took {' and '.join(seconds)} s for its one pattern of lengths." if seconds else ""
     kept = ", with freed memory kept in the process" if speed.get("memory kept") else ""
-    bound = "".join(f", {name}={value}" for name, value in speed["OpenMP"].items())
+    bound = "".join(f", {name}={value}" for name, value in speed.get("OpenMP", {}).items())
     notes = []
     if "call microseconds" in speed:
         microseconds = f"{speed['call microseconds']:.0f}"
@@ -185,7 +185,8 @@ def block(name: str, speed: dict[str, Any], memory: dict[str, Any] | None) -> st
         *notes,
         f"Measured on {speed['machine']['cores']} cores of {speed['machine']['cpu']}, backend "
         f"{speed['backend']}, torch {speed['versions']['torch']}, medians of {speed['rounds']} interleaved "
-        f"runs of 5 ms or one call{bound}{kept}, by `make bench`; the figures are in `benchmarks/results/cpu-{name}.json`.",
+        f"runs of 5 ms or one call{bound}{kept}, by `make bench`; the figures are in "
+        f"`benchmarks/results/cpu-{name}.json`.",
     ]
     return "\n\n".join(text if text[0] in "|!" else textwrap.fill(text, 120, **WHOLE_WORDS) for text in paragraphs)
 

@@ -2,9 +2,9 @@
 
     python benchmarks/speed.py [--threads 2] [--rounds 15] [--only PATTERN] [--compile] [--output results.json]
 
-All providers of a size run in turn in one process, after the check that they agree, each for 5 ms or one call; a
-figure is the median over the rounds. The results go to ``benchmarks/results/cpu-MACHINE-THREADS-threads.json``; with ``--only`` they are
-saved where ``--output`` says, or not at all.
+All providers of a size run in turn in one process, after the check that they agree, each for 5 ms or one call;
+a figure is the median over the rounds. The results go to ``benchmarks/results/cpu-MACHINE-THREADS-threads.json``;
+with ``--only`` they are saved where ``--output`` says, or not at all.
 
 Loops whose tensors pass 32 MiB get them from the system anew at every step, and pay for touching them: most of the
 time of some providers. With ``--keep-memory`` the C library keeps what is freed, for all of them alike.
