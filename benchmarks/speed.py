@@ -39,25 +39,30 @@ from dien_fast.functional import attention_gru
 
 WARMUP = 2
 LEAST_SECONDS = 5e-3
+LONG_SECONDS = 0.5
 PASSES = {False: "forward", True: "forward + backward"}
 
 
 def interleaved(runs: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, float]:
     """Return the median milliseconds of each provider's calls; each gets the number of its call.
 
-    In a round a provider is called until 5 ms have passed, at least once, so that a short call is not timed with
-    the processor's caches and sleeping threads as another provider left them.
+    In a round a provider is called until 5 ms have passed, at least once, and before that once untimed unless that
+    takes long: nobody pays for the caches, sleeping threads and memory that another provider left.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
+    last = dict.fromkeys(runs, 0.0)
     for number in range(rounds + WARMUP):
         for name, run in runs.items():
+            if last[name] < LONG_SECONDS:
+                run(number)
             calls, begin, passed = 0, time.perf_counter(), 0.0
             while passed < LEAST_SECONDS:
-                run(number + calls)
+                run(number + 1 + calls)
                 calls += 1
                 passed = time.perf_counter() - begin
+            last[name] = passed / calls
             if number >= WARMUP:
-                times[name].append(1e3 * passed / calls)
+                times[name].append(1e3 * last[name])
     return {name: round(statistics.median(values), 4) for name, values in times.items()}
 
 
