@@ -52,7 +52,7 @@ def description(threads: int) -> dict[str, Any]:
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False)
     return {
-        "machine": {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "name": here(threads)},
+        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "name": here(threads)},
         "threads": threads,
         "OpenMP": {name: os.environ[name] for name in SETTINGS if name in os.environ},
         "versions": {
