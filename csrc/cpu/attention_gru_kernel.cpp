@@ -35,6 +35,8 @@ namespace dien_fast {
 namespace DIEN_FAST_ISA {
 namespace {
 
+// Histories whose sums stay in registers in forward; rows and vectors of the sums of a product in backward,
+// and the vectors of the panel where kGemmVectors + 1 are left.
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64, kRows = 6, kGemmRows = 8, kGemmVectors = 3, kLastVectors = 2;
 #elif defined(__AVX2__)

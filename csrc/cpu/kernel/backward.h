@@ -3,9 +3,11 @@
 // The gradients of a step's gates stand in a row as (dc | du' | dr' | dn'), H numbers each, without du' in
 // agru. So those that meet U, (dc | du' | dr'), and those that meet W, (du' | dr' | dn'), are G H numbers in
 // one piece, and so are the rows of the products below. Packed weights: U, its rows in the order (n | u | r),
-// then W (u | r | n), each as panels of kGemmVectors vectors of its columns, G H rows deep.
+// then W (u | r | n), each as panels of a few vectors of its columns (see panel_vectors), G H rows deep.
 
-// The vectors of the next panel where `left` vectors of columns are left: no panel of one if three do it.
+// The vectors of the next panel where `left` vectors of columns are left. One more than a panel holds are
+// shared out so that no panel of a single vector remains, whose sums would be too few to hide an addition's
+// latency.
 DIEN_FAST_INLINE int64_t panel_vectors(int64_t left) {
     return left == kGemmVectors + 1 ? kLastVectors : left < kGemmVectors ? left : kGemmVectors;
 }
