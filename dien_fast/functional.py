@@ -121,7 +121,7 @@ def attention_gru(
 
 
 def _run_native(leaves: _Leaves, layout: _Sizes, cell: str, return_states: bool) -> tuple[Tensor | None, Tensor]:
-    """Run the operator, which checks what it gets, and take its time: nothing here is done twice."""
+    """Run the operator, which checks what it gets; checks here would cost more than a short call."""
     x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0 = leaves
     if torch.compiler.is_compiling():
         # What a graph can know before it runs; the operator checks everything when it does.
@@ -282,8 +282,8 @@ def _check_cell(
     weight_hh: Tensor,
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
-) -> int:
-    """Check the arguments that make a cell; return H."""
+) -> None:
+    """Check the arguments that make a cell."""
     if cell not in GATES:
         raise ValueError(f"cell must be one of {sorted(GATES)}, got {cell!r}")
     if reset not in ("after", "before"):
@@ -297,7 +297,6 @@ def _check_cell(
     for name, value in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
         if value is not None:
             _check_shape(name, value, (rows,))
-    return hidden
 
 
 def _widened(value: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_gru(Tensor x, std::optional<Tensor>
                cell, save_states, save_gates);
 }
 
-// Where a gate's rows stand in the caller's weights (u 0, r 1, n 2), and where in the kernels' sums.
+// Row block of u (gate 0), r (1) or n (2) in the caller's weights; the kernels have a copy of their own.
 int64_t gate_block(Cell cell, int64_t gate) {
     if (cell == Cell::kAgru) return gate - 1;
     if (cell == Cell::kGru) return gate == 2 ? 2 : 1 - gate;

@@ -28,7 +28,7 @@ std::string shape_text(const Sizes& sizes) {
     return text + (sizes.size() == 1 ? ",)" : ")");
 }
 
-// Raises unless the tensor is contiguous, on the CPU and of the shape, where -1 stands for any size.
+// Raises unless the tensor is of the shape, where -1 stands for any size, and on the CPU.
 inline void check_shape(const char* name, const Tensor& value, std::initializer_list<int64_t> shape) {
     const auto sizes = value.sizes();
     bool equal = sizes.size() == shape.size();

@@ -24,13 +24,14 @@ class _Step(reference.AttentionGRUCell):
         offsets = torch.arange(x.size(0) + 1)
         att = att_score.reshape(-1)
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        update_gate = self.weight_hh.size(0) == 3 * self.hidden_size
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            cell = 0 if self.weight_hh.size(0) == 3 * self.hidden_size else 3
+            cell = 0 if update_gate else 3
             _, last, _ = torch.ops.dien_fast.attention_gru(
                 x.contiguous(), att, *weights, hx.contiguous(), None, offsets, None, None, cell, True, True
             )
         else:
-            name = "augru" if self.gates == 3 else "agru"
+            name = "augru" if update_gate else "agru"
             _, last = attention_gru(x, att, *weights, hx, offsets=offsets, cell=name, return_states=False)
         return last
 
@@ -81,7 +82,7 @@ class DynamicGRU(reference.DynamicGRU):
                 rows.contiguous(),
                 att_scores.data.contiguous(),
                 *weights,
-                hx,
+                None if hx is None else hx.contiguous(),
                 None,
                 None,
                 batch_sizes,

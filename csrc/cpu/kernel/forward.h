@@ -286,7 +286,6 @@ void forward(const Forward<T>& f, Tile tile, T* scratch) {
         s.gates[i] = own_gates + i * kParts * stride;
         s.saved[i] = nullptr;
     }
-    const int64_t longest = batch.lengths[order[0]];
     int64_t active = tile.rows;
     for (int64_t t = 0;; ++t) {
         // Histories end at their last step, the shortest at the end of the tile first.
@@ -300,7 +299,9 @@ void forward(const Forward<T>& f, Tile tile, T* scratch) {
             s.rules[i] = rule<T>(f.weights.cell, f.att == nullptr ? T(0) : f.att[row]);
             s.h_next[i] = direct ? f.states + row * hidden : own[(t + 1) & 1] + i * stride;
             if (f.gates != nullptr) s.saved[i] = f.gates + row * kParts * stride;
-            if (t + 2 < longest) prefetch(f.x + (x_start[i] + batch.step(t + 2)) * f.x_stride, input);
+            // A row that no cache holds would stop the products.
+            if (t + 2 < batch.lengths[order[i]])
+                prefetch(f.x + (x_start[i] + batch.step(t + 2)) * f.x_stride, input);
         }
         run_step(s, active, f.weights, f.packed);
         if (f.states != nullptr && !direct)
