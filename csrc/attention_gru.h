@@ -142,5 +142,9 @@ namespace avx512 {
 extern const Kernels<float> kFloatKernels;
 extern const Kernels<double> kDoubleKernels;
 }  // namespace avx512
+namespace avx512vl {
+extern const Kernels<float> kFloatKernels;
+extern const Kernels<double> kDoubleKernels;
+}  // namespace avx512vl
 
 }  // namespace dien_fast

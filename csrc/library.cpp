@@ -15,5 +15,25 @@ STABLE_TORCH_LIBRARY(dien_fast, m) {
         "Tensor? batch_sizes, Tensor states, Tensor gates, int cell, bool[] wanted) "
         "-> (Tensor dx, Tensor datt, Tensor dweight_ih, Tensor dweight_hh, Tensor dbias_ih, Tensor dbias_hh, "
         "Tensor dh0)");
+    m.def(
+        "attention_scores(Tensor query, Tensor keys, Tensor offsets, Tensor? key_start, Tensor[] parameters, "
+        "Tensor[] running, Tensor? seed, SymInt max_length, int[] layers, float[] epsilons, float dropout, "
+        "bool training, bool save) -> (Tensor scores, Tensor statistics, Tensor saved)");
+    m.def(
+        "attention_scores_backward(Tensor dscores, Tensor scores, Tensor query, Tensor keys, Tensor offsets, "
+        "Tensor[] parameters, Tensor[] running, Tensor? seed, Tensor saved, SymInt max_length, int[] layers, "
+        "float[] epsilons, float dropout, bool training) "
+        "-> (Tensor dquery, Tensor dkeys, Tensor[] dparameters)");
+    m.def(
+        "auxiliary_loss(Tensor states, Tensor events, Tensor negatives, Tensor offsets, Tensor[] parameters, "
+        "bool save) "
+        "-> (Tensor loss, Tensor dstates, Tensor devents, Tensor dnegatives, Tensor dparameters)");
+    m.def("rows_from_padded(Tensor padded, Tensor offsets) -> Tensor");
+    m.def("padded_from_rows(Tensor values, Tensor offsets, SymInt steps) -> Tensor");
+    m.def("weighted_sum(Tensor values, Tensor weights, Tensor offsets) -> Tensor");
+    m.def(
+        "weighted_sum_backward(Tensor dsum, Tensor values, Tensor weights, Tensor offsets) "
+        "-> (Tensor dvalues, Tensor dweights)");
     m.def("cpu_capability() -> str");
+    m.def("vector_bytes(int[] widths) -> int");
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,8 +20,6 @@ LIBRARY = Path(__file__).parent / "_native" / "libdien_fast_cpu.so"
 
 # Positions in the operator; the kernels' enum has the same order.
 CELLS = {"augru": 0, "augru_official": 1, "augru_inverted": 2, "agru": 3, "gru": 4}
-
-_VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64}
 
 # Above this many numbers of state, backward computes the gates again instead of keeping 4 numbers a state.
 SAVED_GATES_LIMIT = 10_000_000
@@ -134,9 +132,10 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def _gate_width(hidden: int, dtype: torch.dtype) -> int:
-    lanes = _VECTOR_BYTES[torch.ops.dien_fast.cpu_capability()] // dtype.itemsize
-    return 4 * ((hidden + lanes - 1) // lanes * lanes)
+def vector_padded(size: int, widths: Sequence[int], dtype: torch.dtype) -> int:
+    """Return ``size`` up to whole vectors of the kernels for rows of ``widths``."""
+    lanes = torch.ops.dien_fast.vector_bytes(widths) // dtype.itemsize
+    return (size + lanes - 1) // lanes * lanes
 
 
 def _fake_forward(
@@ -175,7 +174,7 @@ def _fake_forward(
     return (
         x.new_empty((*shape, hidden) if save_states else (0, hidden)),
         x.new_empty((batch, hidden)),
-        x.new_empty((math.prod(shape) if save_gates else 0, _gate_width(hidden, x.dtype))),
+        x.new_empty((math.prod(shape) if save_gates else 0, 4 * vector_padded(hidden, [hidden], x.dtype))),
     )
 
 

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dien_fast._interest_ops import padded_from_rows, rows_from_padded
+from dien_fast._ops import wants_native
+
 
 class Ragged(NamedTuple):
     """B sequences in one tensor: sequence ``b`` is ``values[offsets[b]:offsets[b + 1]]``.
@@ -77,6 +80,8 @@ class Ragged(NamedTuple):
 
     def pad(self) -> Tensor:
         """Return ``[B, max_length, ...]`` with zeros behind each sequence."""
+        if _copies_natively(self.values):
+            return padded_from_rows(self.values, self.offsets, self.max_length)
         batch = self.offsets.numel() - 1
         padded = self.values.new_zeros((batch, self.max_length, *self.values.shape[1:]))
         padded[self.mask()] = self.values
@@ -92,5 +97,16 @@ class Ragged(NamedTuple):
         """Return the first ``lengths[b]`` steps of each row of ``padded`` ``[B, T, ...]``."""
         offsets = torch.zeros(lengths.numel() + 1, dtype=torch.int64, device=padded.device)
         torch.cumsum(lengths, dim=0, out=offsets[1:])
-        mask = torch.arange(padded.size(1), device=padded.device) < lengths.unsqueeze(1)
-        return Ragged(padded[mask], offsets, padded.size(1))
+        return Ragged(Ragged.rows_of(padded, offsets), offsets, padded.size(1))
+
+    @staticmethod
+    def rows_of(padded: Tensor, offsets: Tensor) -> Tensor:
+        """Return the rows ``[N, ...]`` of ``padded`` ``[B, T, ...]`` that ragged rows with ``offsets`` have."""
+        if _copies_natively(padded):
+            return rows_from_padded(padded, offsets)
+        lengths = offsets[1:] - offsets[:-1]
+        return padded[torch.arange(padded.size(1), device=padded.device) < lengths.unsqueeze(1)]
+
+
+def _copies_natively(values: Tensor) -> bool:
+    return values.is_cpu and not values.is_complex() and wants_native()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-CAPABILITIES = ("baseline", "avx2", "avx512")
+CAPABILITIES = ("baseline", "avx2", "avx512vl", "avx512")
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 PACKAGE = ROOT / "build" / "sanitize"

@@ -144,7 +144,7 @@ def test_bad_numbers_stay_in_their_history(cell, dtype, bad):
         assert last[4].isnan().all()
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512vl", "avx512"])
 def test_every_instruction_set_of_this_machine(capability):
     """Each in a process of its own, as the choice is made once."""
     code = (
@@ -183,7 +183,7 @@ def test_unknown_instruction_set():
         text=True,
         check=False,
     )
-    assert "DIEN_FAST_CPU_CAPABILITY must be baseline, avx2 or avx512, got avx3" in result.stderr
+    assert "DIEN_FAST_CPU_CAPABILITY must be baseline, avx2, avx512vl or avx512, got avx3" in result.stderr
 
 
 class TestDispatcher:

@@ -1,155 +1,23 @@
-// Entry points of the CPU: memory, threads, and the choice of instruction set.
+// The entry points of the attention GRU on the CPU.
 
-#include <sys/mman.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
 
+#include "runtime.h"
 #include "schedule.h"
 
 namespace dien_fast {
 namespace {
 
-// ---- Instruction sets ----
-
-enum class Capability { kBaseline, kAvx2, kAvx512 };
-
-Capability machine_capability() {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-        return Capability::kAvx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Capability::kAvx2;
-#endif
-    return Capability::kBaseline;
-}
-
-Capability choose_capability() {
-    const Capability machine = machine_capability();
-    const char* forced = std::getenv("DIEN_FAST_CPU_CAPABILITY");
-    if (forced == nullptr || *forced == '\0') return machine;
-    const std::string name = forced;
-    for (const auto& [known, value] : {std::pair<const char*, Capability>{"baseline", Capability::kBaseline},
-                                       {"avx2", Capability::kAvx2},
-                                       {"avx512", Capability::kAvx512}}) {
-        if (name != known) continue;
-        STD_TORCH_CHECK(value <= machine,
-                        "DIEN_FAST_CPU_CAPABILITY must name an instruction set of this machine, got ", name);
-        return value;
-    }
-    STD_TORCH_CHECK(false, "DIEN_FAST_CPU_CAPABILITY must be baseline, avx2 or avx512, got ", name);
-    return machine;  // for the compiler, which does not know that the check throws
-}
-
-Capability capability() {
-    static const Capability chosen = choose_capability();
-    return chosen;
-}
-
-std::string cpu_capability() {
-    switch (capability()) {
-        case Capability::kAvx512:
-            return "avx512";
-        case Capability::kAvx2:
-            return "avx2";
-        default:
-            return "baseline";
-    }
-}
-
 template <typename T>
-const Kernels<T>& kernels() {
-#if defined(__x86_64__)
-#define DIEN_FAST_KERNELS(isa)     \
-    if constexpr (sizeof(T) == 4)  \
-        return isa::kFloatKernels; \
-    else                           \
-        return isa::kDoubleKernels;
-    switch (capability()) {
-        case Capability::kAvx512:
-            DIEN_FAST_KERNELS(avx512)
-        case Capability::kAvx2:
-            DIEN_FAST_KERNELS(avx2)
-        default:
-            DIEN_FAST_KERNELS(baseline)
-    }
-#else
-#define DIEN_FAST_KERNELS(isa)     \
-    if constexpr (sizeof(T) == 4)  \
-        return isa::kFloatKernels; \
-    else                           \
-        return isa::kDoubleKernels;
-    DIEN_FAST_KERNELS(baseline)
-#endif
-#undef DIEN_FAST_KERNELS
-}
-
-// ---- Memory ----
-
-// Large blocks go back to the system at each free, so a fresh one faults on every page; large pages fault
-// less.
-void advise_large_pages(void* data, size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-    constexpr uintptr_t kLargePage = uintptr_t(1) << 21;
-    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kLargePage - 1) & ~(kLargePage - 1);
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kLargePage - 1);
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-    (void)data, (void)bytes;
-#endif
-}
-
-template <typename T>
-class Scratch {
-  public:
-    explicit Scratch(int64_t size) {
-        void* data = nullptr;
-        STD_TORCH_CHECK(posix_memalign(&data, 64, std::max<int64_t>(size, 1) * sizeof(T)) == 0,
-                        "out of memory for ", size, " numbers of scratch");
-        data_.reset(static_cast<T*>(data));
-        advise_large_pages(data, size * sizeof(T));
-    }
-    T* data() const { return data_.get(); }
-
-  private:
-    struct Free {
-        void operator()(T* data) const { std::free(data); }
-    };
-    std::unique_ptr<T, Free> data_;
-};
-
-Tensor empty_rows(const Tensor& like, std::initializer_list<int64_t> shape) {
-    Tensor out = torch::stable::new_empty(like, shape);
-    advise_large_pages(out.mutable_data_ptr(), out.numel() * out.element_size());
-    return out;
-}
-
-// Runs f(thread) for every thread of the schedule.
-template <typename F>
-void for_each_thread(const Schedule& s, const F& f) {
-    if (s.threads.size() == 1) return f(0);
-    torch::stable::parallel_for(0, s.threads.size(), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t thread = begin; thread < end; ++thread) f(thread);
-    });
-}
-
-// ---- Operators ----
-
-// Whether x says float32; other dtypes than float32 and float64 are refused.
-bool is_single(const Tensor& x) {
-    const bool single = x.scalar_type() == ScalarType::Float;
-    STD_TORCH_CHECK(single || x.scalar_type() == ScalarType::Double, "x must have dtype float32 or float64");
-    return single;
+const Kernels<T>& kernels(int64_t hidden) {
+    const Capability chosen = capability(&hidden, 1);
+    if constexpr (sizeof(T) == 4)
+        return DIEN_FAST_CHOOSE(chosen, kFloatKernels);
+    else
+        return DIEN_FAST_CHOOSE(chosen, kDoubleKernels);
 }
 
 template <typename T>
@@ -170,9 +38,9 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const std::optio
                                                const std::optional<Tensor>& bias_hh,
                                                const std::optional<Tensor>& h0, const Layout& layout,
                                                int64_t cell, bool save_states, bool save_gates) {
-    const Kernels<T>& k = kernels<T>();
     const Weights<T> weights = check_weights<T>(cell, weight_ih, weight_hh, bias_ih, bias_hh);
     const int64_t hidden = weights.hidden, input = weights.input;
+    const Kernels<T>& k = kernels<T>(hidden);
     if (h0) check_shape("h0", *h0, {-1, hidden});
     const Schedule s = make_schedule(layout, x, h0 ? h0->size(0) : -1, 6 * hidden * (input + hidden));
     const int64_t size = s.batch.size;
@@ -202,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const std::optio
                        save_gates ? static_cast<T*>(gates.mutable_data_ptr()) : nullptr};
     const int64_t per_thread = k.forward_scratch(input, hidden);
     const Scratch<T> scratch(per_thread * s.threads.size());
-    for_each_thread(s, [&](int64_t thread) {
+    for_each_thread(s.threads.size(), [&](int64_t thread) {
         for (const Tile& tile : s.threads[thread]) k.forward(f, tile, scratch.data() + thread * per_thread);
     });
     return {states, last, gates};
@@ -215,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_gru(Tensor x, std::optional<Tensor>
                                                  std::optional<Tensor> batch_sizes,
                                                  std::optional<Tensor> x_start, int64_t cell,
                                                  bool save_states, bool save_gates) {
-    const auto run = is_single(x) ? run_forward<float> : run_forward<double>;
+    const auto run = is_single("x", x) ? run_forward<float> : run_forward<double>;
     return run(x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, {lengths, offsets, batch_sizes, x_start},
                cell, save_states, save_gates);
 }
@@ -238,9 +106,9 @@ Gradients run_backward(const std::optional<Tensor>& dstates, const std::optional
                        const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& h0,
                        const Layout& layout, const Tensor& states, const Tensor& gates, int64_t cell,
                        const std::vector<bool>& wanted) {
-    const Kernels<T>& k = kernels<T>();
     const Weights<T> weights = check_weights<T>(cell, weight_ih, weight_hh, bias_ih, bias_hh);
     const int64_t hidden = weights.hidden, input = weights.input;
+    const Kernels<T>& k = kernels<T>(hidden);
     const int64_t first = weights.cell == Cell::kAgru ? 1 : 0, count = 3 - first;
     if (h0) check_shape("h0", *h0, {-1, hidden});
     const Schedule s = make_schedule(layout, x, h0 ? h0->size(0) : -1, 18 * hidden * (input + hidden));
@@ -286,7 +154,7 @@ Gradients run_backward(const std::optional<Tensor>& dstates, const std::optional
     const int64_t per_thread = k.backward_scratch(input, hidden), threads = s.threads.size();
     const Scratch<T> sums(sums_size * threads);
     const Scratch<T> scratch(per_thread * threads);
-    for_each_thread(s, [&](int64_t thread) {
+    for_each_thread(s.threads.size(), [&](int64_t thread) {
         WeightGradients<T> gradients{};
         if (wanted[kWeights]) {
             T* own = sums.data() + thread * sums_size;
@@ -332,7 +200,7 @@ Gradients attention_gru_backward(std::optional<Tensor> dstates, std::optional<Te
                                  std::optional<Tensor> offsets, std::optional<Tensor> batch_sizes,
                                  Tensor states, Tensor gates, int64_t cell, std::vector<bool> wanted) {
     STD_TORCH_CHECK(wanted.size() == kGradients, "wanted must have 4 elements, got ", wanted.size());
-    const auto run = is_single(x) ? run_backward<float> : run_backward<double>;
+    const auto run = is_single("x", x) ? run_backward<float> : run_backward<double>;
     return run(dstates, dlast, x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0,
                {lengths, offsets, batch_sizes, std::nullopt}, states, gates, cell, wanted);
 }
@@ -343,7 +211,4 @@ Gradients attention_gru_backward(std::optional<Tensor> dstates, std::optional<Te
 STABLE_TORCH_LIBRARY_IMPL(dien_fast, CPU, m) {
     m.impl("attention_gru", TORCH_BOX(&dien_fast::attention_gru));
     m.impl("attention_gru_backward", TORCH_BOX(&dien_fast::attention_gru_backward));
-}
-STABLE_TORCH_LIBRARY_IMPL(dien_fast, CompositeExplicitAutograd, m) {
-    m.impl("cpu_capability", TORCH_BOX(&dien_fast::cpu_capability));
 }

@@ -14,42 +14,20 @@
 // Everything here is internal to the translation unit: a function shared with other instruction sets could be
 // linked from the wrong one.
 
-#include <math.h>
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
-#include <cstring>
-
 #include "../attention_gru.h"
-
-#if defined(__AVX512F__)
-#define DIEN_FAST_ISA avx512
-#elif defined(__AVX2__)
-#define DIEN_FAST_ISA avx2
-#else
-#define DIEN_FAST_ISA baseline
-#endif
+#include "kernel/target.h"
 
 namespace dien_fast {
 namespace DIEN_FAST_ISA {
 namespace {
 
-// Histories whose sums stay in registers in forward; rows and vectors of the sums of a product in backward,
-// and the vectors of the panel where kGemmVectors + 1 are left.
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kRows = 6, kGemmRows = 8, kGemmVectors = 3, kLastVectors = 2;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kRows = 4, kGemmRows = 6, kGemmVectors = 2, kLastVectors = 3;
-#else
-constexpr int kVectorBytes = 16, kRows = 4, kGemmRows = 6, kGemmVectors = 2, kLastVectors = 3;
-#endif
-
 constexpr int kChunkRows = 96;
-constexpr int kSumLength = 96;  // products added up in one go: rounding grows with the length of a sum
-constexpr int kParts = 4;       // of a row of gates: u, r, c, n
+constexpr int kParts = 4;  // of a row of gates: u, r, c, n
 
 #include "kernel/vectors.h"
+// clang-format off: each needs the one before
+#include "kernel/products.h"
+// clang-format on
 
 int gate_count(Cell cell) { return cell == Cell::kAgru ? 2 : 3; }
 

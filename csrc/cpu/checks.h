@@ -50,6 +50,14 @@ const T* data(const char* name, const std::optional<Tensor>& value, std::initial
     return value ? data<T>(name, *value, shape) : nullptr;
 }
 
+// Whether `value` says float32; other dtypes than float32 and float64 are refused.
+inline bool is_single(const char* name, const Tensor& value) {
+    const bool single = value.scalar_type() == ScalarType::Float;
+    STD_TORCH_CHECK(single || value.scalar_type() == ScalarType::Double, name,
+                    " must have dtype float32 or float64");
+    return single;
+}
+
 template <typename T>
 Weights<T> check_weights(int64_t cell, const Tensor& weight_ih, const Tensor& weight_hh,
                          const std::optional<Tensor>& bias_ih, const std::optional<Tensor>& bias_hh) {

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dien_fast import _interest_ops as ops
 from dien_fast import reference
 from dien_fast.functional import check_lengths
 from dien_fast.layers import Dice
@@ -59,6 +60,8 @@ class Attention(reference.Attention):
         scores = self.ragged_scores(query, keys)
         if self.return_scores:
             return scores
+        if ops.runs_natively(keys.values, scores):
+            return ops.weighted_sum(keys.values, scores, keys.offsets)
         weighted = keys.values * scores.unsqueeze(1)
         return torch.zeros_like(query).index_add(0, keys.owners(), weighted)
 
@@ -80,6 +83,10 @@ class Attention(reference.Attention):
         batch, rows = query.size(0), keys.values.size(0)
         if batch * keys.max_length == 0:
             return keys.values.sum(1)
+        if ops.runs_natively(query, keys.values, self.fc.weight):
+            layers = native_layers(self)
+            if layers is not None:
+                return self._native_scores(query, keys, *layers)
         owner = keys.owners()
         first, rest = first_linear(self.mlp.mlp)
         # W [q; k; q-k; q*k] = (W1 + W3) q + (W2 - W3) k + W4 (q*k): the q term is one row per candidate.
@@ -99,6 +106,19 @@ class Attention(reference.Attention):
         logits = self.fc(hidden[:rows]).squeeze(1) / query.size(1) ** 0.5
         return segment_softmax(logits, owner, batch)
 
+    def _native_scores(
+        self, query: Tensor, keys: Ragged, layers: ops.ScoreLayers, norms: list[nn.BatchNorm1d]
+    ) -> Tensor:
+        count = query.size(0) * keys.max_length
+        if layers.training and norms and count <= 1:
+            raise ValueError(f"expected more than 1 value per channel when training, got {count} row")
+        scores, statistics = ops.attention_scores(query, keys.values, keys.offsets, keys.max_length, layers)
+        if layers.training and norms:
+            moments = iter(statistics.split([norm.num_features for norm in norms for _ in range(2)]))
+            for norm in norms:
+                _update_running(norm, next(moments), next(moments))
+        return scores
+
 
 class AuxiliaryNet(reference.AuxiliaryNet):
     """The click probability of an event after an interest state.
@@ -112,6 +132,40 @@ class AuxiliaryNet(reference.AuxiliaryNet):
         >>> AuxiliaryNet(8, [100, 50])(torch.randn(3, 8)).shape
         torch.Size([3, 1])
     """
+
+    def ragged_loss(self, states: Ragged, events: Tensor, negatives: Tensor) -> Tensor:
+        """Return the mean binary cross entropy of each history's events 2..len against the states before them.
+
+        Args:
+            states: ragged ``[N, D]``.
+            events: clicked ``[N, D]``, at the steps of ``states``.
+            negatives: not clicked ``[N, D]``.
+
+        Returns:
+            A scalar; 0 where no history has two steps.
+        """
+        parameters = self._native_parameters()
+        if parameters is not None and ops.runs_natively(states.values, events, negatives, parameters[0]):
+            return ops.auxiliary_loss(states.values, events, negatives, states.offsets, parameters)
+        before = torch.ones(events.size(0), dtype=torch.bool, device=events.device)
+        ends = states.offsets[1:][states.lengths() > 0]
+        before[ends - 1] = False
+        step = torch.nonzero(before).squeeze(1)
+        click, noclick = self.logits(states.values[step], events[step + 1], negatives[step + 1])
+        # log(1 + exp(-x)) for a click, log(1 + exp(x)) for a negative.
+        return (F.softplus(-click).sum() + F.softplus(noclick).sum()) / max(2 * step.numel(), 1)
+
+    def _native_parameters(self) -> list[Tensor] | None:
+        """Return weights and biases if the net is what the operator computes: hidden layers with sigmoids."""
+        *hidden, last = self.mlp
+        if len(hidden) % 2 or not 2 <= len(hidden) <= 2 * ops.MAX_LAYERS or _is_watched(*self.mlp, self.mlp):
+            return None
+        linear = [*hidden[::2], last]
+        if any(type(layer) is not nn.Linear for layer in linear):
+            return None
+        if any(type(layer) is not nn.Sigmoid for layer in hidden[1::2]):
+            return None
+        return [tensor for layer in linear for tensor in (layer.weight, layer.bias)]  # type: ignore[misc]
 
     def logits(self, states: Tensor, *events: Tensor) -> list[Tensor]:
         """Return the logits ``[M]`` of each of several events ``[M, D]`` after the same ``states`` ``[M, D]``.
@@ -143,6 +197,107 @@ def segment_softmax(logits: Tensor, owner: Tensor, segments: int) -> Tensor:
     largest = largest.scatter_reduce(0, owner, logits.detach(), "amax")
     powers = torch.exp(logits - largest[owner])
     return powers / powers.new_zeros(segments).index_add(0, owner, powers)[owner]
+
+
+_ACTIVATIONS: dict[type[nn.Module], int] = {
+    nn.Identity: ops.IDENTITY,
+    nn.ReLU: ops.RELU,
+    nn.PReLU: ops.PRELU,
+    nn.Sigmoid: ops.SIGMOID,
+    Dice: ops.DICE,
+}
+
+
+def native_layers(attention: reference.Attention) -> tuple[ops.ScoreLayers, list[nn.BatchNorm1d]] | None:
+    """Describe an attention's MLP to the native operator.
+
+    Returns:
+        The layers and their normalisations in the operator's order, or None if the operator does not compute what
+        the modules do: another activation, a hook, a part in another mode, a normalisation without buffers.
+    """
+    modules = list(attention.mlp.mlp)
+    if _is_watched(*modules, attention.mlp, attention.mlp.mlp, attention.fc):
+        return None
+    training = attention.training
+    parameters: list[Tensor] = []
+    norms: list[nn.BatchNorm1d] = []
+    codes: list[int] = []
+    rates = set()
+    place = 0
+
+    def following(*types: type[nn.Module]) -> nn.Module | None:
+        nonlocal place
+        if place == len(modules) or type(modules[place]) not in types:
+            return None
+        place += 1
+        return modules[place - 1]
+
+    def add_norm(norm: nn.BatchNorm1d) -> None:
+        norms.append(norm)
+        parameters.extend((norm.weight, norm.bias))
+
+    while place < len(modules):
+        linear = following(nn.Linear)
+        if not isinstance(linear, nn.Linear):
+            return None
+        parameters += (linear.weight, linear.bias)
+        norm = following(nn.BatchNorm1d)
+        if isinstance(norm, nn.BatchNorm1d):
+            add_norm(norm)
+        activation = following(*_ACTIVATIONS)
+        code = ops.IDENTITY if activation is None else _ACTIVATIONS[type(activation)]
+        if isinstance(activation, nn.PReLU):
+            if activation.num_parameters != 1:
+                return None
+            parameters.append(activation.weight)
+        elif isinstance(activation, Dice):
+            if activation.dim != 2 or _is_watched(activation.bn, activation.sigmoid):
+                return None
+            parameters.append(activation.alpha)
+            add_norm(activation.bn)
+        dropout = following(nn.Dropout)
+        rate = dropout.p if isinstance(dropout, nn.Dropout) else 0.0
+        if dropout is not None and dropout.training != training:
+            return None
+        rates.add(rate if training else 0.0)
+        codes.append(code + ops.NORMALISED * (norm is not None))
+    if len(codes) > ops.MAX_LAYERS or len(rates) > 1 or max(rates) >= 1:
+        return None
+    if any(norm.training != training or norm.running_mean is None or not norm.affine for norm in norms):
+        return None
+    parameters += (attention.fc.weight, attention.fc.bias)
+    if any(parameter is None or parameter.dtype != parameters[0].dtype for parameter in parameters):
+        return None
+    running: list[Tensor] = []
+    if not training:
+        for norm in norms:
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            running += (norm.running_mean, norm.running_var)
+    epsilons = [norm.eps for norm in norms]
+    return ops.ScoreLayers(parameters, running, codes, epsilons, rates.pop(), training), norms
+
+
+def _is_watched(*modules: nn.Module) -> bool:
+    """Whether calling one of the modules would run a hook."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in modules
+    )
+
+
+def _update_running(norm: nn.BatchNorm1d, mean: Tensor, unbiased_variance: Tensor) -> None:
+    """Move the running buffers as the normalisation's own forward does."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    with torch.no_grad():
+        norm.num_batches_tracked.add_(1)
+        momentum = norm.momentum
+        if momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+        norm.running_mean.lerp_(mean, momentum)
+        norm.running_var.lerp_(unbiased_variance, momentum)
 
 
 def _uses_batch_statistics(layer: nn.Module) -> bool:
@@ -189,15 +344,7 @@ def weighted_batch_norm(layer: nn.BatchNorm1d, x: Tensor, shares: Tensor, count:
     centred = x - mean
     variance = shares @ (centred * centred)
     if layer.training and layer.running_mean is not None:
-        assert layer.running_var is not None
-        assert layer.num_batches_tracked is not None
-        with torch.no_grad():
-            layer.num_batches_tracked.add_(1)
-            momentum = layer.momentum
-            if momentum is None:
-                momentum = 1.0 / float(layer.num_batches_tracked)
-            layer.running_mean.lerp_(mean, momentum)
-            layer.running_var.lerp_(variance * (count / (count - 1)), momentum)
+        _update_running(layer, mean, variance * (count / (count - 1)))
     normalised = centred * torch.rsqrt(variance + layer.eps)
     if layer.affine:
         normalised = normalised * layer.weight + layer.bias

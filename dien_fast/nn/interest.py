@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -80,7 +79,7 @@ class Interest(reference.Interest):
         states = self._extract(rows)
         auxiliary_loss = None
         if self.use_negsampling and negatives is not None:
-            auxiliary_loss = self._auxiliary_loss(states, rows, negatives)
+            auxiliary_loss = self.auxiliary_net.ragged_loss(states, rows.values, negatives)
         _, interest = self._evolve(query, states, return_states=False)
         return interest, auxiliary_loss
 
@@ -156,7 +155,7 @@ class Interest(reference.Interest):
             raise ValueError(
                 f"neg_keys must have shape {tuple(keys.shape)} as keys has, got {tuple(neg_keys.shape)}"
             )
-        return rows, neg_keys[rows.mask()]
+        return rows, Ragged.rows_of(neg_keys, rows.offsets)
 
     def _extract(self, rows: Ragged) -> Ragged:
         return self._run_gru_ragged(self.interest_extractor, rows)
@@ -164,16 +163,6 @@ class Interest(reference.Interest):
     def _second_gru(self) -> nn.GRU:
         assert isinstance(self.interest_evolution, nn.GRU)
         return self.interest_evolution
-
-    def _auxiliary_loss(self, states: Ragged, rows: Ragged, negatives: Tensor) -> Tensor:
-        """Mean binary cross entropy of each history's events 2..len against the states before them."""
-        before = torch.ones(rows.values.size(0), dtype=torch.bool, device=rows.values.device)
-        ends = rows.offsets[1:][rows.lengths() > 0]
-        before[ends - 1] = False
-        step = torch.nonzero(before).squeeze(1)
-        click, noclick = self.auxiliary_net.logits(states.values[step], rows.values[step + 1], negatives[step + 1])
-        # log(1 + exp(-x)) for a click, log(1 + exp(x)) for a negative.
-        return (F.softplus(-click).sum() + F.softplus(noclick).sum()) / max(2 * step.numel(), 1)
 
     def _evolve(self, query: Tensor, states: Ragged, return_states: bool) -> tuple[Tensor | None, Tensor]:
         """Return the evolved states ``[N, D]`` (if wanted and gru_type is not GRU) and the interest."""

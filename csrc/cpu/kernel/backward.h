@@ -5,13 +5,6 @@
 // one piece, and so are the rows of the products below. Packed weights: U, its rows in the order (n | u | r),
 // then W (u | r | n), each as panels of a few vectors of its columns (see panel_vectors), G H rows deep.
 
-// The vectors of the next panel where `left` vectors of columns are left. One more than a panel holds are
-// shared out so that no panel of a single vector remains, whose sums would be too few to hide an addition's
-// latency.
-DIEN_FAST_INLINE int64_t panel_vectors(int64_t left) {
-    return left == kGemmVectors + 1 ? kLastVectors : left < kGemmVectors ? left : kGemmVectors;
-}
-
 template <typename T>
 int64_t packed_backward_size(int64_t input, int64_t hidden) {
     return 3 * hidden * (padded<T>(input) + padded<T>(hidden));
@@ -38,72 +31,6 @@ void pack_backward(const Weights<T>& weights, T* packed) {
     }
 }
 
-template <typename T, int Rows, int Vectors>
-DIEN_FAST_INLINE void zero(Vec<T> (&sums)[Rows][Vectors]) {
-    unrolled<Rows>([&](auto i) DIEN_FAST_INLINE_LAMBDA {
-        unrolled<Vectors>([&](auto v) DIEN_FAST_INLINE_LAMBDA { sums[i.value][v.value] = Vec<T>{}; });
-    });
-}
-
-// totals[i][v] += sum over k of left(i, k) * b[k * b_stride + v kLanes ...]
-template <typename T, int Rows, int Vectors, typename Left>
-DIEN_FAST_INLINE void multiply(Vec<T> (&totals)[Rows][Vectors], const Left& left, const T* b,
-                               int64_t b_stride, int64_t depth) {
-    auto products = [&](Vec<T>(&sums)[Rows][Vectors], int64_t begin, int64_t end) DIEN_FAST_INLINE_LAMBDA {
-        for (int64_t k = begin; k < end; ++k) {
-            Vec<T> right[Vectors];
-            unrolled<Vectors>(
-                [&](auto v) DIEN_FAST_INLINE_LAMBDA { right[v.value] = load(b + v.value * kLanes<T>); });
-            unrolled<Rows>([&](auto i) DIEN_FAST_INLINE_LAMBDA {
-                const T value = left(i.value, k);
-                unrolled<Vectors>([&](auto v) DIEN_FAST_INLINE_LAMBDA {
-                    sums[i.value][v.value] += value * right[v.value];
-                });
-            });
-            b += b_stride;
-        }
-    };
-    const int64_t first = depth < kSumLength ? depth : kSumLength;
-    products(totals, 0, first);
-    for (int64_t begin = first; begin < depth; begin += kSumLength) {
-        Vec<T> sums[Rows][Vectors];
-        zero<T>(sums);
-        products(sums, begin, begin + kSumLength < depth ? begin + kSumLength : depth);
-        unrolled<Rows>([&](auto i) DIEN_FAST_INLINE_LAMBDA {
-            unrolled<Vectors>(
-                [&](auto v) DIEN_FAST_INLINE_LAMBDA { totals[i.value][v.value] += sums[i.value][v.value]; });
-        });
-    }
-}
-
-constexpr int kMostVectors = kLastVectors > kGemmVectors ? kLastVectors : kGemmVectors;
-
-// As many rows as the registers hold sums of.
-template <int Vectors>
-constexpr int kPanelRows = Vectors > kGemmVectors ? kGemmRows * kGemmVectors / Vectors : kGemmRows;
-
-// Calls f with the integral constants of vectors and of rows at a time, at most kPanelRows of them.
-template <int Vectors, int Rows, typename F>
-DIEN_FAST_INLINE void with_rows(int64_t rows, const F& f) {
-    if constexpr (Rows > 1) {
-        if (rows < Rows) return with_rows<Vectors, Rows - 1>(rows, f);
-    }
-    f(Constant<Rows>{}, Constant<Vectors>{});
-}
-template <int Vectors = kMostVectors, typename F>
-DIEN_FAST_INLINE void for_rows(int64_t rows, int64_t vectors, const F& f) {
-    if constexpr (Vectors > 1) {
-        if (vectors < Vectors) return for_rows<Vectors - 1>(rows, vectors, f);
-    }
-    constexpr int kMost = kPanelRows<Vectors>;
-    const int64_t groups = (rows + kMost - 1) / kMost, least = rows / groups, larger = rows % groups;
-    for (int64_t group = 0, row = 0; group < groups; ++group) {
-        const int64_t count = least + (group < larger);
-        with_rows<Vectors, kMost>(count, [&](auto r, auto v) DIEN_FAST_INLINE_LAMBDA { f(row, r, v); });
-        row += count;
-    }
-}
-
 // What the reverse run of one tile keeps: the carried dh, and the rows collected for the matrix products.
 template <typename T>
 struct Collected {
@@ -127,59 +54,6 @@ template <typename T>
 int64_t backward_scratch(int64_t input, int64_t hidden) {
     return padded<T>(hidden) * (kMaxTileRows * (2 + kParts) + kChunkRows) +
            kChunkRows * (dgates_stride<T>(hidden) + padded<T>(input));
-}
-
-// out(i, column, sums of row i at the vector of columns) for dgates [rows, depth] times one side's panels.
-template <typename T, typename Out>
-DIEN_FAST_INLINE void times_weights(int64_t rows, const T* dgates, int64_t stride, int64_t depth,
-                                    const T* packed, int64_t columns, const Out& out) {
-    for (int64_t column = 0, vectors; column < columns; column += vectors * kLanes<T>) {
-        vectors = panel_vectors((columns - column + kLanes<T> - 1) / kLanes<T>);
-        for_rows(rows, vectors, [&](int64_t i, auto r, auto v) DIEN_FAST_INLINE_LAMBDA {
-            constexpr int kCount = decltype(r)::value, kVectors = decltype(v)::value;
-            Vec<T> sums[kCount][kVectors];
-            zero<T>(sums);
-            const T* from[kCount];
-            unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
-                from[row.value] = dgates + (i + row.value) * stride;
-            });
-            multiply<T>(
-                sums, [&](int row, int64_t k) DIEN_FAST_INLINE_LAMBDA { return from[row][k]; }, packed,
-                kVectors * kLanes<T>, depth);
-            unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
-                unrolled<kVectors>([&](auto vector) DIEN_FAST_INLINE_LAMBDA {
-                    out(i + row.value, column + vector.value * kLanes<T>, sums[row.value][vector.value]);
-                });
-            });
-        });
-        packed += depth * vectors * kLanes<T>;
-    }
-}
-
-// out [depth, padded columns] += dgates [count, depth]^T rows [count, padded columns].
-template <typename T>
-void add_outer(int64_t count, const T* dgates, int64_t stride, int64_t depth, const T* rows, int64_t columns,
-               T* out) {
-    const int64_t out_stride = padded<T>(columns);
-    for (int64_t column = 0, vectors; column < out_stride; column += vectors * kLanes<T>) {
-        vectors = panel_vectors((out_stride - column) / kLanes<T>);
-        for_rows(depth, vectors, [&](int64_t i, auto r, auto v) DIEN_FAST_INLINE_LAMBDA {
-            constexpr int kCount = decltype(r)::value, kVectors = decltype(v)::value;
-            Vec<T> sums[kCount][kVectors];
-            zero<T>(sums);
-            const T* from = dgates + i;
-            multiply<T>(
-                sums, [&](int row, int64_t k) DIEN_FAST_INLINE_LAMBDA { return from[k * stride + row]; },
-                rows + column, out_stride, count);
-            T* to = out + i * out_stride + column;
-            unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
-                unrolled<kVectors>([&](auto vector) DIEN_FAST_INLINE_LAMBDA {
-                    T* at = to + row.value * out_stride + vector.value * kLanes<T>;
-                    store(at, load(at) + sums[row.value][vector.value]);
-                });
-            });
-        });
-    }
 }
 
 template <typename T>

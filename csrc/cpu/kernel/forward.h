@@ -12,36 +12,6 @@ int64_t packed_forward_size(int64_t input, int64_t hidden) {
     return packed_block<T>(input, hidden) * (padded<T>(hidden) / kLanes<T>);
 }
 
-// to[k * stride + lane] = factor * rows[lane * depth + k]
-template <typename T>
-DIEN_FAST_INLINE void pack_transposed(const T* rows, int64_t lanes, int64_t depth, T factor, T* to,
-                                      int64_t stride) {
-    int64_t lane = 0;
-#if defined(__SSE2__)
-    if constexpr (sizeof(T) == 4) {
-        const __m128 factors = _mm_set1_ps(factor);
-        for (; lane + 4 <= lanes; lane += 4) {
-            const T* from = rows + lane * depth;
-            int64_t k = 0;
-            for (; k + 4 <= depth; k += 4) {
-                __m128 a = _mm_loadu_ps(from + k), b = _mm_loadu_ps(from + depth + k);
-                __m128 c = _mm_loadu_ps(from + 2 * depth + k), d = _mm_loadu_ps(from + 3 * depth + k);
-                _MM_TRANSPOSE4_PS(a, b, c, d);
-                T* out = to + k * stride + lane;
-                _mm_storeu_ps(out, _mm_mul_ps(factors, a));
-                _mm_storeu_ps(out + stride, _mm_mul_ps(factors, b));
-                _mm_storeu_ps(out + 2 * stride, _mm_mul_ps(factors, c));
-                _mm_storeu_ps(out + 3 * stride, _mm_mul_ps(factors, d));
-            }
-            for (; k < depth; ++k)
-                for (int64_t i = 0; i < 4; ++i) to[k * stride + lane + i] = factor * from[i * depth + k];
-        }
-    }
-#endif
-    for (; lane < lanes; ++lane)
-        for (int64_t k = 0; k < depth; ++k) to[k * stride + lane] = factor * rows[lane * depth + k];
-}
-
 template <typename T>
 void pack_forward(const Weights<T>& weights, T* packed) {
     const int64_t hidden = weights.hidden, input = weights.input;
@@ -55,7 +25,8 @@ void pack_forward(const Weights<T>& weights, T* packed) {
             const int64_t depth = side == 0 ? input : hidden;
             for (int gate = first; gate < 3; ++gate) {
                 const T* rows = matrix + (gate_block(weights.cell, gate) * hidden + column) * depth;
-                pack_transposed<T>(rows, lanes, depth, gate == 2 ? Factor<T>::candidate : Factor<T>::gate,
+                pack_transposed<T>(rows, depth, lanes, depth,
+                                   gate == 2 ? Factor<T>::candidate : Factor<T>::gate,
                                    out + (gate - first) * kLanes<T>, stride);
             }
             out += depth * stride;

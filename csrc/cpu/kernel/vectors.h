@@ -82,7 +82,7 @@ struct Factor<double> {
 // comparisons are false.
 DIEN_FAST_INLINE Vec<float> clamp(Vec<float> v, float limit) {
     const Vec<float> high = limit - Vec<float>{};
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX2__) && (!defined(__AVX512F__) || defined(DIEN_FAST_HALF_VECTORS))
     return (Vec<float>)_mm256_max_ps((__m256)-high, _mm256_min_ps((__m256)high, (__m256)v));
 #elif defined(__SSE2__) && !defined(__AVX2__)
     return (Vec<float>)_mm_max_ps((__m128)-high, _mm_min_ps((__m128)high, (__m128)v));

@@ -1,0 +1,44 @@
+// The instruction set that a kernel's translation unit is compiled for: its namespace, and how much of a
+// product its registers hold.
+
+#pragma once
+
+#include <math.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(DIEN_FAST_HALF_VECTORS)  // AVX-512's 32 registers, half as wide
+#define DIEN_FAST_ISA avx512vl
+#elif defined(__AVX512F__)
+#define DIEN_FAST_ISA avx512
+#elif defined(__AVX2__)
+#define DIEN_FAST_ISA avx2
+#else
+#define DIEN_FAST_ISA baseline
+#endif
+
+namespace dien_fast {
+namespace DIEN_FAST_ISA {
+namespace {
+
+// Histories whose sums stay in registers in forward; rows and vectors of the sums of a product in backward,
+// and the vectors of the panel where kGemmVectors + 1 are left.
+#if defined(DIEN_FAST_HALF_VECTORS)
+constexpr int kVectorBytes = 32, kRows = 6, kGemmRows = 8, kGemmVectors = 3, kLastVectors = 2;
+#elif defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kRows = 6, kGemmRows = 8, kGemmVectors = 3, kLastVectors = 2;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kRows = 4, kGemmRows = 6, kGemmVectors = 2, kLastVectors = 3;
+#else
+constexpr int kVectorBytes = 16, kRows = 4, kGemmRows = 6, kGemmVectors = 2, kLastVectors = 3;
+#endif
+
+constexpr int kSumLength = 96;  // products added up in one go: rounding grows with the length of a sum
+
+}  // namespace
+}  // namespace DIEN_FAST_ISA
+}  // namespace dien_fast

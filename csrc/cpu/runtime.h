@@ -1,0 +1,70 @@
+// What every operator on the CPU needs around its kernels: the choice of instruction set, memory, threads.
+
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <initializer_list>
+#include <memory>
+
+namespace dien_fast {
+
+using torch::stable::Tensor;
+
+enum class Capability { kBaseline, kAvx2, kAvx512vl, kAvx512 };
+
+// The machine's for rows of these widths, or what DIEN_FAST_CPU_CAPABILITY says. Where whole AVX-512 vectors
+// take two turns of the multipliers (Zen 4), they gain nothing on half vectors but lose more to padding.
+Capability capability(const int64_t* widths, size_t count);
+
+// The object called `name` of the namespace of an instruction set.
+#if defined(__x86_64__)
+#define DIEN_FAST_CHOOSE(capability, name)                               \
+    (capability == Capability::kAvx512     ? ::dien_fast::avx512::name   \
+     : capability == Capability::kAvx512vl ? ::dien_fast::avx512vl::name \
+     : capability == Capability::kAvx2     ? ::dien_fast::avx2::name     \
+                                           : ::dien_fast::baseline::name)
+#else
+#define DIEN_FAST_CHOOSE(capability, name) ((void)(capability), ::dien_fast::baseline::name)
+#endif
+
+// Large blocks go back to the system at each free, so a fresh one faults on every page; large pages fault
+// less.
+void advise_large_pages(void* data, size_t bytes);
+
+template <typename T>
+class Scratch {
+  public:
+    explicit Scratch(int64_t size) {
+        void* data = nullptr;
+        STD_TORCH_CHECK(posix_memalign(&data, 64, std::max<int64_t>(size, 1) * sizeof(T)) == 0,
+                        "out of memory for ", size, " numbers of scratch");
+        data_.reset(static_cast<T*>(data));
+        advise_large_pages(data, size * sizeof(T));
+    }
+    T* data() const { return data_.get(); }
+
+  private:
+    struct Free {
+        void operator()(T* data) const { std::free(data); }
+    };
+    std::unique_ptr<T, Free> data_;
+};
+
+// Uninitialised, of the dtype of `like`.
+Tensor empty_rows(const Tensor& like, std::initializer_list<int64_t> shape);
+
+// Runs f(thread) for every thread below `threads`.
+template <typename F>
+void for_each_thread(int64_t threads, const F& f) {
+    if (threads == 1) return f(int64_t(0));
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t thread = begin; thread < end; ++thread) f(thread);
+    });
+}
+
+}  // namespace dien_fast

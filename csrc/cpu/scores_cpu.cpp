@@ -1,0 +1,634 @@
+// The entry points of the attention scores on the CPU. Everything that is about channels alone, the
+// coefficients of a layer from its statistics and their gradients, is done here in double.
+
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <tuple>
+
+#include "interest_kernels.h"
+
+namespace dien_fast {
+namespace {
+
+constexpr int64_t kNormalised = 8;  // added to a layer's activation
+
+// The arguments of a layer, and where its parameters' gradients go among all of them.
+template <typename T>
+struct LayerArguments {
+    Activation activation;
+    int64_t inputs, width, index;
+    const T *weight, *bias;
+    const T *gamma = nullptr, *beta = nullptr, *mean = nullptr, *variance = nullptr;  // of the normalisation
+    double epsilon = 0;
+    int64_t slopes = 0;  // 0, 1 or C
+    const T* slope = nullptr;
+    const T *gate_gamma = nullptr, *gate_beta = nullptr, *gate_mean = nullptr, *gate_variance = nullptr;
+    double gate_epsilon = 0;
+
+    bool gated() const { return activation == Activation::kDice; }
+    bool has_statistics() const { return gamma != nullptr || gated(); }
+};
+
+template <typename T>
+class Arguments {
+  public:
+    std::vector<LayerArguments<T>> layers;
+    const T *last = nullptr, *last_bias = nullptr;
+    int64_t depth = 0;
+    bool batch_statistics = false;
+
+    Arguments(const std::vector<Tensor>& parameters, const std::vector<Tensor>& running,
+              const std::vector<int64_t>& codes, const std::vector<double>& epsilons, bool training,
+              int64_t depth)
+        : depth(depth), parameters_(parameters), running_(running), epsilons_(epsilons), training_(training) {
+        STD_TORCH_CHECK(!codes.empty() && codes.size() <= size_t(kMaxLayers), "layers must hold 1 to ",
+                        kMaxLayers, " layers, got ", codes.size());
+        int64_t inputs = 4 * depth;
+        for (int64_t code : codes) {
+            STD_TORCH_CHECK(
+                code >= 0 && code % kNormalised <= int64_t(Activation::kDice) && code < 2 * kNormalised,
+                "layers must hold codes of activations, got ", code);
+            LayerArguments<T> l;
+            l.activation = Activation(code % kNormalised);
+            l.index = next_;
+            STD_TORCH_CHECK(next_ < parameters_.size() && parameters_[next_].dim() == 2,
+                            "parameters must hold a matrix for every layer");
+            l.inputs = layers.empty() ? depth : inputs;
+            l.width = parameters_[next_].size(0);
+            l.weight = take({l.width, inputs});
+            l.bias = take({l.width});
+            if (code >= kNormalised) normalisation(l.width, l.gamma, l.beta, l.mean, l.variance, l.epsilon);
+            if (l.activation == Activation::kPrelu || l.gated()) {
+                l.slopes = l.gated() ? l.width : 1;
+                l.slope = take({l.slopes});
+            }
+            if (l.gated())
+                normalisation(l.width, l.gate_gamma, l.gate_beta, l.gate_mean, l.gate_variance,
+                              l.gate_epsilon);
+            batch_statistics |= training && l.has_statistics();
+            layers.push_back(l);
+            inputs = l.width;
+        }
+        last = take({1, inputs});
+        last_bias = take({1});
+        STD_TORCH_CHECK(
+            next_ == parameters_.size() && statistic_ == running_.size() && norm_ == epsilons_.size(),
+            "parameters, running and epsilons must be those of the layers, got ", parameters_.size(), ", ",
+            running_.size(), " and ", epsilons_.size(), " for ", next_, ", ", statistic_, " and ", norm_);
+    }
+
+    std::vector<int64_t> widths() const {
+        std::vector<int64_t> out;
+        for (const auto& l : layers) out.push_back(l.width);
+        return out;
+    }
+
+  private:
+    const T* take(std::initializer_list<int64_t> shape) {
+        STD_TORCH_CHECK(next_ < parameters_.size(), "parameters must be those of the layers, got ",
+                        parameters_.size());
+        return data<T>("parameters", parameters_[next_++], shape);
+    }
+    const T* take_running(int64_t width) {
+        STD_TORCH_CHECK(statistic_ < running_.size(), "running must hold two tensors a normalisation, got ",
+                        running_.size());
+        return data<T>("running", running_[statistic_++], {width});
+    }
+    void normalisation(int64_t width, const T*& gamma, const T*& beta, const T*& mean, const T*& variance,
+                       double& epsilon) {
+        gamma = take({width});
+        beta = take({width});
+        if (!training_) {
+            mean = take_running(width);
+            variance = take_running(width);
+        }
+        STD_TORCH_CHECK(norm_ < epsilons_.size(), "epsilons must hold one number a normalisation, got ",
+                        epsilons_.size());
+        epsilon = epsilons_[norm_++];
+    }
+
+    const std::vector<Tensor>&parameters_, &running_;
+    const std::vector<double>& epsilons_;
+    bool training_;
+    size_t next_ = 0, statistic_ = 0, norm_ = 0;
+};
+
+// How a channel's number becomes y and the gate's argument, and the parts that gradients need.
+struct Channel {
+    double mean = 0, variance = 0, rstd = 1, gamma = 1, scale = 1, shift = 0;
+    double gate_mean = 0, gate_variance = 0, gate_rstd = 0, gate_gamma = 0, gate_scale = 0, gate_shift = 0;
+};
+
+// mean and variance are the batch's, not used where the running ones are.
+template <typename T>
+Channel channel(const LayerArguments<T>& l, bool batch, int64_t c, double mean, double variance) {
+    Channel out;
+    if (batch && l.has_statistics()) {
+        out.mean = mean;
+        out.variance = variance;
+    } else if (l.gamma != nullptr) {
+        out.mean = l.mean[c];
+        out.variance = l.variance[c];
+    } else if (l.gated()) {
+        out.mean = l.gate_mean[c];
+    }
+    out.shift = out.mean;  // y = x
+    if (l.gamma != nullptr) {
+        out.rstd = 1 / std::sqrt(out.variance + l.epsilon);
+        out.gamma = l.gamma[c];
+        out.scale = out.gamma * out.rstd;
+        out.shift = l.beta[c];
+    }
+    if (l.gated()) {
+        // Of y: in a batch its mean is shift.
+        out.gate_mean = batch ? out.shift : l.gate_mean[c];
+        out.gate_variance = batch ? out.scale * out.scale * out.variance : l.gate_variance[c];
+        out.gate_rstd = 1 / std::sqrt(out.gate_variance + l.gate_epsilon);
+        out.gate_gamma = l.gate_gamma[c];
+        out.gate_scale = out.gate_gamma * out.gate_rstd * out.scale;
+        out.gate_shift = l.gate_beta[c] + out.gate_gamma * out.gate_rstd * (out.shift - out.gate_mean);
+    }
+    return out;
+}
+
+struct ChannelGradients {
+    double gamma = 0, beta = 0, gate_gamma = 0, gate_beta = 0, mean = 0, variance = 0;
+};
+// From the sums of Reduction.
+template <typename T>
+ChannelGradients gradients(const LayerArguments<T>& l, bool batch, const Channel& v, double dy,
+                           double dy_centred, double dgate, double dgate_centred) {
+    ChannelGradients out;
+    const double gate = v.gate_gamma * v.gate_rstd;
+    out.gamma = v.rstd * (dy_centred + gate * dgate_centred);
+    out.beta = dy;
+    out.gate_beta = dgate;
+    out.gate_gamma = v.gate_rstd * (v.scale * dgate_centred + (v.shift - v.gate_mean) * dgate);
+    if (!batch) {
+        out.beta += gate * dgate;
+        return out;
+    }
+    // of scale, through y and the gate, and of the gate's variance = scale^2 variance
+    double dscale = dy_centred + gate * dgate_centred;
+    if (l.gated()) {
+        const double drstd = v.gate_gamma * v.scale * dgate_centred;
+        const double dvariance = -0.5 * v.gate_rstd * v.gate_rstd * v.gate_rstd * drstd;
+        dscale += 2 * v.scale * v.variance * dvariance;
+        out.variance = v.scale * v.scale * dvariance;
+        out.mean = -v.gate_scale * dgate;
+    }
+    if (l.gamma != nullptr) {
+        out.gamma = v.rstd * dscale;
+        out.variance += -0.5 * v.rstd * v.rstd * v.rstd * v.gamma * dscale;
+        out.mean -= v.scale * dy;
+    }
+    return out;
+}
+
+// Everything a forward or backward run needs beside its tensors.
+template <typename T>
+class Run {
+  public:
+    const Arguments<T>& a;
+    const InterestKernels<T>& k = interest_kernels<T>(a.widths());
+    Scores<T> p{};
+    std::vector<int64_t> offsets, key_start, begins;
+    int64_t threads, saved_size;
+    double count;  // rows of the batch
+
+    Run(const Arguments<T>& arguments, const Tensor& query, const Tensor& keys, const Tensor& offsets_tensor,
+        const std::optional<Tensor>& key_start_tensor, const std::optional<Tensor>& seed, int64_t max_length,
+        double dropout, bool backward)
+        : a(arguments) {
+        offsets = check_offsets(offsets_tensor, key_start_tensor ? -1 : keys.size(0));
+        p.size = offsets.size() - 1;
+        p.rows = offsets.back();
+        p.depth = a.depth;
+        p.query = data<T>("query", query, {p.size, a.depth});
+        p.keys = data<T>("keys", keys, {-1, a.depth});
+        int64_t longest = 0;
+        for (int64_t b = 0; b < p.size; ++b) longest = std::max(longest, offsets[b + 1] - offsets[b]);
+        STD_TORCH_CHECK(longest <= max_length, "max_length must be at least the longest length ", longest,
+                        ", got ", max_length);
+        key_start.assign(offsets.begin(), offsets.end() - 1);
+        if (key_start_tensor) {
+            check_shape("key_start", *key_start_tensor, {p.size});
+            STD_TORCH_CHECK(
+                key_start_tensor->scalar_type() == ScalarType::Long && key_start_tensor->is_contiguous(),
+                "key_start must be contiguous int64");
+            STD_TORCH_CHECK(!a.batch_statistics, "key_start must come with evaluation");
+            const int64_t* from = static_cast<const int64_t*>(key_start_tensor->const_data_ptr());
+            for (int64_t b = 0; b < p.size; ++b) {
+                const int64_t length = offsets[b + 1] - offsets[b];
+                STD_TORCH_CHECK(length == 0 || (from[b] >= 0 && length <= keys.size(0) &&
+                                                from[b] <= keys.size(0) - length),
+                                "key_start must leave history ", b, " inside the ", keys.size(0),
+                                " keys, got ", from[b], " for ", length, " steps");
+                key_start[b] = from[b];
+            }
+        }
+        p.offsets = offsets.data();
+        p.key_start = key_start.data();
+        count = double(p.size) * double(max_length);
+        if (a.batch_statistics) {
+            weights_.assign(p.rows + p.size, T(1));
+            for (int64_t b = 0; b < p.size; ++b)
+                weights_[p.rows + b] = T(max_length - (offsets[b + 1] - offsets[b]));
+            p.weights = weights_.data();
+        }
+        STD_TORCH_CHECK(dropout >= 0 && dropout < 1, "dropout must lie in [0, 1), got ", dropout);
+        p.dropout = dropout > 0;
+        if (p.dropout) {
+            STD_TORCH_CHECK(seed, "seed must be given with dropout");
+            check_shape("seed", *seed, {1});
+            STD_TORCH_CHECK(seed->scalar_type() == ScalarType::Long, "seed must be int64");
+            p.seed = uint64_t(*static_cast<const int64_t*>(seed->const_data_ptr()));
+            p.keep = uint32_t(std::min(std::llround((1 - dropout) * 4294967296.0), 4294967295ll));
+            p.kept = T(1 / (1 - dropout));
+        }
+        p.last_bias = a.last_bias[0];
+        p.logit_scale = T(1 / std::sqrt(double(a.depth)));
+        p.layer_count = a.layers.size();
+        int64_t operations = 0;
+        Pieces<T> rows;
+        for (size_t l = 0; l < a.layers.size(); ++l) {
+            const int64_t width = a.layers[l].width, padded = k.padded(width);
+            operations += 2 * a.layers[l].inputs * width;
+            x_.push_back(rows.add((p.rows + p.size) * padded));
+            statistics_.push_back(rows.add(2 * padded));
+        }
+        saved_size = rows.size();
+        begins = share_out(offsets, operations);
+        threads = begins.size() - 1;
+        pack(backward);
+        for (int64_t l = 0; l < p.layer_count; ++l) moments_.push_back(sums_.add(kMoments * width(l)));
+        for (int64_t l = 0; l < p.layer_count; ++l) reductions_.push_back(sums_.add(kReductions * width(l)));
+        last_ = sums_.add(width(p.layer_count - 1) + 1);
+        sums_memory_.assign(sums_.size() * threads, 0);
+    }
+
+    int64_t width(int64_t l) const { return k.padded(a.layers[l].width); }
+
+    void bind(T* saved) {
+        for (int64_t l = 0; l < p.layer_count; ++l) p.layers[l].x = saved + x_[l];
+        saved_ = saved;
+    }
+
+    ScoreSums<T> sums(int64_t thread) {
+        ScoreSums<T> out{};
+        double* own = sums_memory_.data() + thread * sums_.size();
+        for (int64_t l = 0; l < p.layer_count; ++l) {
+            out.moments[l] = own + moments_[l];
+            out.reductions[l] = own + reductions_[l];
+        }
+        out.last = own + last_;
+        return out;
+    }
+    void add_sums() { add_threads(sums_memory_.data(), sums_.size(), sums_.size(), threads); }
+    const double* reductions(int64_t l) const { return sums_memory_.data() + reductions_[l]; }
+    const double* last() const { return sums_memory_.data() + last_; }
+
+    // Mean and variance of layer l, from the threads' moments, kept with the rows for backward.
+    void finish_moments(int64_t l) {
+        const int64_t width = this->width(l);
+        T* statistics = saved_ + statistics_[l];
+        for (int64_t c = 0; c < width; ++c) {
+            double total[kMoments] = {};
+            for (int64_t thread = 0; thread < threads; ++thread)
+                for (int64_t i = 0; i < kMoments; ++i)
+                    total[i] += sums_memory_[thread * sums_.size() + moments_[l] + i * width + c];
+            const double mean = total[kSum] / count;
+            statistics[c] = T(mean);
+            const double between = std::max(total[kSquares] - total[kSum] * mean, 0.0);  // NaN stays
+            statistics[width + c] = T((total[kDeviations] + between) / count);
+        }
+    }
+    Channel channel_of(int64_t l, int64_t c) const {
+        const T* statistics = saved_ + statistics_[l];
+        const bool batch = a.batch_statistics;
+        return channel(a.layers[l], batch, c, batch ? double(statistics[c]) : 0,
+                       batch ? double(statistics[width(l) + c]) : 0);
+    }
+    void finish_channels(int64_t l) {
+        T* to[] = {coefficient(l, 1), coefficient(l, 2), coefficient(l, 3), coefficient(l, 4),
+                   coefficient(l, 5)};
+        for (int64_t c = 0; c < a.layers[l].width; ++c) {
+            const Channel v = channel_of(l, c);
+            const double values[] = {v.mean, v.scale, v.shift, v.gate_scale, v.gate_shift};
+            for (int i = 0; i < 5; ++i) to[i][c] = T(values[i]);
+        }
+    }
+    void set_gradients(int64_t l, int64_t c, double mean, double variance) {
+        coefficient(l, 7)[c] = T(mean / count);
+        coefficient(l, 8)[c] = T(2 * variance / count);
+    }
+
+  private:
+    // Arrays over channels: bias, mean, scale, shift, gate scale, gate shift, slope, two gradients.
+    T* coefficient(int64_t l, int64_t i) { return packed_->data() + coefficients_[l] + i * width(l); }
+
+    // The matrices of one direction.
+    void pack(bool backward) {
+        Pieces<T> pieces;
+        const int64_t depth = p.depth, first = a.layers[0].width;
+        const int64_t panels = backward ? k.panels_size(first, depth) : k.panels_size(depth, first);
+        const int64_t firsts[] = {pieces.add(panels), pieces.add(panels), pieces.add(panels)};
+        const int64_t product_rows = pieces.add(depth * width(0)),
+                      last = pieces.add(width(p.layer_count - 1));
+        std::vector<int64_t> weights{0};
+        for (int64_t l = 0; l < p.layer_count; ++l) {
+            coefficients_.push_back(pieces.add(9 * width(l)));
+            if (l == 0) continue;
+            const int64_t inputs = a.layers[l].inputs, outputs = a.layers[l].width;
+            weights.push_back(
+                pieces.add(backward ? k.panels_size(outputs, inputs) : k.panels_size(inputs, outputs)));
+        }
+        packed_.emplace(pieces.size());
+        T* base = packed_->data();
+        std::memset(base, 0, pieces.size() * sizeof(T));
+        // The first layer's weight is [C, 4 D]: of q, k, q - k and q * k.
+        std::vector<T> terms(3 * first * depth);
+        T *of_query = terms.data(), *of_key = of_query + first * depth, *of_product = of_key + first * depth;
+        for (int64_t c = 0; c < first; ++c)
+            for (int64_t d = 0; d < depth; ++d) {
+                const T* w = a.layers[0].weight + c * 4 * depth + d;
+                of_query[c * depth + d] = w[0] + w[2 * depth];
+                of_key[c * depth + d] = w[depth] - w[2 * depth];
+                of_product[c * depth + d] = w[3 * depth];
+                base[product_rows + d * width(0) + c] = w[3 * depth];
+            }
+        for (int i = 0; i < 3; ++i) {
+            const T* matrix = terms.data() + i * first * depth;
+            if (backward)
+                k.pack(matrix, first, depth, depth, false, base + firsts[i]);
+            else
+                k.pack(matrix, depth, first, depth, true, base + firsts[i]);
+        }
+        (backward ? p.query_backward : p.query_forward) = base + firsts[0];
+        (backward ? p.key_backward : p.key_forward) = base + firsts[1];
+        (backward ? p.product_backward : p.product_forward) = base + firsts[2];
+        p.product_rows = base + product_rows;
+        std::memcpy(base + last, a.last, a.layers.back().width * sizeof(T));
+        p.last = base + last;
+        for (int64_t l = 0; l < p.layer_count; ++l) {
+            const LayerArguments<T>& from = a.layers[l];
+            ScoreLayer<T>& to = p.layers[l];
+            to.activation = from.activation;
+            to.inputs = from.inputs;
+            to.width = from.width;
+            if (l > 0) {
+                if (backward)
+                    k.pack(from.weight, from.width, from.inputs, from.inputs, false, base + weights[l]);
+                else
+                    k.pack(from.weight, from.inputs, from.width, from.inputs, true, base + weights[l]);
+                (backward ? to.backward : to.forward) = base + weights[l];
+            }
+            std::memcpy(coefficient(l, 0), from.bias, from.width * sizeof(T));
+            for (int64_t c = 0; c < from.width && from.slopes > 0; ++c)
+                coefficient(l, 6)[c] = from.slope[from.slopes == 1 ? 0 : c];
+            to.bias = coefficient(l, 0);
+            to.mean = coefficient(l, 1);
+            to.scale = coefficient(l, 2);
+            to.shift = coefficient(l, 3);
+            to.gate_scale = coefficient(l, 4);
+            to.gate_shift = coefficient(l, 5);
+            to.slope = coefficient(l, 6);
+            to.mean_gradient = coefficient(l, 7);
+            to.variance_gradient = coefficient(l, 8);
+        }
+    }
+
+    std::vector<T> weights_;
+    std::optional<Scratch<T>> packed_;
+    Pieces<double> sums_;
+    std::vector<double> sums_memory_;
+    std::vector<int64_t> x_, statistics_, coefficients_, moments_, reductions_;
+    int64_t last_ = 0;
+    T* saved_ = nullptr;
+};
+
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& query, const Tensor& keys, const Tensor& offsets,
+                                               const std::optional<Tensor>& key_start,
+                                               const Arguments<T>& arguments,
+                                               const std::optional<Tensor>& seed, int64_t max_length,
+                                               double dropout, bool save) {
+    Run<T> run(arguments, query, keys, offsets, key_start, seed, max_length, dropout, false);
+    Scores<T>& p = run.p;
+    Tensor saved = empty_rows(query, {run.saved_size});
+    run.bind(static_cast<T*>(saved.mutable_data_ptr()));
+    Tensor scores = torch::stable::new_empty(query, {p.rows});
+    p.scores = static_cast<T*>(scores.mutable_data_ptr());
+    const int64_t per_thread = run.k.scores_scratch(p);
+    const Scratch<T> scratch(per_thread * run.threads);
+    auto histories = [&](auto f) {
+        for_each_thread(run.threads, [&](int64_t thread) {
+            f(run.begins[thread], run.begins[thread + 1], run.sums(thread),
+              scratch.data() + thread * per_thread);
+        });
+    };
+    auto finish = [&](int64_t l) {
+        if (p.weights != nullptr) run.finish_moments(l);
+        run.finish_channels(l);
+    };
+    histories([&](int64_t begin, int64_t end, const ScoreSums<T>& sums, T* memory) {
+        run.k.query_terms(p, begin, end, sums);
+        run.k.key_terms(p, begin, end, sums, memory);
+    });
+    finish(0);
+    for (int64_t l = 1; l < p.layer_count; ++l) {
+        histories([&](int64_t begin, int64_t end, const ScoreSums<T>& sums, T* memory) {
+            run.k.layer(p, l, p.offsets[begin], p.offsets[end], sums, memory);
+            if (p.weights != nullptr) run.k.layer(p, l, p.rows + begin, p.rows + end, sums, memory);
+        });
+        finish(l);
+    }
+    histories([&](int64_t begin, int64_t end, const ScoreSums<T>&, T* memory) {
+        run.k.softmax(p, begin, end, memory);
+    });
+
+    int64_t channels = 0;
+    if (p.weights != nullptr)
+        for (const auto& l : arguments.layers) channels += 2 * l.width * ((l.gamma != nullptr) + l.gated());
+    Tensor statistics = torch::stable::new_empty(query, {channels});
+    if (p.weights != nullptr) {
+        T* out = static_cast<T*>(statistics.mutable_data_ptr());
+        const double unbiased = run.count / (run.count - 1);
+        for (int64_t l = 0; l < p.layer_count; ++l) {
+            const auto& from = arguments.layers[l];
+            for (int part = 0; part < 2; ++part) {
+                if (part == 0 ? from.gamma == nullptr : !from.gated()) continue;
+                for (int64_t c = 0; c < from.width; ++c) {
+                    const Channel v = run.channel_of(l, c);
+                    out[c] = T(part == 0 ? v.mean : v.gate_mean);
+                    out[from.width + c] = T(unbiased * (part == 0 ? v.variance : v.gate_variance));
+                }
+                out += 2 * from.width;
+            }
+        }
+    }
+    return {scores, statistics, save ? saved : torch::stable::new_empty(query, {0})};
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor, std::vector<Tensor>> run_backward(
+    const Tensor& dscores, const Tensor& scores, const Tensor& query, const Tensor& keys,
+    const Tensor& offsets, const std::vector<Tensor>& parameters, const Arguments<T>& arguments,
+    const std::optional<Tensor>& seed, const Tensor& saved, int64_t max_length, double dropout) {
+    Run<T> run(arguments, query, keys, offsets, std::nullopt, seed, max_length, dropout, true);
+    Scores<T>& p = run.p;
+    const bool batch = arguments.batch_statistics;
+    // Backward only reads what forward kept.
+    run.bind(const_cast<T*>(data<T>("saved", saved, {run.saved_size})));
+    p.scores = const_cast<T*>(data<T>("scores", scores, {p.rows}));
+    p.dscores = data<T>("dscores", dscores, {p.rows});
+    Tensor dquery = torch::stable::new_empty(query, {p.size, p.depth});
+    Tensor dkeys = empty_rows(query, {p.rows, p.depth});
+    p.dquery = static_cast<T*>(dquery.mutable_data_ptr());
+    p.dkeys = static_cast<T*>(dkeys.mutable_data_ptr());
+    for (int64_t l = 0; l < p.layer_count; ++l) run.finish_channels(l);
+
+    Pieces<T> rows, of_weights;
+    const int64_t dlogits = rows.add(p.rows + p.size), first = p.depth * run.width(0);
+    std::vector<int64_t> gradient_rows, weights{0};
+    for (int64_t l = 0; l + 1 < p.layer_count; ++l)
+        gradient_rows.push_back(rows.add((p.rows + p.size) * run.width(l)));
+    const int64_t firsts[] = {of_weights.add(first), of_weights.add(first), of_weights.add(first)};
+    for (int64_t l = 1; l < p.layer_count; ++l)
+        weights.push_back(of_weights.add(p.layers[l].inputs * run.width(l)));
+    const Scratch<T> memory(rows.size());
+    p.dlogits = memory.data() + dlogits;
+    for (int64_t l = 0; l + 1 < p.layer_count; ++l) p.layers[l].gradient = memory.data() + gradient_rows[l];
+    const Scratch<T> weight_sums(of_weights.size() * run.threads);
+    const int64_t per_thread = run.k.scores_scratch(p);
+    const Scratch<T> scratch(per_thread * run.threads);
+    auto histories = [&](auto f) {
+        for_each_thread(run.threads, [&](int64_t thread) {
+            ScoreSums<T> sums = run.sums(thread);
+            T* own = weight_sums.data() + thread * of_weights.size();
+            sums.query = own + firsts[0];
+            sums.key = own + firsts[1];
+            sums.product = own + firsts[2];
+            for (int64_t l = 1; l < p.layer_count; ++l) sums.weight[l] = own + weights[l];
+            f(run.begins[thread], run.begins[thread + 1], sums, scratch.data() + thread * per_thread);
+        });
+    };
+
+    std::vector<Tensor> dparameters;
+    for (const Tensor& parameter : parameters) {
+        dparameters.push_back(torch::stable::new_empty(parameter, parameter.sizes()));
+    }
+    auto output = [&](int64_t index) { return static_cast<T*>(dparameters[index].mutable_data_ptr()); };
+    // What the sums over the rows of layer l's activation say about its parameters and statistics.
+    auto finish = [&](int64_t l) {
+        const LayerArguments<T>& from = arguments.layers[l];
+        const int64_t width = run.width(l);
+        int64_t index = from.index + 2;
+        T* dgamma = from.gamma != nullptr ? output(index) : nullptr;
+        T* dbeta = from.gamma != nullptr ? output(index + 1) : nullptr;
+        index += from.gamma != nullptr ? 2 : 0;
+        T* dslope = from.slopes > 0 ? output(index) : nullptr;
+        T* dgate_gamma = from.gated() ? output(index + 1) : nullptr;
+        T* dgate_beta = from.gated() ? output(index + 2) : nullptr;
+        double slope = 0;
+        for (int64_t c = 0; c < from.width; ++c) {
+            double total[kReductions] = {};
+            for (int64_t thread = 0; thread < run.threads; ++thread)
+                for (int64_t i = 0; i < kReductions; ++i)
+                    total[i] += run.sums(thread).reductions[l][i * width + c];
+            const ChannelGradients g = gradients(from, batch, run.channel_of(l, c), total[kDy],
+                                                 total[kDyCentred], total[kDgate], total[kDgateCentred]);
+            if (dgamma != nullptr) dgamma[c] = T(g.gamma), dbeta[c] = T(g.beta);
+            if (from.gated()) dgate_gamma[c] = T(g.gate_gamma), dgate_beta[c] = T(g.gate_beta);
+            if (from.slopes > 1 || from.gated()) dslope[c] = T(total[kDslope]);
+            slope += total[kDslope];
+            run.set_gradients(l, c, g.mean, g.variance);
+        }
+        if (from.slopes == 1 && !from.gated()) dslope[0] = T(slope);
+    };
+
+    const int64_t end_layer = p.layer_count - 1;
+    histories([&](int64_t begin, int64_t end, const ScoreSums<T>& sums, T* own) {
+        std::memset(sums.query, 0, of_weights.size() * sizeof(T));
+        run.k.softmax_backward(p, begin, end);
+        run.k.last_backward(p, p.offsets[begin], p.offsets[end], sums, own);
+    });
+    finish(end_layer);
+    for (int64_t l = end_layer; l > 0; --l) {
+        histories([&](int64_t begin, int64_t end, const ScoreSums<T>& sums, T* own) {
+            run.k.layer_backward(p, l, p.offsets[begin], p.offsets[end], sums, own);
+            if (batch) run.k.layer_backward(p, l, p.rows + begin, p.rows + end, sums, own);
+        });
+        finish(l - 1);
+    }
+    histories([&](int64_t begin, int64_t end, const ScoreSums<T>& sums, T* own) {
+        run.k.terms_backward(p, begin, end, sums, own);
+    });
+
+    // Threads are added in their order, so that the same threads give the same bits.
+    run.add_sums();
+    add_threads(weight_sums.data(), of_weights.size(), of_weights.size(), run.threads);
+    for (int64_t l = 0; l < p.layer_count; ++l) {
+        const LayerArguments<T>& to = arguments.layers[l];
+        for (int64_t c = 0; c < to.width; ++c)
+            output(to.index + 1)[c] = T(run.reductions(l)[kDx * run.width(l) + c]);
+        if (l > 0)
+            copy_matrix(weight_sums.data() + weights[l], run.width(l), true, to.width, to.inputs,
+                        output(to.index));
+    }
+    const T *of_query = weight_sums.data() + firsts[0], *of_key = weight_sums.data() + firsts[1],
+            *of_product = weight_sums.data() + firsts[2];
+    for (int64_t c = 0; c < arguments.layers[0].width; ++c)
+        for (int64_t d = 0; d < p.depth; ++d) {
+            T* to = output(0) + c * 4 * p.depth + d;
+            const int64_t at = d * run.width(0) + c;
+            to[0] = of_query[at];
+            to[p.depth] = of_key[at];
+            to[2 * p.depth] = of_query[at] - of_key[at];
+            to[3 * p.depth] = of_product[at];
+        }
+    const int64_t count = parameters.size(), last_width = arguments.layers.back().width;
+    for (int64_t c = 0; c < last_width; ++c) output(count - 2)[c] = T(run.last()[c]);
+    output(count - 1)[0] = T(run.last()[run.width(end_layer)]);
+    return {dquery, dkeys, dparameters};
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_scores(Tensor query, Tensor keys, Tensor offsets,
+                                                    std::optional<Tensor> key_start,
+                                                    std::vector<Tensor> parameters,
+                                                    std::vector<Tensor> running, std::optional<Tensor> seed,
+                                                    int64_t max_length, std::vector<int64_t> layers,
+                                                    std::vector<double> epsilons, double dropout,
+                                                    bool training, bool save) {
+    check_shape("query", query, {-1, -1});
+    auto with = [&](auto zero) {
+        using T = decltype(zero);
+        const Arguments<T> arguments(parameters, running, layers, epsilons, training, query.size(1));
+        return run_forward<T>(query, keys, offsets, key_start, arguments, seed, max_length,
+                              training ? dropout : 0.0, save);
+    };
+    return is_single("query", query) ? with(0.0f) : with(0.0);
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> attention_scores_backward(
+    Tensor dscores, Tensor scores, Tensor query, Tensor keys, Tensor offsets, std::vector<Tensor> parameters,
+    std::vector<Tensor> running, std::optional<Tensor> seed, Tensor saved, int64_t max_length,
+    std::vector<int64_t> layers, std::vector<double> epsilons, double dropout, bool training) {
+    check_shape("query", query, {-1, -1});
+    auto with = [&](auto zero) {
+        using T = decltype(zero);
+        const Arguments<T> arguments(parameters, running, layers, epsilons, training, query.size(1));
+        return run_backward<T>(dscores, scores, query, keys, offsets, parameters, arguments, seed, saved,
+                               max_length, training ? dropout : 0.0);
+    };
+    return is_single("query", query) ? with(0.0f) : with(0.0);
+}
+
+}  // namespace
+}  // namespace dien_fast
+
+STABLE_TORCH_LIBRARY_IMPL(dien_fast, CPU, m) {
+    m.impl("attention_scores", TORCH_BOX(&dien_fast::attention_scores));
+    m.impl("attention_scores_backward", TORCH_BOX(&dien_fast::attention_scores_backward));
+}
