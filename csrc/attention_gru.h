@@ -70,6 +70,7 @@ struct Weights {
     const T* u;        // weight_hh [G H, H]
     const T* bias_ih;  // [G H] or null
     const T* bias_hh;  // [G H] or null
+    bool projected;    // x holds what project made of it, and I is 0
 };
 
 template <typename T>
@@ -125,6 +126,8 @@ struct Kernels {
     void (*pack_backward)(const Weights<T>&, T* packed);
     int64_t (*forward_scratch)(int64_t input, int64_t hidden);
     int64_t (*backward_scratch)(int64_t input, int64_t hidden);
+    // What the rows [begin, end) of x add to the gates, biases included: rows of 3 padded_hidden.
+    void (*project)(const Forward<T>&, int64_t begin, int64_t end, T* out);
     void (*forward)(const Forward<T>&, Tile, T* scratch);
     void (*backward)(const Backward<T>&, Tile, const WeightGradients<T>&, T* scratch);
 };

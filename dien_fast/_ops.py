@@ -312,8 +312,11 @@ def native_attention_gru(
     layout: tuple[Tensor | None, Tensor | None, Tensor | None],
     cell: str,
     return_states: bool,
+    x_start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the operator, which checks its arguments: float32 or float64, all on the CPU but the layout.
+
+    ``x_start`` ``[B]`` is the first row of x of each history where histories share rows, without gradient.
 
     Returns:
         States in the layout of ``x`` (``[0, H]`` where nobody needs them) and last states ``[B, H]``.
@@ -345,7 +348,7 @@ def native_attention_gru(
         lengths if lengths is None or lengths.is_cpu else lengths.cpu(),
         offsets if offsets is None or offsets.is_cpu else offsets.cpu(),
         batch_sizes if batch_sizes is None or batch_sizes.is_cpu else batch_sizes.cpu(),
-        None,
+        x_start,
         CELLS[cell],
         return_states or differentiable,
         save_gates,

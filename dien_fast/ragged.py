@@ -87,6 +87,18 @@ class Ragged(NamedTuple):
         padded[self.mask()] = self.values
         return padded
 
+    def take(self, sequences: Tensor) -> Ragged:
+        """Return sequences by their numbers ``[C]``, each as often as it is named."""
+        offsets, starts = self.shared(sequences)
+        owners = Ragged(torch.empty(int(offsets[-1]), device=offsets.device), offsets, 0).owners()
+        steps = torch.arange(owners.numel(), device=offsets.device) - offsets[:-1][owners]
+        return Ragged(self.values[starts[owners] + steps], offsets, self.max_length)
+
+    def shared(self, sequences: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the offsets that :meth:`take` has ``[C + 1]`` and the first row of each sequence here ``[C]``."""
+        offsets = torch.nn.functional.pad(self.lengths()[sequences].cumsum(0), (1, 0))
+        return offsets, self.offsets[:-1][sequences]
+
     def mask(self) -> Tensor:
         """Return ``[B, max_length]`` bool, True where a sequence has a step."""
         steps = torch.arange(self.max_length, device=self.offsets.device)

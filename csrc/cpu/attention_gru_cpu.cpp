@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const std::optio
 
     const Scratch<T> packed(k.packed_forward_size(input, hidden));
     k.pack_forward(weights, packed.data());
-    const Forward<T> f{s.batch,
+    Forward<T> f{s.batch,
                        weights,
                        packed.data(),
                        x_data,
@@ -68,6 +68,22 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const std::optio
                        save_states ? static_cast<T*>(states.mutable_data_ptr()) : nullptr,
                        static_cast<T*>(last.mutable_data_ptr()),
                        save_gates ? static_cast<T*>(gates.mutable_data_ptr()) : nullptr};
+    // Histories that share rows share what the rows add to the gates.
+    std::optional<Scratch<T>> projected, packed_states;
+    if (layout.x_start && s.steps > 2 * x.size(0)) {
+        const int64_t rows = x.size(0), threads = s.threads.size(), stride = 3 * k.padded(hidden);
+        projected.emplace(rows * stride);
+        for_each_thread(threads, [&](int64_t thread) {
+            k.project(f, rows * thread / threads, rows * (thread + 1) / threads, projected->data());
+        });
+        f.weights.input = 0;
+        f.weights.projected = true;
+        packed_states.emplace(k.packed_forward_size(0, hidden));
+        k.pack_forward(f.weights, packed_states->data());
+        f.packed = packed_states->data();
+        f.x = projected->data();
+        f.x_stride = stride;
+    }
     const int64_t per_thread = k.forward_scratch(input, hidden);
     const Scratch<T> scratch(per_thread * s.threads.size());
     for_each_thread(s.threads.size(), [&](int64_t thread) {

@@ -73,7 +73,8 @@ Weights<T> check_weights(int64_t cell, const Tensor& weight_ih, const Tensor& we
             data<T>("weight_ih", weight_ih, {rows, input}),
             data<T>("weight_hh", weight_hh, {rows, hidden}),
             data<T>("bias_ih", bias_ih, {rows}),
-            data<T>("bias_hh", bias_hh, {rows})};
+            data<T>("bias_hh", bias_hh, {rows}),
+            false};
 }
 
 }  // namespace dien_fast

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dien_fast import reference
 from dien_fast.attention_group import AttentionGroup
-from dien_fast.nn.interest import Interest
+from dien_fast.nn.interest import Interest, candidate_owners
 from dien_fast.ragged import Ragged
 
 Batch = Mapping[str, Tensor | Ragged]
@@ -97,20 +97,78 @@ class DIEN(reference.DIEN):
         Raises:
             ValueError: if a feature is absent, or the histories of a group do not fit together.
         """
-        embedded = self._embed_candidate(x)
+        pooled = [(feature, _sequence(x, feature)) for feature in self.sequence_poolings]
+        groups = [self._group_histories(group, x) for group in self.attention_groups]
+        candidates = [(feature, _feature(x, feature)) for feature in self.cat_features]
+        vectors = iter(self._embed([*candidates, *pooled, *[pair for group in groups for pair in group]]))
+        embedded = {feature: _values(next(vectors)) for feature, _ in candidates}
         inputs = [_feature(x, feature).reshape(-1, 1) for feature in self.num_features]
         inputs += embedded.values()
-        inputs += [
-            pool(_pad(self._embed_sequence(feature, x))) for feature, pool in self.sequence_poolings.items()
-        ]
+        inputs += [pool(_pad(next(vectors))) for pool in self.sequence_poolings.values()]
         auxiliary_losses = []
-        for group in self.attention_groups:
-            interest, auxiliary_loss = self._group_interest(group, self._query(group, embedded), x)
+        for group, histories in zip(self.attention_groups, groups, strict=True):
+            rows = [next(vectors) for _ in histories]
+            interest, auxiliary_loss = self._group_interest(group, self._query(group, embedded), rows)
             inputs.append(interest)
             if auxiliary_loss is not None:
                 auxiliary_losses.append(auxiliary_loss)
         mean_loss = torch.stack(auxiliary_losses).mean() if auxiliary_losses else None
         return self.head(torch.cat(inputs, dim=-1)), mean_loss
+
+    @torch.no_grad()
+    def score_candidates(self, user: Batch, candidates: Batch, candidate_offsets: Tensor | None = None) -> Tensor:
+        """Score many candidates of each user, in evaluation mode.
+
+        What depends on the user alone, above all the interest states of the histories, is computed once a user.
+
+        Args:
+            user: the features of U users, as a batch for :meth:`forward`; those of the candidates may be absent,
+                and sampled histories are not looked at.
+            candidates: the features that are the candidate's, numeric ``[C]`` float or categorical ``[C]`` int64,
+                the candidates of a user next to each other; a feature that is in both is taken from here.
+            candidate_offsets: ``[U + 1]`` int64, from 0 to C: user ``u`` has candidates
+                ``candidate_offsets[u]`` to ``candidate_offsets[u + 1]``. None for one user.
+
+        Returns:
+            Logits ``[C]``, or ``[C, d_out]`` for ``d_out > 1``: those of :meth:`forward` for the repeated user.
+
+        Raises:
+            ValueError: in training mode, or where the features do not fit together.
+        """
+        if self.training:
+            raise ValueError("score_candidates needs evaluation mode, got a model in training mode; call eval()")
+        known = {*self.num_features, *self.cat_features}
+        if not candidates or not known.issuperset(candidates):
+            raise ValueError(
+                f"candidates must hold numeric or categorical features, one or more of {sorted(known)}, "
+                f"got {sorted(candidates)}"
+            )
+        count = len({value.size(0) for value in map(_values, candidates.values())})
+        if count > 1:
+            sizes = {name: _values(value).size(0) for name, value in candidates.items()}
+            raise ValueError(f"candidates must have the same number of rows in every feature, got {sizes}")
+        pooled = [(feature, _sequence(user, feature)) for feature in self.sequence_poolings]
+        groups = [self._group_histories(group, user, with_negatives=False) for group in self.attention_groups]
+        own = [(f, _feature(candidates if f in candidates else user, f)) for f in self.cat_features]
+        vectors = iter(self._embed([*own, *pooled, *[pair for group in groups for pair in group]]))
+        embedded = {feature: _values(next(vectors)) for feature, _ in own}
+        pools = [pool(_pad(next(vectors))) for pool in self.sequence_poolings.values()]
+        histories = [[next(vectors) for _ in group] for group in groups]
+        numbers = {f: _feature(candidates if f in candidates else user, f) for f in self.num_features}
+        rows = _values(next(iter(candidates.values()))).size(0)
+        owner = candidate_owners(candidate_offsets, _rows_of(user), rows, next(self.parameters()).device)
+
+        def per_candidate(feature: str, value: Tensor) -> Tensor:
+            return value if feature in candidates else value[owner]
+
+        inputs = [per_candidate(feature, value).reshape(-1, 1) for feature, value in numbers.items()]
+        embedded = {feature: per_candidate(feature, value) for feature, value in embedded.items()}
+        inputs += embedded.values()
+        inputs += [value[owner] for value in pools]
+        for group, keys in zip(self.attention_groups, histories, strict=True):
+            query = self._query(group, embedded)
+            inputs.append(self._candidate_interest(group, query, keys, owner, candidate_offsets))
+        return self.head(torch.cat(inputs, dim=-1))
 
     @torch.no_grad()
     def trace(self, x: Batch, group_name: str) -> tuple[Tensor, Tensor]:
@@ -133,45 +191,98 @@ class DIEN(reference.DIEN):
         layer = self.attention_poolings[group_name]
         if not isinstance(layer, Interest):
             raise ValueError(f"trace needs a group with an interest layer, got {type(layer).__name__}")
-        histories = self._histories(group, "pos_hist", x)
-        return layer.trace(self._query(group, self._embed_candidate(x)), histories)
+        pairs = [(pair["ad"], _feature(x, pair["ad"])) for pair in group.pairs]
+        histories = self._group_histories(group, x, with_negatives=False)
+        vectors = self._embed([*pairs, *histories])
+        embedded = {feature: _values(vector) for (feature, _), vector in zip(pairs, vectors, strict=False)}
+        return layer.trace(self._query(group, embedded), _side_by_side(vectors[len(pairs) :]))
 
-    def _embed_candidate(self, x: Batch) -> dict[str, Tensor]:
+    def _embed(self, requests: Sequence[tuple[str, Tensor | Ragged]]) -> list[Tensor | Ragged]:
+        """Look up ids of features, those of a table all at once: its gradient then is one sum."""
         tables = self.embeddings
-        return {feature: tables[feature](_feature(x, feature)) for feature in self.cat_features}
-
-    def _embed_sequence(self, feature: str, x: Batch) -> Ragged | Tensor:
-        ids, table = _sequence(x, feature), self.embeddings[feature]
-        return ids._replace(values=table(ids.values)) if isinstance(ids, Ragged) else table(ids)
+        of_table: dict[int, list[int]] = {}
+        for place, (feature, _) in enumerate(requests):
+            of_table.setdefault(id(tables[feature]), []).append(place)
+        vectors: list[Tensor | Ragged] = [ids for _, ids in requests]
+        for places in of_table.values():
+            table = tables[requests[places[0]][0]]
+            ids = [_values(requests[place][1]) for place in places]
+            if len(ids) == 1:
+                found = [table(ids[0])]
+            else:
+                rows = table(torch.cat([value.reshape(-1) for value in ids]))
+                parts = rows.split([value.numel() for value in ids])
+                found = [part.view(*value.shape, -1) for part, value in zip(parts, ids, strict=True)]
+            for place, vector in zip(places, found, strict=True):
+                asked = requests[place][1]
+                vectors[place] = asked._replace(values=vector) if isinstance(asked, Ragged) else vector
+        return vectors
 
     @staticmethod
     def _query(group: AttentionGroup, embedded: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([embedded[pair["ad"]] for pair in group.pairs], dim=-1)
 
-    def _group_interest(self, group: AttentionGroup, query: Tensor, x: Batch) -> tuple[Tensor, Tensor | None]:
-        histories = self._histories(group, "pos_hist", x)
-        negatives = None
-        if self.use_negsampling and all(pair["neg_hist"] in x for pair in group.pairs):
-            negatives = self._histories(group, "neg_hist", x)
-            if not negatives.same_offsets(histories):
-                raise ValueError(f"sampled histories of group {group.name!r} must be as long as the clicked ones")
+    def _group_interest(
+        self, group: AttentionGroup, query: Tensor, histories: Sequence[Tensor | Ragged]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Evolve the interest from the vectors of what _group_histories returned."""
+        clicked = _side_by_side(histories[: group.pairs_count])
+        sampled = _side_by_side(histories[group.pairs_count :]) if len(histories) > group.pairs_count else None
         layer = self.attention_poolings[group.name]
-        interest, auxiliary_loss = layer(query, histories, None, negatives)
+        interest, auxiliary_loss = layer(query, clicked, None, sampled)
         return interest, auxiliary_loss
 
-    def _histories(self, group: AttentionGroup, role: str, x: Batch) -> Ragged:
-        """Embed the histories of all pairs of a group, cut to the shortest, side by side."""
+    def _candidate_interest(
+        self,
+        group: AttentionGroup,
+        query: Tensor,
+        histories: Sequence[Tensor | Ragged],
+        owner: Tensor,
+        candidate_offsets: Tensor | None,
+    ) -> Tensor:
+        """Evolve the interest of users in their candidates."""
+        layer = self.attention_poolings[group.name]
+        assert isinstance(layer, Interest)
+        return layer.evolve_candidates(query, _side_by_side(histories), candidate_offsets=candidate_offsets)
+
+    def _group_histories(
+        self, group: AttentionGroup, x: Batch, with_negatives: bool = True
+    ) -> list[tuple[str, Tensor | Ragged]]:
+        """Return the ids of the clicked histories of a group's pairs, then of the sampled ones, cut to the shortest."""
+        clicked = self._histories(group, "pos_hist", x)
+        histories = [(pair["pos_hist"], ids) for pair, ids in zip(group.pairs, clicked, strict=True)]
+        if with_negatives and self.use_negsampling and all(pair["neg_hist"] in x for pair in group.pairs):
+            sampled = self._histories(group, "neg_hist", x)
+            if not sampled[0].same_offsets(clicked[0]):
+                raise ValueError(f"sampled histories of group {group.name!r} must be as long as the clicked ones")
+            histories += [(pair["neg_hist"], ids) for pair, ids in zip(group.pairs, sampled, strict=True)]
+        return list(histories)
+
+    @staticmethod
+    def _histories(group: AttentionGroup, role: str, x: Batch) -> list[Ragged]:
         ids = [_sequence(x, pair[role]) for pair in group.pairs]
         clicked = [_sequence(x, pair["pos_hist"]) for pair in group.pairs]
         if len({isinstance(value, Ragged) for value in [*ids, *clicked]}) > 1:
             raise ValueError(f"histories of group {group.name!r} must be all padded or all ragged, got both")
         if isinstance(ids[0], Ragged):
-            rows = _common_prefix([value for value in ids if isinstance(value, Ragged)])
-        else:
-            rows = _padded_prefix([value for value in ids if isinstance(value, Tensor)], clicked)
-        tables = self.embeddings
-        vectors = [tables[pair[role]](row.values) for pair, row in zip(group.pairs, rows, strict=True)]
-        return rows[0]._replace(values=torch.cat(vectors, dim=-1))
+            return _common_prefix([value for value in ids if isinstance(value, Ragged)])
+        return _padded_prefix([value for value in ids if isinstance(value, Tensor)], clicked)
+
+
+def _side_by_side(histories: Sequence[Tensor | Ragged]) -> Ragged:
+    rows = [history for history in histories if isinstance(history, Ragged)]
+    if len(rows) == 1:
+        return rows[0]
+    return rows[0]._replace(values=torch.cat([row.values for row in rows], dim=-1))
+
+
+def _values(value: Tensor | Ragged) -> Tensor:
+    return value.values if isinstance(value, Ragged) else value
+
+
+def _rows_of(x: Batch) -> int:
+    value = next(iter(x.values()))
+    return value.offsets.numel() - 1 if isinstance(value, Ragged) else value.size(0)
 
 
 def _feature(x: Batch, feature: str) -> Tensor:

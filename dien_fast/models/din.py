@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from dien_fast.attention_group import AttentionGroup
-from dien_fast.models.dien import DIEN, Batch, _pad
+from dien_fast.models.dien import DIEN, Batch, _side_by_side, _values
 from dien_fast.nn.attention import Attention
+from dien_fast.ragged import Ragged
+
+_LENGTHS = "\0lengths"  # stands for the lengths of padded histories among features
 
 
 class DIN(DIEN):
@@ -44,12 +49,42 @@ class DIN(DIEN):
             activation=attention_group.activation,
         )
 
-    def _group_interest(self, group: AttentionGroup, query: Tensor, x: Batch) -> tuple[Tensor, Tensor | None]:
+    def _group_histories(
+        self, group: AttentionGroup, x: Batch, with_negatives: bool = True
+    ) -> list[tuple[str, Tensor | Ragged]]:
+        ids = [(pair["pos_hist"], x[pair["pos_hist"]]) for pair in group.pairs if pair["pos_hist"] in x]
+        if len(ids) == group.pairs_count and all(isinstance(value, Tensor) for _, value in ids):
+            # How long they are is said by the ids alone.
+            lengths = torch.stack([(value > 0).sum(1) for _, value in ids if isinstance(value, Tensor)])
+            return [*ids, (_LENGTHS, lengths.min(0).values)]
+        return super()._group_histories(group, x, with_negatives=False)
+
+    def _embed(self, requests: Sequence[tuple[str, Tensor | Ragged]]) -> list[Tensor | Ragged]:
+        vectors = iter(super()._embed([request for request in requests if request[0] != _LENGTHS]))
+        return [ids if feature == _LENGTHS else next(vectors) for feature, ids in requests]
+
+    def _group_interest(
+        self, group: AttentionGroup, query: Tensor, histories: Sequence[Tensor | Ragged]
+    ) -> tuple[Tensor, Tensor | None]:
+        attention = self._attention(group)
+        if isinstance(histories[0], Ragged):
+            return attention.forward_ragged(query, _side_by_side(histories)), None
+        *keys, lengths = (value for value in histories if isinstance(value, Tensor))
+        return attention(query, torch.cat(keys, dim=-1), lengths), None
+
+    def _candidate_interest(
+        self,
+        group: AttentionGroup,
+        query: Tensor,
+        histories: Sequence[Tensor | Ragged],
+        owner: Tensor,
+        candidate_offsets: Tensor | None,
+    ) -> Tensor:
+        if isinstance(histories[0], Ragged):
+            return self._attention(group).forward_ragged(query, _side_by_side(histories).take(owner))
+        return self._group_interest(group, query, [_values(value)[owner] for value in histories])[0]
+
+    def _attention(self, group: AttentionGroup) -> Attention:
         attention = self.attention_poolings[group.name]
         assert isinstance(attention, Attention)
-        ids = [x[pair["pos_hist"]] for pair in group.pairs if pair["pos_hist"] in x]
-        if len(ids) < group.pairs_count or not all(isinstance(value, Tensor) for value in ids):
-            return attention.forward_ragged(query, self._histories(group, "pos_hist", x)), None
-        keys = torch.cat([_pad(self._embed_sequence(pair["pos_hist"], x)) for pair in group.pairs], dim=-1)
-        lengths = torch.stack([(value > 0).sum(1) for value in ids if isinstance(value, Tensor)])
-        return attention(query, keys, lengths.min(0).values), None
+        return attention

@@ -106,6 +106,27 @@ class Attention(reference.Attention):
         logits = self.fc(hidden[:rows]).squeeze(1) / query.size(1) ** 0.5
         return segment_softmax(logits, owner, batch)
 
+    def shared_scores(self, query: Tensor, keys: Ragged, owner: Tensor) -> Ragged:
+        """Score histories that candidates share, in evaluation: candidate ``c`` meets history ``owner[c]``.
+
+        Args:
+            query: candidates ``[C, D]``.
+            keys: histories, ragged ``[N, D]``.
+            owner: ``[C]`` int64.
+
+        Returns:
+            Scores ``[sum of the candidates' lengths]``, ragged over the candidates.
+        """
+        layers = None
+        if not self.training and ops.runs_natively(query, keys.values, self.fc.weight):
+            layers = native_layers(self)
+        if layers is None:
+            repeated = keys.take(owner)
+            return repeated._replace(values=self.ragged_scores(query, repeated))
+        offsets, start = keys.shared(owner)
+        scores, _ = ops.attention_scores(query, keys.values, offsets, keys.max_length, layers[0], start)
+        return Ragged(scores, offsets, keys.max_length)
+
     def _native_scores(
         self, query: Tensor, keys: Ragged, layers: ops.ScoreLayers, norms: list[nn.BatchNorm1d]
     ) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from dien_fast import reference
-from dien_fast._ops import wants_native
+from dien_fast._interest_ops import runs_natively
+from dien_fast._ops import native_attention_gru, wants_native
 from dien_fast.functional import attention_gru, check_lengths, packed_schedule
 from dien_fast.nn.attention import Attention, AuxiliaryNet
 from dien_fast.nn.gru import DynamicGRU
@@ -115,6 +116,146 @@ class Interest(reference.Interest):
             evolved = rows._replace(values=values)
         return rows._replace(values=scores).pad(), evolved.pad()
 
+    def extract(self, keys: Tensor | Ragged, keys_length: Tensor | None = None) -> Ragged:
+        """Return the extractor's states of histories, which :meth:`extend` and :meth:`evolve_candidates` take.
+
+        Args:
+            keys: events as in :meth:`forward`; also one history ``[T, D]``.
+            keys_length: as in :meth:`forward`; None for one history.
+
+        Returns:
+            States, ragged ``[N, D]``.
+        """
+        return self._extract(self._histories(keys, keys_length))
+
+    def extend(self, states: Ragged, keys: Tensor | Ragged, keys_length: Tensor | None = None) -> Ragged:
+        """Append newer events to histories whose states are kept; the older events are not needed again.
+
+        Args:
+            states: what :meth:`extract` or this method returned for the events before ``[N, D]``.
+            keys: the events since, as in :meth:`extract`, as many histories as ``states`` has.
+            keys_length: as in :meth:`extract`.
+
+        Returns:
+            The states of all events, those of :meth:`extract` of the whole within rounding.
+
+        Raises:
+            ValueError: if the numbers of histories differ.
+        """
+        events = self._histories(keys, keys_length)
+        if events.offsets.numel() != states.offsets.numel():
+            raise ValueError(
+                f"keys must hold {states.offsets.numel() - 1} histories as states does, "
+                f"got {events.offsets.numel() - 1}"
+            )
+        weight_ih, weight_hh, bias_ih, bias_hh = self.interest_extractor.all_weights[0]
+        added, _ = attention_gru(
+            events.values,
+            None,
+            weight_ih,
+            weight_hh,
+            bias_ih,
+            bias_hh,
+            last_rows(states),
+            offsets=events.offsets,
+            cell="gru",
+        )
+        assert added is not None
+        # The rows of a history move by the new rows of those before it; new rows follow the old ones.
+        old = torch.arange(states.values.size(0), device=added.device) + events.offsets[states.owners()]
+        new = torch.arange(added.size(0), device=added.device) + states.offsets[events.owners() + 1]
+        values = added.new_empty(old.numel() + new.numel(), added.size(1))
+        values = values.index_copy(0, old, states.values).index_copy(0, new, added)
+        return Ragged(values, states.offsets + events.offsets, states.max_length + events.max_length)
+
+    @torch.no_grad()
+    def evolve_candidates(
+        self,
+        query: Tensor,
+        keys: Tensor | Ragged | None = None,
+        *,
+        states: Ragged | None = None,
+        candidate_offsets: Tensor | None = None,
+    ) -> Tensor:
+        """Evolve the interest of users in many candidates each, in evaluation mode.
+
+        What depends on a user's history alone is computed once for all of the user's candidates.
+
+        Args:
+            query: candidates ``[C, D]``, those of a user next to each other.
+            keys: a user's events ``[T, D]``, oldest first, or those of U users, ragged ``[N, D]``.
+            states: instead of ``keys``, what :meth:`extract` or :meth:`extend` returned for them.
+            candidate_offsets: ``[U + 1]`` int64, from 0 to C: user ``u`` has candidates
+                ``candidate_offsets[u]`` to ``candidate_offsets[u + 1]``. None for one user.
+
+        Returns:
+            The evolved interest ``[C, D]``, equal to :meth:`forward`'s for the repeated history.
+
+        Raises:
+            ValueError: in training mode, or where the arguments do not fit together.
+
+        Example:
+            >>> layer = Interest(8).eval()
+            >>> layer.evolve_candidates(torch.randn(200, 8), torch.randn(50, 8)).shape
+            torch.Size([200, 8])
+        """
+        if self.training:
+            raise ValueError("evolve_candidates needs evaluation mode, got a layer in training mode")
+        if (keys is None) == (states is None):
+            raise ValueError("exactly one of keys and states must be given")
+        if states is None:
+            assert keys is not None
+            states = self.extract(keys)
+        if query.dim() != 2 or query.size(1) != self.interest_extractor.input_size:
+            raise ValueError(
+                f"query must have shape (C, {self.interest_extractor.input_size}), got {tuple(query.shape)}"
+            )
+        owner = candidate_owners(candidate_offsets, states.offsets.numel() - 1, query.size(0), states.offsets.device)
+        if self.gru_type == "GRU":
+            evolved = self._run_gru_ragged(self._second_gru(), states)
+            return self.attention.forward_ragged(query, evolved.take(owner))
+        scores = self.attention.shared_scores(query, states, owner)
+        evolution = self.interest_evolution
+        if not isinstance(evolution, DynamicGRU) or not runs_natively(states.values, evolution.rnn.weight_hh):
+            return self._evolve_scored(states.take(owner), scores.values, return_states=False)[1]
+        cell = evolution.rnn
+        _, interest = native_attention_gru(
+            states.values,
+            scores.values,
+            cell.weight_ih,
+            cell.weight_hh,
+            cell.bias_ih,
+            cell.bias_hh,
+            None,
+            (None, scores.offsets, None),
+            self.gru_type.lower(),
+            return_states=False,
+            x_start=states.offsets[:-1][owner],
+        )
+        return interest
+
+    def _histories(self, keys: Tensor | Ragged, keys_length: Tensor | None) -> Ragged:
+        """Check histories, padded, ragged, or a single one."""
+        size = self.interest_extractor.input_size
+        if isinstance(keys, Ragged):
+            if keys_length is not None:
+                raise ValueError("keys_length must be None for ragged keys, got a tensor")
+            keys.check("keys")
+            rows = keys
+        elif keys.dim() == 2 and keys_length is None:
+            rows = Ragged(keys, torch.tensor([0, keys.size(0)], device=keys.device), keys.size(0))
+        else:
+            if keys_length is None:
+                raise ValueError("keys_length must be given for padded keys, got None")
+            if keys.dim() != 3:
+                raise ValueError(f"keys must have shape (B, T, {size}), got {tuple(keys.shape)}")
+            lengths = check_lengths("keys_length", keys_length.reshape(-1), keys.size(0), keys.size(1))
+            rows = Ragged.from_padded(keys, lengths.to(keys.device))
+        if rows.values.dim() != 2 or rows.values.size(1) != size:
+            got = tuple(rows.values.shape[1:])
+            raise ValueError(f"keys must have {size} channels in the last dimension, got {got}")
+        return rows
+
     def _ragged_inputs(
         self,
         query: Tensor,
@@ -125,21 +266,10 @@ class Interest(reference.Interest):
         """Check the arguments of forward; return the history and the rows of negatives."""
         if self.use_negsampling and self.training and neg_keys is None:
             raise ValueError("neg_keys must be given in training with use_negsampling=True, got None")
+        if isinstance(keys, Tensor) and keys_length is None:
+            raise ValueError("keys_length must be given for padded keys, got None")
+        rows = self._histories(keys, keys_length)
         size = self.interest_extractor.input_size
-        if isinstance(keys, Ragged):
-            if keys_length is not None:
-                raise ValueError("keys_length must be None for ragged keys, got a tensor")
-            keys.check("keys")
-            rows = keys
-        else:
-            if keys_length is None:
-                raise ValueError("keys_length must be given for padded keys, got None")
-            if keys.dim() != 3:
-                raise ValueError(f"keys must have shape (B, T, {size}), got {tuple(keys.shape)}")
-            lengths = check_lengths("keys_length", keys_length.reshape(-1), keys.size(0), keys.size(1))
-            rows = Ragged.from_padded(keys, lengths.to(keys.device))
-        if rows.values.dim() != 2 or rows.values.size(1) != size:
-            raise ValueError(f"keys must have {size} channels in the last dimension, got {tuple(keys[0].shape)}")
         batch = rows.offsets.numel() - 1
         if query.shape != (batch, size):
             raise ValueError(f"query must have shape ({batch}, {size}), got {tuple(query.shape)}")
@@ -169,7 +299,11 @@ class Interest(reference.Interest):
         if self.gru_type == "GRU":
             states = self._run_gru_ragged(self._second_gru(), states)
             return None, self.attention.forward_ragged(query, states)
-        scores = self.attention.ragged_scores(query, states)
+        return self._evolve_scored(states, self.attention.ragged_scores(query, states), return_states)
+
+    def _evolve_scored(
+        self, states: Ragged, scores: Tensor, return_states: bool
+    ) -> tuple[Tensor | None, Tensor]:
         if self.gru_type == "AIGRU":
             scaled = states._replace(values=states.values * scores.unsqueeze(1))
             evolved = self._run_gru_ragged(self._second_gru(), scaled)
@@ -203,3 +337,28 @@ def last_rows(rows: Ragged) -> Tensor:
         return rows.values.new_zeros(lengths.numel(), rows.values.size(1)) + rows.values.sum()
     last = (rows.offsets[1:] - 1).clamp(min=0)
     return rows.values[last] * (lengths > 0).unsqueeze(1)
+
+
+def candidate_owners(
+    candidate_offsets: Tensor | None, users: int, candidates: int, device: torch.device | None = None
+) -> Tensor:
+    """Return the number of each candidate's user ``[C]`` int64.
+
+    Raises:
+        ValueError: unless ``candidate_offsets`` rise from 0 to C over all users, or None stand for one user.
+    """
+    if candidate_offsets is None:
+        if users != 1:
+            raise ValueError(f"candidate_offsets must be given for {users} users, got None")
+        return torch.zeros(candidates, dtype=torch.int64, device=device)
+    if candidate_offsets.shape != (users + 1,):
+        raise ValueError(
+            f"candidate_offsets must have shape ({users + 1},), got {tuple(candidate_offsets.shape)}"
+        )
+    counts = candidate_offsets.diff()
+    if int(candidate_offsets[0]) != 0 or int(candidate_offsets[-1]) != candidates or bool((counts < 0).any()):
+        raise ValueError(
+            f"candidate_offsets must rise from 0 to {candidates}, got {int(candidate_offsets[0])} to "
+            f"{int(candidate_offsets[-1])}"
+        )
+    return torch.repeat_interleave(torch.arange(users, device=counts.device), counts).to(device)

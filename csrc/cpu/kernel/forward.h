@@ -76,15 +76,18 @@ struct GateSums {
     }
 
     static DIEN_FAST_INLINE void run(const T* const* x, const T* const* h, T* const* gates, int64_t column,
-                                     int64_t input, int64_t hidden, const T* packed) {
+                                     int64_t input, int64_t hidden, bool projected, const T* packed) {
         const int64_t block = packed_block<T>(input, hidden);
         const T* biases = packed + (input + hidden) * kStride;
         Sums sums;
-        each([&](auto gate, auto i, auto c) DIEN_FAST_INLINE_LAMBDA {
-            sums[gate.value][i.value][c.value] =
-                load(biases + c.value * block + (gate.value + kFirst) * kLanes<T>);
-        });
-        accumulate(sums, x, input, packed, block);
+        if (projected) {
+            each([&](auto gate, auto i, auto c) DIEN_FAST_INLINE_LAMBDA {
+                sums[gate.value][i.value][c.value] =
+                    load(x[i.value] + (column + c.value * kLanes<T>)*Gates + gate.value * kLanes<T>);
+            });
+        } else {
+            project(sums, x, input, hidden, packed);
+        }
         auto place = [&](auto i, auto c, int part) DIEN_FAST_INLINE_LAMBDA {
             return gates[i.value] + (column + c.value * kLanes<T>)*kParts + part * kLanes<T>;
         };
@@ -98,6 +101,17 @@ struct GateSums {
         each([&](auto gate, auto i, auto c) DIEN_FAST_INLINE_LAMBDA {
             store(place(i, c, gate.value + kFirst), sums[gate.value][i.value][c.value]);
         });
+    }
+
+    static DIEN_FAST_INLINE void project(Sums& sums, const T* const* x, int64_t input, int64_t hidden,
+                                         const T* packed) {
+        const int64_t block = packed_block<T>(input, hidden);
+        const T* biases = packed + (input + hidden) * kStride;
+        each([&](auto gate, auto i, auto c) DIEN_FAST_INLINE_LAMBDA {
+            sums[gate.value][i.value][c.value] =
+                load(biases + c.value * block + (gate.value + kFirst) * kLanes<T>);
+        });
+        accumulate(sums, x, input, packed, block);
     }
 
     static DIEN_FAST_INLINE void accumulate(Sums& sums, const T* const* rows, int64_t depth, const T* packed,
@@ -141,7 +155,7 @@ template <typename T, int Gates, int Rows, int Columns>
 __attribute__((noinline)) void gate_sums(const Step<T>& s, int64_t row, int64_t column,
                                          const Weights<T>& weights, const T* packed) {
     GateSums<T, Gates, Rows, Columns>::run(s.x + row, s.h + row, s.gates + row, column, weights.input,
-                                           weights.hidden, packed);
+                                           weights.hidden, weights.projected, packed);
 }
 
 // `rows` histories in column blocks from `column` to `end`. Few histories take several blocks at once, so
@@ -229,6 +243,28 @@ void run_step(const Step<T>& s, int64_t rows, const Weights<T>& weights, const T
         step<T, 2>(s, rows, weights, packed);
     else
         step<T, 3>(s, rows, weights, packed);
+}
+
+template <typename T, int Gates>
+void project(const Forward<T>& f, int64_t begin, int64_t end, T* out) {
+    const int64_t input = f.weights.input, hidden = f.weights.hidden, stride = padded<T>(hidden);
+    typedef GateSums<T, Gates, 1, 1> Row;
+    for (int64_t row = begin; row < end; ++row) {
+        const T *x = f.x + row * f.x_stride, *packed = f.packed;
+        T* to = out + row * 3 * stride;
+        for (int64_t column = 0; column < stride; column += kLanes<T>, packed += packed_block<T>(input, hidden)) {
+            typename Row::Sums sums;
+            Row::project(sums, &x, input, hidden, packed);
+            for (int gate = 0; gate < Gates; ++gate, to += kLanes<T>) store(to, sums[gate][0][0]);
+        }
+    }
+}
+template <typename T>
+void project(const Forward<T>& f, int64_t begin, int64_t end, T* out) {
+    if (f.weights.cell == Cell::kAgru)
+        project<T, 2>(f, begin, end, out);
+    else
+        project<T, 3>(f, begin, end, out);
 }
 
 template <typename T>
