@@ -61,6 +61,7 @@ format: $(READY) ## rewrite the sources in the project's format
 bench: $(READY) ## run the benchmarks and write their figures into the README
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-autosave $(ARGS)
 	OMP_PROC_BIND=true $(BIN)/python benchmarks/speed.py --compile  # two threads never share a core
+	OMP_PROC_BIND=true $(BIN)/python benchmarks/model.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/report.py --here
 

@@ -1,9 +1,9 @@
-"""Writes the README's section on speed, and its picture, from the results that speed.py and memory.py saved.
+"""Writes the README's section on speed, and its picture, from the results of speed.py, model.py and memory.py.
 
     python benchmarks/report.py [NAME | --here] [--check]
 
-NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json`` and
-``results/memory-zen3-2-threads.json``; without it, the results that the README tells of now. ``--here`` means the
+NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``, where there are
+``model-zen3-2-threads.json`` and ``memory-zen3-2-threads.json`` too; without it, the results that the README tells of now. ``--here`` means the
 results of this machine. ``--check`` changes nothing and fails if the README differs from the results.
 """
 
@@ -150,7 +150,50 @@ def memory_text(memory: dict[str, Any]) -> str:
     )
 
 
-def block(name: str, speed: dict[str, Any], memory: dict[str, Any] | None) -> str:
+def model_table(model: dict[str, Any]) -> str:
+    """Compare whole models, whatever they are measured in, with the reference."""
+
+    def row(what: str, before: float, after: float, unit: str, quotient: float) -> list[str]:
+        digits = 0 if max(before, after) >= 1000 else 1 if max(before, after) >= 10 else 2
+        return [what, f"{before:,.{digits}f} {unit}", f"{after:,.{digits}f} {unit}", f"**{show_ratio(quotient)}**"]
+
+    step, epoch = model["step"]["milliseconds"], model["epoch"]["seconds"]
+    official, serving = model["official"]["records a second"], model["serving"]["p50 milliseconds"]
+    old = epoch["article's pipeline"]
+    body = [
+        row(
+            "training step, ML-100K, batch 128",
+            step["reference"],
+            step["dien-fast"],
+            "ms",
+            step["reference"] / step["dien-fast"],
+        ),
+        row(
+            f"epoch of {model['epoch']['rows']:,} rows with its data (article's pipeline)",
+            old,
+            epoch["dien-fast"],
+            "s",
+            old / epoch["dien-fast"],
+        ),
+    ]
+    for provider, what in (("dien-fast", ""), ("dien-fast, sparse tables", ", sparse gradients of the tables")):
+        quotient = official[provider] / official["reference"]
+        what = f"official sizes, records a second{what}"
+        body.append(row(what, official["reference"], official[provider], "/s", quotient))
+    what = f"{model['serving']['candidates']} candidates of a user, T {model['serving']['T']}, p50"
+    for provider, states in (("dien-fast", ""), ("dien-fast, states kept", ", states kept")):
+        quotient = serving["reference"] / serving[provider]
+        body.append(row(what + states, serving["reference"], serving[provider], "ms", quotient))
+    for layer in model["memory"]:
+        mib, size = layer["MiB"], show_size((layer["B"], layer["T"], layer["H"]))
+        quotient = mib["reference"] / mib["dien-fast"]
+        body.append(row(f"memory of an `Interest` step, {size}", mib["reference"], mib["dien-fast"], "MiB", quotient))
+    return table(["", "reference", "dien-fast", ""], body)
+
+
+def block(
+    name: str, speed: dict[str, Any], memory: dict[str, Any] | None, model: dict[str, Any] | None = None
+) -> str:
     """Return the README's section between its marks."""
     rows, peak = rows_of(speed), speed["sgemm GFLOP/s"]
     seconds = [f"{row['compile seconds']:.0f}" for row in speed["rows"] if "compile seconds" in row]
@@ -165,11 +208,20 @@ def block(name: str, speed: dict[str, Any], memory: dict[str, Any] | None) -> st
         )
     if memory:
         notes.append(memory_text(memory))
+    whole = []
+    if model:
+        whole = [
+            "Whole models, float32, the same weights and the same fused Adam on both sides. The official sizes are "
+            "those of the paper's code: item and category of 18 numbers each, H 36, histories of 25 to 100 events, "
+            "batch 128, tables of 100,000 rows:",
+            model_table(model),
+        ]
     paragraphs = [
         "Against the reference loop (the article's way), ragged lengths, float32, "
         f"{speed['threads']} threads; in brackets the milliseconds of both:",
         loop_table(rows),
         "`Interest` is the whole layer with the auxiliary loss and batch normalisation in training mode.",
+        *whole,
         "Against what else torch offers for the recurrence: how many times as long as dien-fast it takes, in "
         "brackets its milliseconds. torch.nn.GRU computes another function, without attention; it shows what "
         f"torch itself can do with such a batch.{compiled}",
@@ -262,7 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
     speed = load("cpu", name)
     if speed is None:
         parser.error(f"there is no {machine.RESULTS / f'cpu-{name}.json'}; run benchmarks/speed.py")
-    written = replaced(readme, block(name, speed, load("memory", name)))
+    written = replaced(readme, block(name, speed, load("memory", name), load("model", name)))
     if given.check:
         if written != readme:
             print("README.md differs from benchmarks/results; run benchmarks/report.py", file=sys.stderr)

@@ -59,15 +59,15 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const std::optio
     const Scratch<T> packed(k.packed_forward_size(input, hidden));
     k.pack_forward(weights, packed.data());
     Forward<T> f{s.batch,
-                       weights,
-                       packed.data(),
-                       x_data,
-                       input,
-                       att_data,
-                       h0_data,
-                       save_states ? static_cast<T*>(states.mutable_data_ptr()) : nullptr,
-                       static_cast<T*>(last.mutable_data_ptr()),
-                       save_gates ? static_cast<T*>(gates.mutable_data_ptr()) : nullptr};
+                 weights,
+                 packed.data(),
+                 x_data,
+                 input,
+                 att_data,
+                 h0_data,
+                 save_states ? static_cast<T*>(states.mutable_data_ptr()) : nullptr,
+                 static_cast<T*>(last.mutable_data_ptr()),
+                 save_gates ? static_cast<T*>(gates.mutable_data_ptr()) : nullptr};
     // Histories that share rows share what the rows add to the gates.
     std::optional<Scratch<T>> projected, packed_states;
     if (layout.x_start && s.steps > 2 * x.size(0)) {

@@ -68,9 +68,16 @@ Rule<T> rule(Cell cell, T a) {
 
 template <typename T>
 static constexpr Kernels<T> kernels() {
-    return {padded<T>,        packed_forward_size<T>, packed_backward_size<T>, pack_forward<T>,
-            pack_backward<T>, forward_scratch<T>,     backward_scratch<T>,     project<T>,
-            forward<T>, backward<T>};
+    return {padded<T>,
+            packed_forward_size<T>,
+            packed_backward_size<T>,
+            pack_forward<T>,
+            pack_backward<T>,
+            forward_scratch<T>,
+            backward_scratch<T>,
+            project<T>,
+            forward<T>,
+            backward<T>};
 }
 
 extern const Kernels<float> kFloatKernels = kernels<float>();

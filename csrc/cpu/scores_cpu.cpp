@@ -408,6 +408,52 @@ class Run {
     T* saved_ = nullptr;
 };
 
+// Without batch statistics and with nothing to keep, histories go through all layers a few at a time, their
+// rows in the caches.
+template <typename T>
+Tensor score_blocks(Run<T>& run, const Tensor& query) {
+    constexpr int64_t kBlockRows = 4 * kTileRows;
+    const Scores<T>& p = run.p;
+    Tensor scores = torch::stable::new_empty(query, {p.rows});
+    T* const out = static_cast<T*>(scores.mutable_data_ptr());
+    for (int64_t l = 0; l < p.layer_count; ++l) run.finish_channels(l);
+    int64_t most = kBlockRows, channels = 0;
+    for (int64_t b = 0; b < p.size; ++b) most = std::max(most, run.offsets[b + 1] - run.offsets[b] + 1);
+    for (int64_t l = 0; l < p.layer_count; ++l) channels += run.width(l);
+    const int64_t scratch_size = run.k.scores_scratch(p), per_thread = scratch_size + most * channels;
+    const Scratch<T> memory(per_thread * run.threads);
+    for_each_thread(run.threads, [&](int64_t thread) {
+        T* const scratch = memory.data() + thread * per_thread;
+        const ScoreSums<T> none{};
+        std::vector<int64_t> offsets;
+        for (int64_t begin = run.begins[thread], end; begin < run.begins[thread + 1]; begin = end) {
+            offsets.assign(1, 0);
+            for (end = begin; end < run.begins[thread + 1]; ++end) {
+                const int64_t rows = run.offsets[end + 1] - run.offsets[begin];
+                if (end > begin && rows + end + 1 - begin > kBlockRows) break;
+                offsets.push_back(rows);
+            }
+            Scores<T> block = p;
+            block.size = end - begin;
+            block.rows = offsets.back();
+            block.offsets = offsets.data();
+            block.key_start += begin;
+            block.query += begin * p.depth;
+            block.scores = out + run.offsets[begin];
+            T* rows = scratch + scratch_size;
+            for (int64_t l = 0; l < p.layer_count; ++l) {
+                block.layers[l].x = rows;
+                rows += (block.rows + block.size) * run.width(l);
+            }
+            run.k.query_terms(block, 0, block.size, none);
+            run.k.key_terms(block, 0, block.size, none, scratch);
+            for (int64_t l = 1; l < p.layer_count; ++l) run.k.layer(block, l, 0, block.rows, none, scratch);
+            run.k.softmax(block, 0, block.size, scratch);
+        }
+    });
+    return scores;
+}
+
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& query, const Tensor& keys, const Tensor& offsets,
                                                const std::optional<Tensor>& key_start,
@@ -416,6 +462,8 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& query, const Tensor
                                                double dropout, bool save) {
     Run<T> run(arguments, query, keys, offsets, key_start, seed, max_length, dropout, false);
     Scores<T>& p = run.p;
+    const Tensor none = torch::stable::new_empty(query, {0});
+    if (p.weights == nullptr && !p.dropout && !save) return {score_blocks(run, query), none, none};
     Tensor saved = empty_rows(query, {run.saved_size});
     run.bind(static_cast<T*>(saved.mutable_data_ptr()));
     Tensor scores = torch::stable::new_empty(query, {p.rows});
@@ -468,7 +516,7 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& query, const Tensor
             }
         }
     }
-    return {scores, statistics, save ? saved : torch::stable::new_empty(query, {0})};
+    return {scores, statistics, save ? saved : none};
 }
 
 template <typename T>

@@ -252,7 +252,8 @@ void project(const Forward<T>& f, int64_t begin, int64_t end, T* out) {
     for (int64_t row = begin; row < end; ++row) {
         const T *x = f.x + row * f.x_stride, *packed = f.packed;
         T* to = out + row * 3 * stride;
-        for (int64_t column = 0; column < stride; column += kLanes<T>, packed += packed_block<T>(input, hidden)) {
+        for (int64_t column = 0; column < stride;
+             column += kLanes<T>, packed += packed_block<T>(input, hidden)) {
             typename Row::Sums sums;
             Row::project(sums, &x, input, hidden, packed);
             for (int gate = 0; gate < Gates; ++gate, to += kLanes<T>) store(to, sums[gate][0][0]);
