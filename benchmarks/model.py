@@ -214,7 +214,9 @@ def measure_serving(rounds: int, steps: int = 50, size: int = 32, candidates: in
         "D": size,
         "candidates": candidates,
         "p50 milliseconds": {name: round(statistics.median(values), 3) for name, values in times.items()},
-        "p99 milliseconds": {name: round(sorted(values)[-len(values) // 100 - 1], 3) for name, values in times.items()},
+        "p99 milliseconds": {
+            name: round(sorted(values)[-len(values) // 100 - 1], 3) for name, values in times.items()
+        },
     }
 
 

@@ -187,7 +187,9 @@ def model_table(model: dict[str, Any]) -> str:
     for layer in model["memory"]:
         mib, size = layer["MiB"], show_size((layer["B"], layer["T"], layer["H"]))
         quotient = mib["reference"] / mib["dien-fast"]
-        body.append(row(f"memory of an `Interest` step, {size}", mib["reference"], mib["dien-fast"], "MiB", quotient))
+        body.append(
+            row(f"memory of an `Interest` step, {size}", mib["reference"], mib["dien-fast"], "MiB", quotient)
+        )
     return table(["", "reference", "dien-fast", ""], body)
 
 

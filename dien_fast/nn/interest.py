@@ -210,7 +210,9 @@ class Interest(reference.Interest):
             raise ValueError(
                 f"query must have shape (C, {self.interest_extractor.input_size}), got {tuple(query.shape)}"
             )
-        owner = candidate_owners(candidate_offsets, states.offsets.numel() - 1, query.size(0), states.offsets.device)
+        owner = candidate_owners(
+            candidate_offsets, states.offsets.numel() - 1, query.size(0), states.offsets.device
+        )
         if self.gru_type == "GRU":
             evolved = self._run_gru_ragged(self._second_gru(), states)
             return self.attention.forward_ragged(query, evolved.take(owner))
@@ -301,9 +303,7 @@ class Interest(reference.Interest):
             return None, self.attention.forward_ragged(query, states)
         return self._evolve_scored(states, self.attention.ragged_scores(query, states), return_states)
 
-    def _evolve_scored(
-        self, states: Ragged, scores: Tensor, return_states: bool
-    ) -> tuple[Tensor | None, Tensor]:
+    def _evolve_scored(self, states: Ragged, scores: Tensor, return_states: bool) -> tuple[Tensor | None, Tensor]:
         if self.gru_type == "AIGRU":
             scaled = states._replace(values=states.values * scores.unsqueeze(1))
             evolved = self._run_gru_ragged(self._second_gru(), scaled)
@@ -352,9 +352,7 @@ def candidate_owners(
             raise ValueError(f"candidate_offsets must be given for {users} users, got None")
         return torch.zeros(candidates, dtype=torch.int64, device=device)
     if candidate_offsets.shape != (users + 1,):
-        raise ValueError(
-            f"candidate_offsets must have shape ({users + 1},), got {tuple(candidate_offsets.shape)}"
-        )
+        raise ValueError(f"candidate_offsets must have shape ({users + 1},), got {tuple(candidate_offsets.shape)}")
     counts = candidate_offsets.diff()
     if int(candidate_offsets[0]) != 0 or int(candidate_offsets[-1]) != candidates or bool((counts < 0).any()):
         raise ValueError(
