@@ -2,9 +2,9 @@
 
     python benchmarks/report.py [NAME | --here] [--check]
 
-NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``, where there are
-``model-zen3-2-threads.json`` and ``memory-zen3-2-threads.json`` too; without it, the results that the README tells of now. ``--here`` means the
-results of this machine. ``--check`` changes nothing and fails if the README differs from the results.
+NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``, beside which there may be
+``model-zen3-2-threads.json`` and ``memory-zen3-2-threads.json``; without it, the results that the README tells of
+now. ``--here`` means the results of this machine. ``--check`` changes nothing and fails if the README differs.
 """
 
 from __future__ import annotations
@@ -213,9 +213,9 @@ def block(
     whole = []
     if model:
         whole = [
-            "Whole models, float32, the same weights and the same fused Adam on both sides. The official sizes are "
-            "those of the paper's code: item and category of 18 numbers each, H 36, histories of 25 to 100 events, "
-            "batch 128, tables of 100,000 rows:",
+            "Whole models, float32, the same weights and the same fused Adam on both sides. The official sizes "
+            "are those of the paper's code: item and category of 18 numbers each, H 36, histories of 25 to 100 "
+            "events, batch 128, tables of 100,000 rows:",
             model_table(model),
         ]
     paragraphs = [
