@@ -26,8 +26,8 @@ import machine
 import torch
 import torch.nn.functional as F
 from memory import resident
-from providers import lengths_of
-from speed import interleaved
+from providers import interest, lengths_of
+from speed import interleaved, sgemm_gflops
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -38,7 +38,7 @@ from dien_fast.pipeline import make_loaders
 from dien_fast.sources import Source
 from dien_fast.training import seed_everything
 
-SECTIONS = ("step", "epoch", "official", "serving", "memory")
+SECTIONS = ("step", "epoch", "official", "serving", "parts", "memory")
 LAYER_SIZES = [(128, 50, 32), (256, 100, 36), (1024, 100, 64), (64, 1000, 64)]
 BATCH = 128
 Batch = dict[str, Any]
@@ -220,6 +220,52 @@ def measure_serving(rounds: int, steps: int = 50, size: int = 32, candidates: in
     }
 
 
+def operations(batch: int, steps: int, hidden: int) -> dict[str, float]:
+    """Return the multiplications and additions of each part, forward and backward, as a plain layer has them."""
+    rows = int(lengths_of(batch, steps).sum())
+    first, second = 80, 40
+    scores = hidden * first + first * second + second
+    pairs = hidden * 100 + 2 * (hidden * 100 + 100 * 50 + 50)  # of a state, with a click and a negative
+    return {
+        "recurrences": 2 * 36.0 * hidden**2 * rows,
+        "attention scores": 6.0 * scores * rows,
+        "auxiliary loss": 6.0 * pairs * (rows - batch),
+    }
+
+
+def measure_parts(rounds: int) -> list[dict[str, Any]]:
+    """Measure where a step of the interest layer spends its time, by torch's profiler."""
+    names = {
+        "attention_gru": "recurrences",
+        "attention_scores": "attention scores",
+        "auxiliary_loss": "auxiliary loss",
+    }
+    peak = sgemm_gflops(rounds)
+    results = []
+    for size in LAYER_SIZES:
+        run = interest(size).runs["dien-fast"]
+        for number in range(3):
+            run(number)
+        begin = time.perf_counter()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for number in range(rounds):
+                run(number)
+        total = (time.perf_counter() - begin) / rounds * 1e3
+        milliseconds = dict.fromkeys(names.values(), 0.0)
+        for event in profile.key_averages():
+            name = event.key.removeprefix("dien_fast::").removesuffix("_backward")
+            if event.key.startswith("dien_fast::") and name in names:
+                milliseconds[names[name]] += event.self_cpu_time_total / rounds / 1e3
+        rates = {name: value / milliseconds[name] / 1e6 for name, value in operations(*size).items()}
+        milliseconds["everything else"] = total - sum(milliseconds.values())
+        results.append(
+            dict(zip("BTH", size, strict=True))
+            | {"milliseconds": {name: round(value, 3) for name, value in milliseconds.items()}}
+            | {"share of sgemm": {name: round(value / peak, 2) for name, value in rates.items()}}
+        )
+    return results
+
+
 def peak_of_step(provider: str, batch: int, steps: int, hidden: int) -> float:
     """Return the MiB that a step takes beyond its inputs, in this process, which should be fresh."""
     cls = dien_fast.Interest if provider == "dien-fast" else reference.Interest
@@ -269,6 +315,7 @@ def main() -> None:
         "epoch": measure_epoch,
         "official": lambda: measure_official(given.rounds),
         "serving": lambda: measure_serving(given.rounds),
+        "parts": lambda: measure_parts(given.rounds),
         "memory": lambda: measure_memory(given.threads),
     }
     result = machine.description(given.threads) | {"rounds": given.rounds}

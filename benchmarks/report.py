@@ -2,9 +2,9 @@
 
     python benchmarks/report.py [NAME | --here] [--check]
 
-NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``, beside which there may be
-``model-zen3-2-threads.json`` and ``memory-zen3-2-threads.json``; without it, the results that the README tells of
-now. ``--here`` means the results of this machine. ``--check`` changes nothing and fails if the README differs.
+NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``, beside which there may
+be ``model-zen3-2-threads.json`` and ``memory-zen3-2-threads.json``; without it, the results that the README tells
+of now. ``--here`` means the results of this machine. ``--check`` changes nothing and fails if the README differs.
 """
 
 from __future__ import annotations
@@ -193,6 +193,18 @@ def model_table(model: dict[str, Any]) -> str:
     return table(["", "reference", "dien-fast", ""], body)
 
 
+def parts_table(parts: list[dict[str, Any]]) -> str:
+    """Say which share of a step of the interest layer each part takes, and how near to sgemm it computes."""
+    body = []
+    for row in parts:
+        total, cells = sum(row["milliseconds"].values()), []
+        for name, value in row["milliseconds"].items():
+            rate = row["share of sgemm"].get(name)
+            cells.append(f"{100 * value / total:.0f} %" + (f" ({100 * rate:.0f} %)" if rate is not None else ""))
+        body.append([show_size((row["B"], row["T"], row["H"])), *cells])
+    return table(["B, T, H", *parts[0]["milliseconds"]], body)
+
+
 def block(
     name: str, speed: dict[str, Any], memory: dict[str, Any] | None, model: dict[str, Any] | None = None
 ) -> str:
@@ -217,6 +229,9 @@ def block(
             "are those of the paper's code: item and category of 18 numbers each, H 36, histories of 25 to 100 "
             "events, batch 128, tables of 100,000 rows:",
             model_table(model),
+            "Where a training step of `Interest` spends its time, under a profiler, and in brackets the rate of "
+            "each part's multiplications and additions, as a plain layer has them, as a share of sgemm's:",
+            parts_table(model["parts"]),
         ]
     paragraphs = [
         "Against the reference loop (the article's way), ragged lengths, float32, "

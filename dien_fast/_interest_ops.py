@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dien_fast import _ops
+from dien_fast import _interest_fallback, _ops
 from dien_fast._ops import vector_padded, wants_native
 
 _NATIVE_DTYPES = (torch.float32, torch.float64)
@@ -458,3 +458,5 @@ if _ops._loaded:
     _register("padded_from_rows", _fake_padded, _padded_backward, _padded_setup)
     _register("weighted_sum", _fake_sum, _sum_backward, _sum_setup)
     _register("weighted_sum_backward", _fake_sum_backward, _refuse("weighted_sum"))
+else:
+    _ops._libraries.append(_interest_fallback.define())

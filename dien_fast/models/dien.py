@@ -248,7 +248,7 @@ class DIEN(reference.DIEN):
     def _group_histories(
         self, group: AttentionGroup, x: Batch, with_negatives: bool = True
     ) -> list[tuple[str, Tensor | Ragged]]:
-        """Return the ids of the clicked histories of a group's pairs, then of the sampled ones, cut to the shortest."""
+        """Return the ids of the clicked histories of a group's pairs, then of the sampled, cut to the shortest."""
         clicked = self._histories(group, "pos_hist", x)
         histories = [(pair["pos_hist"], ids) for pair, ids in zip(group.pairs, clicked, strict=True)]
         if with_negatives and self.use_negsampling and all(pair["neg_hist"] in x for pair in group.pairs):
