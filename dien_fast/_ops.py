@@ -301,6 +301,16 @@ else:
     _define_over_the_loop()
 
 
+def _is_small(numbers: int) -> bool:
+    """Whether backward is to find the gates; not where traced code does not know how many numbers there are."""
+    small = numbers <= SAVED_GATES_LIMIT
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+        return guard_or_false(small)
+    return small
+
+
 def native_attention_gru(
     x: Tensor,
     att: Tensor | None,
@@ -334,7 +344,7 @@ def native_attention_gru(
     save_gates = (
         differentiable
         and not torch.compiler.is_exporting()
-        and math.prod(x.shape[:-1]) * weight_hh.size(1) <= SAVED_GATES_LIMIT
+        and _is_small(math.prod(x.shape[:-1]) * weight_hh.size(1))
     )
     lengths, offsets, batch_sizes = layout
     arguments = (

@@ -38,16 +38,20 @@ class Ragged(NamedTuple):
 
     def same_offsets(self, other: Ragged) -> bool:
         """Whether both have sequences of the same lengths."""
-        return self.offsets is other.offsets or torch.equal(self.offsets, other.offsets)
+        if self.offsets is other.offsets:
+            return True
+        # What offsets hold is unknown while code is traced; the operators check it when it runs.
+        return not torch.compiler.is_compiling() and torch.equal(self.offsets, other.offsets)
 
     def check(self, name: str) -> None:
         """Raise ValueError, in one sentence about ``name``, unless the three parts fit together.
 
-        Offsets are looked at on the CPU alone, elsewhere that would wait for the device.
+        Offsets are looked at on the CPU alone, elsewhere that would wait for the device; in traced code the
+        operators look at them when it runs.
         """
         if self.offsets.dim() != 1 or self.offsets.numel() == 0:
             raise ValueError(f"{name}.offsets must have shape (B + 1,), got {tuple(self.offsets.shape)}")
-        if not self.offsets.is_cpu:
+        if not self.offsets.is_cpu or torch.compiler.is_compiling():
             return
         lengths = self.lengths()
         ends = (int(self.offsets[0]), int(self.offsets[-1]))

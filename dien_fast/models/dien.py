@@ -253,7 +253,7 @@ class DIEN(reference.DIEN):
         histories = [(pair["pos_hist"], ids) for pair, ids in zip(group.pairs, clicked, strict=True)]
         if with_negatives and self.use_negsampling and all(pair["neg_hist"] in x for pair in group.pairs):
             sampled = self._histories(group, "neg_hist", x)
-            if not sampled[0].same_offsets(clicked[0]):
+            if not torch.compiler.is_compiling() and not sampled[0].same_offsets(clicked[0]):
                 raise ValueError(f"sampled histories of group {group.name!r} must be as long as the clicked ones")
             histories += [(pair["neg_hist"], ids) for pair, ids in zip(group.pairs, sampled, strict=True)]
         return list(histories)
@@ -312,7 +312,8 @@ def _common_prefix(rows: list[Ragged]) -> list[Ragged]:
         raise ValueError(f"histories must have the same number of rows, got {[len(r.offsets) - 1 for r in rows]}")
     lengths = torch.stack([row.lengths() for row in rows]).min(0).values
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    step = torch.arange(int(offsets[-1]), device=offsets.device) - torch.repeat_interleave(offsets[:-1], lengths)
+    start = torch.repeat_interleave(offsets[:-1], lengths)
+    step = torch.arange(start.numel(), device=offsets.device) - start
     return [
         Ragged(row.values[torch.repeat_interleave(row.offsets[:-1], lengths) + step], offsets, width)
         for row in rows

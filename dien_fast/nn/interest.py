@@ -280,7 +280,8 @@ class Interest(reference.Interest):
         if isinstance(neg_keys, Ragged) != isinstance(keys, Ragged):
             raise ValueError("neg_keys must be ragged where keys is, and padded where it is")
         if isinstance(neg_keys, Ragged):
-            if neg_keys.values.shape != rows.values.shape or not neg_keys.same_offsets(rows):
+            same = torch.compiler.is_compiling() or neg_keys.same_offsets(rows)
+            if neg_keys.values.shape != rows.values.shape or not same:
                 raise ValueError("neg_keys must have the offsets and channels of keys")
             return rows, neg_keys.values
         if isinstance(keys, Tensor) and neg_keys.shape != keys.shape:
@@ -306,28 +307,41 @@ class Interest(reference.Interest):
     def _evolve_scored(self, states: Ragged, scores: Tensor, return_states: bool) -> tuple[Tensor | None, Tensor]:
         if self.gru_type == "AIGRU":
             scaled = states._replace(values=states.values * scores.unsqueeze(1))
-            evolved = self._run_gru_ragged(self._second_gru(), scaled)
-            return evolved.values, last_rows(evolved)
+            return self._run_gru(self._second_gru(), scaled, return_states)
         assert isinstance(self.interest_evolution, DynamicGRU)
         return self.interest_evolution.forward_ragged(states, scores, return_states)
 
-    @staticmethod
-    def _run_gru_ragged(gru: nn.GRU, rows: Ragged) -> Ragged:
+    @classmethod
+    def _run_gru_ragged(cls, gru: nn.GRU, rows: Ragged) -> Ragged:
         """Run a GRU over ragged rows; states ``[N, D]``."""
+        states, _ = cls._run_gru(gru, rows, return_states=True)
+        assert states is not None
+        return rows._replace(values=states)
+
+    @staticmethod
+    def _run_gru(gru: nn.GRU, rows: Ragged, return_states: bool) -> tuple[Tensor | None, Tensor]:
+        """Run a GRU over ragged rows; states ``[N, D]`` if wanted, and the last ones ``[B, D]``."""
         if rows.values.is_cpu and wants_native():
             weight_ih, weight_hh, bias_ih, bias_hh = gru.all_weights[0]
-            states, _ = attention_gru(
-                rows.values, None, weight_ih, weight_hh, bias_ih, bias_hh, offsets=rows.offsets, cell="gru"
+            return attention_gru(
+                rows.values,
+                None,
+                weight_ih,
+                weight_hh,
+                bias_ih,
+                bias_hh,
+                offsets=rows.offsets,
+                cell="gru",
+                return_states=return_states,
             )
-            assert states is not None
-            return rows._replace(values=states)
         if rows.values.size(0) == 0:
-            return rows
+            return rows.values, last_rows(rows)
         # torch's own GRU beats a Python loop.
         schedule = packed_schedule(rows.offsets[:-1], rows.lengths())
         sizes = torch.tensor(schedule.batch_sizes)
         packed = gru(PackedSequence(rows.values[schedule.rows], sizes))[0]
-        return rows._replace(values=torch.empty_like(packed.data).index_copy(0, schedule.rows, packed.data))
+        states = torch.empty_like(packed.data).index_copy(0, schedule.rows, packed.data)
+        return states, last_rows(rows._replace(values=states))
 
 
 def last_rows(rows: Ragged) -> Tensor:
