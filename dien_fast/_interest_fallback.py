@@ -14,8 +14,8 @@ SCHEMAS = (
     "attention_scores(Tensor query, Tensor keys, Tensor offsets, Tensor? key_start, Tensor[] parameters, "
     "Tensor[] running, Tensor? seed, SymInt max_length, int[] layers, float[] epsilons, float dropout, "
     "bool training, bool save) -> (Tensor scores, Tensor statistics, Tensor saved)",
-    "auxiliary_loss(Tensor states, Tensor events, Tensor negatives, Tensor offsets, Tensor[] parameters, bool save) "
-    "-> (Tensor loss, Tensor dstates, Tensor devents, Tensor dnegatives, Tensor dparameters)",
+    "auxiliary_loss(Tensor states, Tensor events, Tensor negatives, Tensor offsets, Tensor[] parameters, "
+    "bool save) -> (Tensor loss, Tensor dstates, Tensor devents, Tensor dnegatives, Tensor dparameters)",
     "rows_from_padded(Tensor padded, Tensor offsets) -> Tensor",
     "padded_from_rows(Tensor values, Tensor offsets, SymInt steps) -> Tensor",
     "weighted_sum(Tensor values, Tensor weights, Tensor offsets) -> Tensor",

@@ -107,7 +107,7 @@ class Interest(reference.Interest):
         rows, _ = self._ragged_inputs(query, keys, keys_length, None)
         states = self._extract(rows)
         if self.gru_type == "GRU":
-            evolved = self._run_gru_ragged(self._second_gru(), states)
+            evolved = self._gru_states(self._second_gru(), states)
             scores = self.attention.ragged_scores(query, evolved)
         else:
             scores = self.attention.ragged_scores(query, states)
@@ -214,7 +214,7 @@ class Interest(reference.Interest):
             candidate_offsets, states.offsets.numel() - 1, query.size(0), states.offsets.device
         )
         if self.gru_type == "GRU":
-            evolved = self._run_gru_ragged(self._second_gru(), states)
+            evolved = self._gru_states(self._second_gru(), states)
             return self.attention.forward_ragged(query, evolved.take(owner))
         scores = self.attention.shared_scores(query, states, owner)
         evolution = self.interest_evolution
@@ -291,7 +291,7 @@ class Interest(reference.Interest):
         return rows, Ragged.rows_of(neg_keys, rows.offsets)
 
     def _extract(self, rows: Ragged) -> Ragged:
-        return self._run_gru_ragged(self.interest_extractor, rows)
+        return self._gru_states(self.interest_extractor, rows)
 
     def _second_gru(self) -> nn.GRU:
         assert isinstance(self.interest_evolution, nn.GRU)
@@ -300,26 +300,26 @@ class Interest(reference.Interest):
     def _evolve(self, query: Tensor, states: Ragged, return_states: bool) -> tuple[Tensor | None, Tensor]:
         """Return the evolved states ``[N, D]`` (if wanted and gru_type is not GRU) and the interest."""
         if self.gru_type == "GRU":
-            states = self._run_gru_ragged(self._second_gru(), states)
+            states = self._gru_states(self._second_gru(), states)
             return None, self.attention.forward_ragged(query, states)
         return self._evolve_scored(states, self.attention.ragged_scores(query, states), return_states)
 
     def _evolve_scored(self, states: Ragged, scores: Tensor, return_states: bool) -> tuple[Tensor | None, Tensor]:
         if self.gru_type == "AIGRU":
             scaled = states._replace(values=states.values * scores.unsqueeze(1))
-            return self._run_gru(self._second_gru(), scaled, return_states)
+            return self._ragged_gru(self._second_gru(), scaled, return_states)
         assert isinstance(self.interest_evolution, DynamicGRU)
         return self.interest_evolution.forward_ragged(states, scores, return_states)
 
     @classmethod
-    def _run_gru_ragged(cls, gru: nn.GRU, rows: Ragged) -> Ragged:
+    def _gru_states(cls, gru: nn.GRU, rows: Ragged) -> Ragged:
         """Run a GRU over ragged rows; states ``[N, D]``."""
-        states, _ = cls._run_gru(gru, rows, return_states=True)
+        states, _ = cls._ragged_gru(gru, rows, return_states=True)
         assert states is not None
         return rows._replace(values=states)
 
     @staticmethod
-    def _run_gru(gru: nn.GRU, rows: Ragged, return_states: bool) -> tuple[Tensor | None, Tensor]:
+    def _ragged_gru(gru: nn.GRU, rows: Ragged, return_states: bool) -> tuple[Tensor | None, Tensor]:
         """Run a GRU over ragged rows; states ``[N, D]`` if wanted, and the last ones ``[B, D]``."""
         if rows.values.is_cpu and wants_native():
             weight_ih, weight_hh, bias_ih, bias_hh = gru.all_weights[0]
