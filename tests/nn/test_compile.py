@@ -1,4 +1,4 @@
-"""The interest layer and DIEN whole under torch.compile and torch.export: one program for every batch and length."""
+"""The interest layer and DIEN whole, compiled and exported: one program for every batch and length."""
 
 import pytest
 import torch
