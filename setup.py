@@ -23,7 +23,8 @@ FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -fno-
 SANITIZE = os.environ.get("DIEN_FAST_SANITIZE") == "1"
 if SANITIZE:
     FLAGS = FLAGS.replace(
-        "-O3", "-O0 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover"
+        "-O3",
+        "-O0 -g1 -DDIEN_FAST_SANITIZED -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover",
     )
 # One translation unit of the kernel an instruction set; the compiler's target is all that differs.
 CAPABILITIES = {"baseline": ""}

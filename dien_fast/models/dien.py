@@ -155,8 +155,14 @@ class DIEN(reference.DIEN):
         pools = [pool(_pad(next(vectors))) for pool in self.sequence_poolings.values()]
         histories = [[next(vectors) for _ in group] for group in groups]
         numbers = {f: _feature(candidates if f in candidates else user, f) for f in self.num_features}
+        clicked = {pair["pos_hist"] for group in self.attention_groups for pair in group.pairs}
+        of_user = (known | clicked | set(self.sequence_poolings)) - set(candidates)
+        sizes = {name: _rows_of(value) for name, value in user.items() if name in of_user}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"user must have the same number of rows in every feature, got {sizes}")
         rows = _values(next(iter(candidates.values()))).size(0)
-        owner = candidate_owners(candidate_offsets, _rows_of(user), rows, next(self.parameters()).device)
+        users = next(iter(sizes.values()), 1)
+        owner = candidate_owners(candidate_offsets, users, rows, next(self.parameters()).device)
 
         def per_candidate(feature: str, value: Tensor) -> Tensor:
             return value if feature in candidates else value[owner]
@@ -280,8 +286,7 @@ def _values(value: Tensor | Ragged) -> Tensor:
     return value.values if isinstance(value, Ragged) else value
 
 
-def _rows_of(x: Batch) -> int:
-    value = next(iter(x.values()))
+def _rows_of(value: Tensor | Ragged) -> int:
     return value.offsets.numel() - 1 if isinstance(value, Ragged) else value.size(0)
 
 

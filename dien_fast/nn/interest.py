@@ -140,8 +140,9 @@ class Interest(reference.Interest):
             The states of all events, those of :meth:`extract` of the whole within rounding.
 
         Raises:
-            ValueError: if the numbers of histories differ.
+            ValueError: if the numbers of histories differ, or ``states`` are none of this layer's.
         """
+        self._check_states(states)
         events = self._histories(keys, keys_length)
         if events.offsets.numel() != states.offsets.numel():
             raise ValueError(
@@ -206,6 +207,8 @@ class Interest(reference.Interest):
         if states is None:
             assert keys is not None
             states = self.extract(keys)
+        else:
+            self._check_states(states)
         if query.dim() != 2 or query.size(1) != self.interest_extractor.input_size:
             raise ValueError(
                 f"query must have shape (C, {self.interest_extractor.input_size}), got {tuple(query.shape)}"
@@ -235,6 +238,12 @@ class Interest(reference.Interest):
             x_start=states.offsets[:-1][owner],
         )
         return interest
+
+    def _check_states(self, states: Ragged) -> None:
+        size = self.interest_extractor.hidden_size
+        if states.values.dim() != 2 or states.values.size(1) != size:
+            raise ValueError(f"states must have shape (N, {size}), got {tuple(states.values.shape)}")
+        states.check("states")
 
     def _histories(self, keys: Tensor | Ragged, keys_length: Tensor | None) -> Ragged:
         """Check histories, padded, ragged, or a single one."""
