@@ -26,8 +26,8 @@ namespace DIEN_FAST_ISA {
 namespace {
 
 // Histories whose sums stay in registers in forward; rows and vectors of the sums of a product in backward,
-// and the vectors of the panel where kGemmVectors + 1 are left. Sanitizers, which check every access of the unrolled
-// sums, take fewer rows: the same code, in minutes less.
+// and the vectors of the panel where kGemmVectors + 1 are left. Sanitizers, which check every access of the
+// unrolled sums, take fewer rows: the same code, in minutes less.
 #if defined(DIEN_FAST_SANITIZED)
 constexpr int rows(int) { return 2; }
 #else
