@@ -198,7 +198,8 @@ def _scores_backward(ctx: Any, dscores: Tensor | None, *_: Any) -> tuple[Any, ..
         raise NotImplementedError("attention_scores has no gradient where histories share keys")
     scores, query, keys, offsets, seed, saved, *lists = ctx.saved_tensors
     parameters, running = lists[: ctx.counts[0]], lists[ctx.counts[0] :]
-    none = (None,) * 7
+    # seed, max_length, layers, epsilons, dropout, training, save; a list without elements has none to say None of.
+    none = (None, None, None, None if ctx.rest[2] else [], None, None, None)
     if dscores is None:
         return None, None, None, None, [None] * len(parameters), [None] * len(running), *none
     max_length, layers, epsilons, dropout, training, _save = ctx.rest

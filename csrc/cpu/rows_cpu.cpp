@@ -67,6 +67,7 @@ Tensor rows_from_padded(Tensor padded, Tensor offsets) {
 Tensor padded_from_rows(Tensor values, Tensor offsets, int64_t steps) {
     STD_TORCH_CHECK(values.dim() >= 1, "values must have shape (N, ...), got ()");
     STD_TORCH_CHECK(values.is_contiguous(), "values must be contiguous");
+    STD_TORCH_CHECK(steps >= 0, "steps must be at least 0, got ", steps);
     const Rows rows(offsets, -1, steps, values.size(0), bytes_of_row(values, 1));
     Tensor out = empty_of(values, shape_of(values, 1, {int64_t(rows.offsets.size()) - 1, steps}));
     const char* from = static_cast<const char*>(values.const_data_ptr());

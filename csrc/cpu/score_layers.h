@@ -55,6 +55,7 @@ class Arguments {
                             "parameters must hold a matrix for every layer");
             l.inputs = layers.empty() ? depth : inputs;
             l.width = parameters_[next_].size(0);
+            STD_TORCH_CHECK(l.width > 0, "parameters must have at least one output a layer");
             l.weight = take({l.width, inputs});
             l.bias = take({l.width});
             if (code >= kNormalised) normalisation(l.width, l.gamma, l.beta, l.mean, l.variance, l.epsilon);

@@ -286,8 +286,8 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& query, const Tensor
                                                double dropout, bool save) {
     Run<T> run(arguments, query, keys, offsets, key_start, seed, max_length, dropout, false);
     Scores<T>& p = run.p;
-    const Tensor none = torch::stable::new_empty(query, {0});
-    if (p.weights == nullptr && !p.dropout && !save) return {score_blocks(run, query), none, none};
+    auto none = [&] { return torch::stable::new_empty(query, {0}); };
+    if (p.weights == nullptr && !p.dropout && !save) return {score_blocks(run, query), none(), none()};
     Tensor saved = empty_rows(query, {run.saved_size});
     run.bind(static_cast<T*>(saved.mutable_data_ptr()));
     Tensor scores = torch::stable::new_empty(query, {p.rows});
@@ -340,7 +340,7 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& query, const Tensor
             }
         }
     }
-    return {scores, statistics, save ? saved : none};
+    return {scores, statistics, save ? saved : none()};
 }
 
 template <typename T>

@@ -186,7 +186,10 @@ class AuxiliaryNet(reference.AuxiliaryNet):
             return None
         if any(type(layer) is not nn.Sigmoid for layer in hidden[1::2]):
             return None
-        return [tensor for layer in linear for tensor in (layer.weight, layer.bias)]  # type: ignore[misc]
+        parameters = [tensor for layer in linear for tensor in (layer.weight, layer.bias)]
+        if any(parameter is None or parameter.size(0) == 0 for parameter in parameters):
+            return None
+        return parameters  # type: ignore[return-value]
 
     def logits(self, states: Tensor, *events: Tensor) -> list[Tensor]:
         """Return the logits ``[M]`` of each of several events ``[M, D]`` after the same ``states`` ``[M, D]``.
@@ -287,7 +290,10 @@ def native_layers(attention: reference.Attention) -> tuple[ops.ScoreLayers, list
     if any(norm.training != training or norm.running_mean is None or not norm.affine for norm in norms):
         return None
     parameters += (attention.fc.weight, attention.fc.bias)
-    if any(parameter is None or parameter.dtype != parameters[0].dtype for parameter in parameters):
+    if any(
+        parameter is None or parameter.dtype != parameters[0].dtype or parameter.size(0) == 0
+        for parameter in parameters
+    ):
         return None
     running: list[Tensor] = []
     if not training:
