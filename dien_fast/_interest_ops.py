@@ -199,7 +199,7 @@ def _scores_backward(ctx: Any, dscores: Tensor | None, *_: Any) -> tuple[Any, ..
     scores, query, keys, offsets, seed, saved, *lists = ctx.saved_tensors
     parameters, running = lists[: ctx.counts[0]], lists[ctx.counts[0] :]
     # seed, max_length, layers, epsilons, dropout, training, save; a list without elements has none to say None of.
-    none = (None, None, None, None if ctx.rest[2] else [], None, None, None)
+    none: tuple[Any, ...] = (None, None, None, None if ctx.rest[2] else [], None, None, None)
     if dscores is None:
         return None, None, None, None, [None] * len(parameters), [None] * len(running), *none
     max_length, layers, epsilons, dropout, training, _save = ctx.rest

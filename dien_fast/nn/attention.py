@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -186,10 +188,10 @@ class AuxiliaryNet(reference.AuxiliaryNet):
             return None
         if any(type(layer) is not nn.Sigmoid for layer in hidden[1::2]):
             return None
-        parameters = [tensor for layer in linear for tensor in (layer.weight, layer.bias)]
+        parameters: list[Any] = [tensor for layer in linear for tensor in (layer.weight, layer.bias)]
         if any(parameter is None or parameter.size(0) == 0 for parameter in parameters):
             return None
-        return parameters  # type: ignore[return-value]
+        return parameters
 
     def logits(self, states: Tensor, *events: Tensor) -> list[Tensor]:
         """Return the logits ``[M]`` of each of several events ``[M, D]`` after the same ``states`` ``[M, D]``.
