@@ -1423,6 +1423,19 @@ def test_layers_without_channels():
                 outcome(native, scoring(SOME, 6, 5, widths, "relu", False, training))
 
 
+def test_keys_without_channels():
+    """Refused, as torch refuses to divide by the root of 0; in a process of its own, which must not end."""
+    code = (
+        "s = t.scoring(t.SOME)\n"
+        "query, keys, weight = (torch.zeros(rows, 0).double().requires_grad_() for rows in (6, 18, 7))\n"
+        "s = s.with_parameters(query, keys, weight, *s.mlp.parameters[1:])\n"
+        "with t.pytest.raises(RuntimeError, match='query must have at least one channel'):\n"
+        "    t.outcome(t.native, s)\n"
+    )
+    result = run_here(code)
+    assert result.returncode == 0, result.stderr
+
+
 def check_everything():
     """What every instruction set must do; called in a process of its own."""
     for shape in SHAPES:

@@ -466,6 +466,13 @@ class TestFallback:
         assert native_layers(layers[1].attention) is None
         compare(*layers)
 
+    @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+    def test_layers_without_channels(self):
+        layers = layers_of(att_hidden_layers=[4, 0, 3], att_batchnorm=False, use_negsampling=False)
+        assert native_layers(layers[1].attention) is None
+        compare(*layers)
+        self.same_loss(lambda input_size, _: AuxiliaryNet(input_size, [4, 0]))
+
     def test_weights_of_two_dtypes(self):
         attention = Attention(D, [7, 4])
         attention.mlp.mlp.double()
