@@ -74,7 +74,8 @@ Tensor padded_from_rows(Tensor values, Tensor offsets, int64_t steps) {
     char* to = static_cast<char*>(out.mutable_data_ptr());
     rows.each([&](int64_t padded_at, int64_t at, int64_t bytes) {
         if (bytes > 0) std::memcpy(to + padded_at, from + at, bytes);
-        std::memset(to + padded_at + bytes, 0, steps * rows.row_bytes - bytes);
+        const int64_t rest = steps * rows.row_bytes - bytes;
+        if (rest > 0) std::memset(to + padded_at + bytes, 0, rest);  // nothing has no address
     });
     return out;
 }

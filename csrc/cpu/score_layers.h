@@ -43,6 +43,7 @@ class Arguments {
         : depth(depth), parameters_(parameters), running_(running), epsilons_(epsilons), training_(training) {
         STD_TORCH_CHECK(!codes.empty() && codes.size() <= size_t(kMaxLayers), "layers must hold 1 to ",
                         kMaxLayers, " layers, got ", codes.size());
+        STD_TORCH_CHECK(depth > 0, "query must have at least one channel, got 0");
         int64_t inputs = 4 * depth;
         for (int64_t code : codes) {
             STD_TORCH_CHECK(
@@ -130,8 +131,6 @@ Channel channel(const LayerArguments<T>& l, bool batch, int64_t c, double mean, 
     } else if (l.gamma != nullptr) {
         out.mean = l.mean[c];
         out.variance = l.variance[c];
-    } else if (l.gated()) {
-        out.mean = l.gate_mean[c];
     }
     out.shift = out.mean;  // y = x
     if (l.gamma != nullptr) {
