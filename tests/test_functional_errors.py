@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import dien_fast
 from dien_fast.functional import attention_gru
 
 B, T, N = 2, 4, 7
@@ -140,3 +141,12 @@ def test_mixed_devices(name):
     given[name] = given[name].to("meta")
     with pytest.raises(ValueError, match=f"{name} must be on cpu as x is, got meta"):
         attention_gru(**given)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_gru_with_attention_names_x_before_its_attention(backend):
+    if backend == "native" and dien_fast.backend().name != "native":
+        pytest.skip("the native backend is not in use")
+    x, weights = torch.randn(1, 0, 1), (torch.randn(3, 0), torch.randn(3, 1))
+    with dien_fast.use_backend(backend), pytest.raises(ValueError, match=r"x must have shape \(\*, 0\)"):
+        attention_gru(x, torch.rand(1), *weights, batch_sizes=torch.tensor([1]), cell="gru")

@@ -13,7 +13,7 @@ import run_sanitized
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
 )
 def test_nothing_is_reported():
-    """About 50 seconds from a clean clone, 20 of them for a build that is kept under build/sanitize."""
+    """About 3 minutes from a clean clone, 2 of them for a build that is kept under build/sanitize."""
     if not Path(run_sanitized.runtime("libasan.so")).is_absolute():
         pytest.skip("this compiler has no AddressSanitizer")
     command = [sys.executable, run_sanitized.__file__, "--reduced"]

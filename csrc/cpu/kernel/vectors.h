@@ -1,5 +1,5 @@
 // Vectors of the instruction set this is compiled for, and the activations on them. Included by
-// attention_gru_kernel.cpp alone, inside its namespace.
+// the kernels alone, inside their namespace.
 
 #define DIEN_FAST_INLINE inline __attribute__((always_inline))
 #define DIEN_FAST_INLINE_LAMBDA __attribute__((always_inline))
