@@ -127,7 +127,7 @@ def _run_native(leaves: _Leaves, layout: _Sizes, cell: str, return_states: bool)
         # What a graph can know before it runs; the operator checks everything when it does.
         _check(leaves, layout, cell, "after")
     if cell == "gru" and att is not None:
-        if att.shape != x.shape[:-1]:
+        if att.shape != x.shape[:-1] or att.dtype not in (x.dtype, torch.float32) or att.device != x.device:
             _check(leaves, layout, cell, "after")
         att = None
     # float64 may come with float32 attention and state.
