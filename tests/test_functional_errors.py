@@ -159,6 +159,6 @@ def test_gru_refuses_attention_of_another_dtype(backend):
     x, weights = torch.randn(3, 2), (torch.randn(3, 2), torch.randn(3, 1))
     with (
         dien_fast.use_backend(backend),
-        pytest.raises(TypeError, match="att must have the dtype of x, torch.float32"),
+        pytest.raises(TypeError, match=r"att must have the dtype of x, torch\.float32"),
     ):
         attention_gru(x, torch.ones(3, dtype=torch.int64), *weights, offsets=torch.tensor([0, 3]), cell="gru")
