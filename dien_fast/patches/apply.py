@@ -7,12 +7,13 @@ import importlib
 import warnings
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
-from dien_fast.patches.library import Library, Plan
-from dien_fast.patches.probe import Refused
+from dien_fast.patches.library import Change, Library, Plan
+from dien_fast.patches.probe import RefusedError
 from dien_fast.patches.registry import LIBRARIES, looked_for, plan_of
 from dien_fast.patches.report import Entry, Report
 from dien_fast.patches.swap import Accelerated, swap, swap_back
@@ -27,8 +28,8 @@ def accelerate(target: nn.Module | str) -> Report:
     optimizers. Its numbers stay the same. Anything that is not recognised, by running a copy of it, is left.
 
     Args:
-        target: a model, or the name of a library that builds its models itself: ``"deepctr-torch"``, ``"recbole"``,
-            ``"fuxictr"``, ``"prediction-flow"`` or ``"torch-rechub"``.
+        target: a model, or the name of a library that builds its models itself: ``"deepctr-torch"``,
+            ``"recbole"``, ``"fuxictr"``, ``"prediction-flow"`` or ``"torch-rechub"``.
 
     Returns:
         A report to print; as a context manager it restores what this call did.
@@ -100,18 +101,11 @@ def _accelerate_model(model: nn.Module) -> Report:
         for path, module in reversed(modules.items()):
             if isinstance(module, Accelerated):
                 continue
-            try:
-                plan = plan_of(type(module))
-                planned = Plan([], []) if plan is None else plan(module)
-            except Refused as why:
-                report.left.append(Entry(path, _name(module), str(why)))
-                continue
-            for change in planned.changes:
+            for change in _changes(module, report, path):
                 kind = _name(change.module)
                 swap(change.module, change.recipe)
                 changed.append(weakref.ref(change.module))
                 report.fast.append(Entry(paths[id(change.module)], kind, change.what))
-            report.left += [Entry(path, _name(module), sentence) for sentence in planned.left]
     except BaseException:
         undo()
         raise
@@ -119,6 +113,19 @@ def _accelerate_model(model: nn.Module) -> Report:
     report.left.reverse()
     _add_notes(report, list(modules.values()))
     return report
+
+
+def _changes(module: nn.Module, report: Report, path: str) -> Iterator[Change]:
+    """Yield what can be made fast at a module, parts before the whole; say in the report what is left."""
+    try:
+        plan = plan_of(type(module))
+        planned = Plan([], []) if plan is None else plan(module)
+        yield from planned.changes
+        report.left += [Entry(path, _name(module), sentence) for sentence in planned.left]
+        if planned.whole is not None:
+            yield planned.whole()
+    except RefusedError as why:
+        report.left.append(Entry(path, _name(module), str(why)))
 
 
 def _add_notes(report: Report, modules: list[nn.Module]) -> None:
@@ -195,7 +202,7 @@ def _accelerate_library(library: Library) -> Report:
         ) from error
     try:
         library.check_version()
-    except Refused as why:
+    except RefusedError as why:
         report = Report(library.name, lambda: None)
         report.left.append(Entry("", library.name, str(why)))
         return report

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 Stacked = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""weight_ih ``[G * H, I]``, weight_hh ``[G * H, H]``, bias_ih and bias_hh ``[G * H]``, in the cell's order of gates."""
+"""weight_ih ``[G * H, I]``, weight_hh ``[G * H, H]``, bias_ih, bias_hh ``[G * H]``: gates in the cell's order."""
 
 
 class CellRule(NamedTuple):

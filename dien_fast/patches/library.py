@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from dien_fast.patches.probe import Refused
+from dien_fast.patches.probe import RefusedError
 from dien_fast.patches.recurrence import packed_gru
 from dien_fast.patches.swap import Accelerated, Recipe
 
@@ -34,10 +34,12 @@ class Plan(NamedTuple):
     Attributes:
         changes: modules to make fast.
         left: sentences on what stays as it is.
+        whole: when the changes are made, plans the module itself, or raises RefusedError.
     """
 
     changes: list[Change]
     left: list[str]
+    whole: Callable[[], Change] | None = None
 
 
 class Library(NamedTuple):
@@ -48,7 +50,7 @@ class Library(NamedTuple):
         distribution: its name on PyPI.
         versions: the versions that the patches were compared with.
         roots: its top-level packages.
-        parts: by module and name, the classes that are made fast and how; a plan raises Refused to leave one.
+        parts: by module and name, the classes that are made fast and how; a plan raises RefusedError to leave one.
     """
 
     name: str
@@ -58,13 +60,13 @@ class Library(NamedTuple):
     parts: dict[tuple[str, str], Callable[[Any], Plan]]
 
     def check_version(self) -> None:
-        """Raise Refused unless a version that the patches were compared with is installed."""
+        """Raise RefusedError unless a version that the patches were compared with is installed."""
         try:
             version = importlib.metadata.version(self.distribution)
         except importlib.metadata.PackageNotFoundError:
             version = "a copy without a version"
         if version not in self.versions:
-            raise Refused(f"{self.distribution} must be {' or '.join(self.versions)}, found {version}")
+            raise RefusedError(f"{self.distribution} must be {' or '.join(self.versions)}, found {version}")
 
     def classes(self) -> list[type[nn.Module]]:
         """Import the library and return the classes of ``parts``."""
@@ -82,6 +84,6 @@ def gru_changes(owner: nn.Module, *names: str) -> Plan:
             plan.changes.append(
                 Change(module, packed_gru(module), "nn.GRU over packed batches through the kernel")
             )
-        except Refused as why:
+        except RefusedError as why:
             plan.left.append(f"{name}: {why}")
     return plan

@@ -1,8 +1,9 @@
 """Finds out what a cell computes by running a copy of it.
 
-Names do not tell: two of the article's own listings of AUGRU have different orders of gates under the same names, and
-prediction-flow's cell has them with the inverted rule. So a copy of the cell, in float64 with random weights and
-without hooks, runs on random input, forward and backward, and must agree with exactly one rule and order of gates.
+Names do not tell: the widespread listing prints AUGRU twice, with two orders of gates under the same names, and
+prediction-flow's cell has these names with the inverted rule. So a copy of the cell, in float64 with random
+weights and without hooks, runs on random input, forward and backward, and must agree with exactly one rule and order
+of gates.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TOLERANCE = 1e-12  # of the largest number; float64 rounding of these sizes is b
 _SEED = 20180911
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Something is left as it is; the message is the reason."""
 
 
@@ -155,14 +156,14 @@ def rule_of(cell: nn.Module) -> CellRule:
         The one rule and order of gates that agrees with a copy of the cell to 1e-12, forward and backward.
 
     Raises:
-        Refused: if none agrees, more than one, or one for which there is no kernel.
+        RefusedError: if none agrees, more than one, or one for which there is no kernel.
     """
     name = layout_of(cell)
     if name is None:
         held = [key for key, _ in cell.named_parameters()]
-        raise Refused(
-            f"its cell {type(cell).__name__} must have weight_ih, weight_hh, bias_ih and bias_hh, or x2h and h2h, or "
-            f"Wu to bh, and nothing else that computes; it has {', '.join(held) or 'no parameters'}"
+        raise RefusedError(
+            f"its cell {type(cell).__name__} must have weight_ih, weight_hh, bias_ih and bias_hh, or x2h and h2h, "
+            f"or Wu to bh, and nothing else that computes; it has {', '.join(held) or 'no parameters'}"
         )
     layout = LAYOUTS[name]
     with _undisturbed() as generator:
@@ -170,11 +171,11 @@ def rule_of(cell: nn.Module) -> CellRule:
             twin = random_copy(cell, generator)
             weights = layout.stacked(twin)
         except Exception as error:
-            raise Refused(f"its cell {type(cell).__name__} cannot be copied: {_said(error)}") from error
+            raise RefusedError(f"its cell {type(cell).__name__} cannot be copied: {_said(error)}") from error
         hidden = weights[1].size(1)
         blocks, rest = divmod(weights[1].size(0), max(hidden, 1))
         if rest or blocks not in (2, 3) or weights[0].size(0) != weights[1].size(0):
-            raise Refused(
+            raise RefusedError(
                 f"its cell {type(cell).__name__} must have 2 or 3 gates of {hidden} rows, "
                 f"got weights {tuple(weights[0].shape)} and {tuple(weights[1].shape)}"
             )
@@ -186,7 +187,7 @@ def rule_of(cell: nn.Module) -> CellRule:
             try:
                 outcomes.append(layout.step(twin, x, h, att))
             except Exception as error:
-                raise Refused(
+                raise RefusedError(
                     f"a copy of its cell {type(cell).__name__} in float64 raises {_said(error)}"
                 ) from error
         state = generator.get_state()
@@ -202,13 +203,13 @@ def rule_of(cell: nn.Module) -> CellRule:
                 matches.append(rule)
     if len(matches) != 1:
         found = "none" if not matches else " and ".join(map(str, matches))
-        raise Refused(
-            f"its cell {type(cell).__name__} was compared with the rules augru, augru_official, augru_inverted, agru "
-            f"and gru in every order of gates, forward and backward; {found} agrees to {TOLERANCE:g}"
+        raise RefusedError(
+            f"its cell {type(cell).__name__} was compared with the rules augru, augru_official, augru_inverted, "
+            f"agru and gru in every order of gates, forward and backward; {found} agrees to {TOLERANCE:g}"
         )
     (rule,) = matches
     if rule.reset == "before" or rule.cell == "gru":
-        raise Refused(
+        raise RefusedError(
             f"its cell {type(cell).__name__} computes {rule}, for which there is no kernel with attention"
         )
     return rule
@@ -228,7 +229,7 @@ def check_same(
         tolerance: how far outputs, gradients and buffers may be apart, as a share of the largest number.
 
     Raises:
-        Refused: if they differ, or the module's own class raises.
+        RefusedError: if they differ, or the module's own class raises.
     """
     native = use_backend("native" if LIBRARY.exists() else "reference")
     with _undisturbed() as generator, native:
@@ -236,6 +237,7 @@ def check_same(
             found = []
             for fast in (False, True):
                 generator.manual_seed(_SEED)
+                torch.default_generator.manual_seed(_SEED)  # what dropouts draw from; put back afterwards
                 try:
                     twin = random_copy(module, generator)
                     twin.train(training)
@@ -244,12 +246,12 @@ def check_same(
                     found.append(_outcome(twin, inputs(generator), generator))
                 except Exception as error:
                     kind = "its new class" if fast else "a copy of it"
-                    raise Refused(f"{kind} raises {_said(error)}") from error
+                    raise RefusedError(f"{kind} raises {_said(error)}") from error
             (theirs, their_text), (ours, our_text) = found
             apart = float("inf") if their_text != our_text else largest_difference(ours, theirs)
             if apart > tolerance:
                 mode = "training" if training else "evaluation"
-                raise Refused(
+                raise RefusedError(
                     f"a copy of it computes something else in {mode}, by {apart:.1e} of the largest number"
                 )
 

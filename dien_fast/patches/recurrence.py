@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from dien_fast._ops import wants_native
 from dien_fast.functional import attention_gru
 from dien_fast.patches.cells import LAYOUTS, CellRule, is_altered, layout_of
-from dien_fast.patches.probe import Refused, check_same, packed_inputs, rule_of
+from dien_fast.patches.probe import RefusedError, check_same, packed_inputs, rule_of
 from dien_fast.patches.swap import Accelerated, Recipe
 
 
@@ -87,25 +87,25 @@ def packed_loop(module: nn.Module, attribute: str, returns_last: bool = False) -
         returns_last: whether its forward returns the last states too.
 
     Raises:
-        Refused: if it is no such loop; the message says why.
+        RefusedError: if it is no such loop; the message says why.
     """
     cell = getattr(module, attribute, None)
     if not isinstance(cell, nn.Module):
-        raise Refused(f"it must have its cell in {attribute}, found {sorted(dict(module.named_children()))}")
+        raise RefusedError(f"it must have its cell in {attribute}, found {sorted(dict(module.named_children()))}")
     if "forward" in module.__dict__:
-        raise Refused("its forward was replaced on the instance")
+        raise RefusedError("its forward was replaced on the instance")
     if is_altered(cell, *cell.modules()):
-        raise Refused(
+        raise RefusedError(
             f"its cell {type(cell).__name__} has hooks or a forward of its own, which would no longer run"
         )
     others = [name for name, _ in module.named_children() if name != attribute]
-    if others or list(module.named_parameters(recurse=False)):
-        raise Refused(
+    if others or any(True for _ in module.parameters(recurse=False)):
+        raise RefusedError(
             f"it must have nothing but its cell {attribute}, found {', '.join(others) or 'parameters'} too"
         )
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    names = [str(name) for name in inspect.signature(type(module).forward).parameters][1:]
     if len(names) != 3:
-        raise Refused(f"its forward must take x, attention and initial states, it takes {', '.join(names)}")
+        raise RefusedError(f"its forward must take x, attention and initial states, it takes {', '.join(names)}")
     rule = rule_of(cell)
     layout = layout_of(cell)
     assert layout is not None
@@ -149,15 +149,15 @@ def packed_gru(module: nn.Module) -> Recipe:
     """Check that a module is an nn.GRU that the kernel computes.
 
     Raises:
-        Refused: if it has more layers, directions, a projection, or another class.
+        RefusedError: if it has more layers, directions, a projection, or another class.
     """
     if type(module) is not nn.GRU:
-        raise Refused(f"it must be a torch.nn.GRU, got {type(module).__name__}")
+        raise RefusedError(f"it must be a torch.nn.GRU, got {type(module).__name__}")
     if module.num_layers != 1 or module.bidirectional or module.proj_size:
-        raise Refused(
+        raise RefusedError(
             f"an nn.GRU must have one layer and one direction, got {module.num_layers} layers, "
             f"bidirectional={module.bidirectional}, proj_size={module.proj_size}"
         )
     if "forward" in module.__dict__:
-        raise Refused("its forward was replaced on the instance")
+        raise RefusedError("its forward was replaced on the instance")
     return Recipe(PackedGRU, nn.GRU, None)

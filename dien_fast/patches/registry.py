@@ -7,7 +7,7 @@ from typing import Any
 
 from dien_fast.patches import deepctr_torch, fuxictr, prediction_flow, recbole, seed, torch_rechub
 from dien_fast.patches.library import Library, Plan
-from dien_fast.patches.probe import Refused
+from dien_fast.patches.probe import RefusedError
 
 LIBRARIES: dict[str, Library] = {
     patch.LIBRARY.name: patch.LIBRARY for patch in (deepctr_torch, recbole, fuxictr, prediction_flow, torch_rechub)
@@ -29,7 +29,7 @@ def plan_of(cls: type) -> Callable[[Any], Plan] | None:
         None for a class that nobody looks for.
 
     Raises:
-        Refused: for a class that is nearly one of the known ones: a subclass, another version.
+        RefusedError: for a class that is nearly one of the known ones: a subclass, another version.
     """
     library = library_of(cls)
     if library is not None:
@@ -44,9 +44,13 @@ def plan_of(cls: type) -> Callable[[Any], Plan] | None:
     for base in cls.__mro__[1:]:
         library = library_of(base)
         if library is not None and (base.__module__, base.__qualname__) in library.parts:
-            raise Refused(f"a subclass of {library.name}'s {base.__qualname__}, which may compute something else")
+            raise RefusedError(
+                f"a subclass of {library.name}'s {base.__qualname__}, which may compute something else"
+            )
         if library is None and base.__name__ in seed.PARTS and not base.__module__.startswith(f"{OWN}."):
-            raise Refused(f"a subclass of {base.__module__}.{base.__qualname__}, which may compute something else")
+            raise RefusedError(
+                f"a subclass of {base.__module__}.{base.__qualname__}, which may compute something else"
+            )
     return None
 
 

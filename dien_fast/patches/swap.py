@@ -29,8 +29,8 @@ class Accelerated(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class exists in no module, so that copies and pickles are told how to make it again.
-        _, _, *rest = super().__reduce_ex__(max(int(protocol), 2))
-        return (_rebuild, tuple(self._dien_fast), *rest)
+        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
+        return (_rebuild, tuple(self._dien_fast), *reduced[2:])
 
 
 _classes: dict[Hashable, type[Accelerated]] = {}
@@ -47,7 +47,8 @@ def fast_class(mixin: type[Accelerated], original: type[nn.Module], details: Any
             "__qualname__": original.__qualname__,
             "__doc__": original.__doc__,
         }
-        _classes[recipe] = type(original.__name__, (mixin, original), namespace)
+        made: Any = type(original.__name__, (mixin, original), namespace)
+        _classes[recipe] = made
     return _classes[recipe]
 
 

@@ -1,7 +1,7 @@
 """torch-rechub 0.9.0 (torch_rechub/models/ranking/dien.py).
 
-Its AUGRU is ``augru`` over padded batches, with weights that multiply from the right and one set of biases; attention
-is 0 on padding, which keeps the state.
+Its AUGRU is ``augru`` over padded batches, with weights that multiply from the right and one set of biases;
+attention is 0 on padding, which keeps the state.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from dien_fast.functional import attention_gru
 from dien_fast.patches.cells import LAYOUTS, is_altered
 from dien_fast.patches.library import Change, Library, Plan, gru_changes
-from dien_fast.patches.probe import Refused, check_same, rule_of, uniform
+from dien_fast.patches.probe import RefusedError, check_same, rule_of, uniform
 from dien_fast.patches.recurrence import Loop, runs_as_found, takes_kernel
 from dien_fast.patches.swap import Accelerated, Recipe
 
@@ -61,7 +61,7 @@ def augru(module: Any) -> Plan:
     """Plan an AUGRU."""
     cell = module.augru_cell
     if "forward" in module.__dict__ or is_altered(*cell.modules()):
-        raise Refused(
+        raise RefusedError(
             f"its cell {type(cell).__name__} has hooks or a forward of its own, which would no longer run"
         )
     loop = Loop("augru_cell", type(cell), "columns", rule_of(cell), ("x", "item", "mask"), returns_last=True)
