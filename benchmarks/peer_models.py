@@ -1,7 +1,7 @@
 """A DIEN of each library that dien_fast.accelerate knows, with a random batch, for benchmarks and tests.
 
-Every builder makes the library's own model for one item feature of D numbers, so that the recurrences have D inputs and
-D states, with negatives where the library has an auxiliary loss.
+Every builder makes the library's own model for one item feature of D numbers, so that the recurrences have D inputs
+and D states, with negatives where the library has an auxiliary loss.
 """
 
 from __future__ import annotations
@@ -229,9 +229,7 @@ def torch_rechub(sizes: Sizes, gru_type: str = "AUGRU", negatives: bool = True) 
     assert (gru_type, negatives) == ("AUGRU", True), "torch-rechub's DIEN is AUGRU with negatives"
 
     def sequence(name: str) -> Any:
-        return SequenceFeature(
-            name, sizes.items, sizes.size, pooling="concat", shared_with="item", padding_idx=0
-        )
+        return SequenceFeature(name, sizes.items, sizes.size, pooling="concat", shared_with="item", padding_idx=0)
 
     model = DIEN(
         features=[SparseFeature("user", sizes.items, sizes.size)],

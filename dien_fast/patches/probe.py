@@ -2,8 +2,8 @@
 
 Names do not tell: the widespread listing prints AUGRU twice, with two orders of gates under the same names, and
 prediction-flow's cell has these names with the inverted rule. So a copy of the cell, in float64 with random
-weights and without hooks, runs on random input, forward and backward, and must agree with exactly one rule and order
-of gates.
+weights and without hooks, runs on random input, forward and backward, and must agree with exactly one rule and
+order of gates.
 """
 
 from __future__ import annotations
