@@ -1,7 +1,7 @@
 """A DIEN of each library that dien_fast.accelerate knows, with a random batch, for benchmarks and tests.
 
-Every builder makes the library's own model for one item feature of D numbers, so that the recurrences have D inputs
-and D states, with negatives where the library has an auxiliary loss.
+Every builder makes the library's own model for one item feature of D numbers, so that the recurrences have D
+inputs and D states, with negatives where the library has an auxiliary loss.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Patching a library's construction, on a library that is made up here."""
 
 import importlib.metadata
+import importlib.util
 import sys
-import types
 
 import copies
 import pytest
@@ -20,14 +20,9 @@ from dien_fast.patches.swap import Accelerated
 @pytest.fixture
 def library(monkeypatch):
     """A package ``shop_nets`` with the listing's classes, known under the name ``shop``."""
-    module = types.ModuleType("shop_nets")
-    for name in ("DynamicGRU", "Interest"):
-        base = getattr(copies, name)
-        body = {**base.__dict__, "__module__": "shop_nets"}
-        body.pop("__dict__"), body.pop("__weakref__")
-        # super() of the copied functions needs the class they were made in.
-        body["__init__"] = lambda self, *args, base=base, **kwargs: base.__init__(self, *args, **kwargs)
-        setattr(module, name, type(name, (base,), body))
+    spec = importlib.util.spec_from_file_location("shop_nets", copies.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     monkeypatch.setitem(sys.modules, "shop_nets", module)
     known = Library(
         "shop",
@@ -117,7 +112,7 @@ def test_subclasses_are_left(library):
 def test_what_is_left_is_said_when_it_is_made(library):
     report = dien_fast.accelerate("shop")
     with pytest.warns(RuntimeWarning, match=r"dien_fast left shop_nets\.DynamicGRU.*none agrees"):
-        loop = library.DynamicGRU(4, 5, cell=copies.Squared)
+        loop = library.DynamicGRU(4, 5, cell=library.Squared)
     assert type(loop) is library.DynamicGRU
     assert "none agrees" in str(report)
 

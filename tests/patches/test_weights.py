@@ -65,7 +65,7 @@ CELLS = {
 }
 # Which cells can hold the weights of which: a bias inside the product with r needs a place of its own.
 ALL = list(CELLS)
-FITS = {name: ALL[:3] + ["linears"] for name in ("dien_fast", "rows, u r n", "rows, r u n", "linears")}
+FITS = {name: [*ALL[:3], "linears"] for name in ("dien_fast", "rows, u r n", "rows, r u n", "linears")}
 FITS |= {"without bias": ALL, "tied": [*ALL[:3], "tied", "linears"], "columns": [*ALL[:3], "linears", "columns"]}
 
 
