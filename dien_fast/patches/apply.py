@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from dien_fast._ops import backend, wants_native
 from dien_fast.patches.library import Change, Library, Plan
 from dien_fast.patches.probe import RefusedError
 from dien_fast.patches.registry import LIBRARIES, looked_for, plan_of
@@ -132,6 +133,14 @@ def _add_notes(report: Report, modules: list[nn.Module]) -> None:
     already = sum(isinstance(module, Accelerated) for module in modules) - len(report.fast)
     if report.fast:
         report.notes.append(_PICKLES)
+        devices = {str(parameter.device) for module in modules for parameter in module.parameters(recurse=False)}
+        if devices - {"cpu", "meta"}:
+            report.notes.append(
+                f"there is no kernel for {', '.join(sorted(devices - {'cpu', 'meta'}))}: "
+                "there the original code runs"
+            )
+        if not wants_native():
+            report.notes.append(f"the backend is {backend()}: until another is chosen the original code runs")
     if already:
         report.notes.append(f"{already} modules were fast already")
     if not report.fast and not report.left and not already:
