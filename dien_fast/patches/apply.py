@@ -164,7 +164,8 @@ class _Construction:
         self.report = Report(library.name, lambda: _restore_construction(self))
         self.active = True
         self.originals: list[tuple[type[nn.Module], Any, Any]] = []
-        for cls in library.classes():
+        classes = library.classes()
+        for cls in classes:
             original = cls.__dict__["__init__"]
             wrapper = self._wrap(cls, original)
             cls.__init__ = wrapper  # type: ignore[method-assign]
@@ -215,7 +216,12 @@ def _accelerate_library(library: Library) -> Report:
         report = Report(library.name, lambda: None)
         report.left.append(Entry("", library.name, str(why)))
         return report
-    construction = _Construction(library)
+    try:
+        construction = _Construction(library)
+    except (ImportError, AttributeError) as error:
+        report = Report(library.name, lambda: None)
+        report.left.append(Entry("", library.name, f"its classes cannot be imported: {error}"))
+        return report
     _constructions[library.name] = construction
     construction.report.notes.append(_PICKLES)
     return construction.report
