@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dien_fast.patches.cells import is_altered
 from dien_fast.patches.layers import run_gru, run_loop
@@ -123,6 +123,11 @@ def attention(module: Any) -> Plan:
     return Plan([Change(module, recipe, "bilinear attention with one product a candidate")], [])
 
 
+def check_model(cls: type[nn.Module]) -> None:
+    """Raise RefusedError unless a class has the methods of FuxiCTR's DIEN."""
+    check_source(cls, **_SOURCES)
+
+
 def dien(module: Any) -> Plan:
     """Plan a DIEN."""
     names = [f"extraction_modules.{index}" for index in range(len(module.extraction_modules))]
@@ -130,7 +135,7 @@ def dien(module: Any) -> Plan:
         names += [f"evolving_modules.{index}" for index in range(len(module.evolving_modules))]
 
     def whole() -> Change:
-        check_source(type(module), **_SOURCES)
+        check_model(type(module))
         if module.gru_type == "AIGRU" or len(module.extraction_modules) != 1:
             raise RefusedError(
                 "as a whole, because its gru_type is AIGRU, whose shapes do not fit in the original"

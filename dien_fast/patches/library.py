@@ -78,7 +78,7 @@ class Library(NamedTuple):
 def check_source(cls: type[nn.Module], **digests: str) -> None:
     """Raise RefusedError unless methods of a class have the source that they were replaced for.
 
-    For a whole model, of which no copy with random numbers can be run: its tables may be too large for a second one.
+    For a whole model, of which no copy can be run: its tables may be too large for a second one.
 
     Args:
         cls: the class.

@@ -154,7 +154,7 @@ def _evolved(layer: Any, states: Ragged, item: Tensor) -> Tensor:
 
 def _prefix_lengths(mask: Tensor) -> Tensor | None:
     """Return the steps ``[B]`` of a mask ``[B, T]`` on the CPU, or None unless every history is a prefix."""
-    if not mask.is_cpu or torch.compiler.is_compiling():
+    if not mask.is_cpu:
         return None
     lengths = mask.sum(dim=1)
     return lengths if torch.equal(mask, torch.arange(mask.size(1)) < lengths.unsqueeze(1)) else None
