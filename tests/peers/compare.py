@@ -2,10 +2,11 @@
 
     python tests/peers/compare.py --environments .venv-peers
 
-Four trainings a library, each in a process of its own: unpatched and accelerated, with 1 and with 2 threads. What two
-unpatched runs differ by is what the order of float32 sums makes of a training; an accelerated one may differ by twice
-that from the unpatched one of the same thread count, in its loss (the mean of every `WINDOW` steps, at most over the
-epoch) and in its test AUC. Nothing is skipped: an environment or a figure that is missing is a failure.
+Four trainings a library, each in a process of its own: unpatched and accelerated, with 1 and with 2 threads.
+What two unpatched runs differ by is what the order of float32 sums makes of a training; an accelerated one may
+differ by twice that from the unpatched one of the same thread count, in its loss (the mean of every `WINDOW`
+steps, at most over the epoch) and in its test AUC. Nothing is skipped: an environment or a figure that is
+missing is a failure.
 
 Writes every figure to benchmarks/results/peers-MACHINE.json, and ends with "N passed, N failed".
 """
@@ -26,7 +27,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import machine  # noqa: E402
 import ml_100k  # noqa: E402
 
-# The environment that each library is trained in: RecBole's pins (numpy 1, pandas 2, ray 2.6) conflict with the rest.
+# The environment of each library: RecBole's pins (numpy 1, pandas 2.2, ray 2.6) conflict with the others'.
 ENVIRONMENTS = {
     "recbole": "recbole",
     "deepctr-torch": "others",
@@ -81,7 +82,7 @@ def distance(a, b):
 
 
 def judge(unpatched, accelerated):
-    """Return what is wrong with the accelerated trainings, and the figures; both arguments are {threads: result}."""
+    """Return what is wrong with the accelerated trainings, and the figures; arguments are {threads: result}."""
     first, second = (unpatched[threads] for threads in THREADS)
     if len(first["losses"]) != len(second["losses"]):
         return ["the unpatched trainings have another number of steps"], {}
@@ -95,9 +96,9 @@ def judge(unpatched, accelerated):
         loss, auc = distance(accelerated[threads], unpatched[threads])
         figures |= {f"loss difference, {threads}": loss, f"AUC difference, {threads}": auc}
         if not loss <= max(2 * loss_spread, LOSS_FLOOR):
-            wrong.append(f"{threads} threads: losses differ by {loss:.2e}, the unpatched ones by {loss_spread:.2e}")
+            wrong.append(f"{threads} threads: losses differ by {loss:.2e}, unpatched by {loss_spread:.2e}")
         if not auc <= max(2 * auc_spread, AUC_FLOOR):
-            wrong.append(f"{threads} threads: AUC differs by {auc:.2e}, the unpatched one by {auc_spread:.2e}")
+            wrong.append(f"{threads} threads: AUC differs by {auc:.2e}, unpatched by {auc_spread:.2e}")
     return wrong, figures
 
 
@@ -118,7 +119,9 @@ def compare(library, environments, data, scratch):
     wrong, figures = judge(**kinds)
     for name, figure in figures.items():
         print(f"  {name}: {figure:.2e}")
-    described = {name: kinds["unpatched"][1][name] for name in ("version", "torch", "numpy", "batch_size", "steps")}
+    described = {
+        name: kinds["unpatched"][1][name] for name in ("version", "torch", "numpy", "batch_size", "steps")
+    }
     trainings = {
         kind: {str(threads): summary(result) for threads, result in results.items()}
         for kind, results in kinds.items()

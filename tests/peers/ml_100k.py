@@ -2,7 +2,8 @@
 
     python tests/peers/ml_100k.py ml-100k.npz
 
-writes the file with dien_fast.data; reading it takes numpy alone, as the peers' environments have no pyarrow of ours.
+writes the file with dien_fast.data; reading it takes numpy alone, as the peers' environments have no pyarrow of
+ours.
 
 Each part (train, valid, test; 80/10/10 of every user's own ratings in time) has
 

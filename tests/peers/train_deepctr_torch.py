@@ -13,8 +13,8 @@ import torch
 from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat, get_feature_names
 from deepctr_torch.models import DIEN
 from ml_100k import MAX_LENGTH, MOVIES, USERS, load
+from recorder import SEED, Recorder, parse_arguments
 from sklearn.metrics import roc_auc_score
-from training import SEED, Recorder, parse_arguments
 
 BATCH_SIZE, EMBEDDING = 256, 16
 

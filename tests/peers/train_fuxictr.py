@@ -1,10 +1,10 @@
 """Trains FuxiCTR's DIEN (LongCTR) on MovieLens-100K through its data loader and `fit`.
 
 Met on the way (fuxictr 2.3.10):
-- Its loader pads in front by default while DIEN packs the first steps: `padding="post"` here, the histories already
-  cut to their newest 50.
-- The loader keeps histories in a table beside the rows, of which a row takes the first `seq_len`; the table has a
-  line a row here.
+- Its loader pads in front by default while DIEN packs the first steps: `padding="post"` here, the histories
+  already cut to their newest 50.
+- The loader keeps histories in a table beside the rows, of which a row takes the first `seq_len`; the table has
+  a line a row here.
 - There is no auxiliary loss.
 - A batch with exactly one row that has a history fails in `squeeze`; batches of 256 rows of ML-100K have more.
   Single empty histories stay in.
@@ -22,10 +22,10 @@ from fuxictr.pytorch.dataloaders import RankDataLoader
 from fuxictr.pytorch.torch_utils import seed_everything
 from ml_100k import MAX_LENGTH, MOVIES, PARTS, USERS, load
 from model_zoo.LongCTR.DIEN.DIEN import DIEN
-from training import SEED, Recorder, parse_arguments
+from recorder import SEED, Recorder, parse_arguments
 
 sys.path.append(str(Path(model_zoo.LongCTR.__file__).parent))
-from longctr_dataloader import LongCTRDataLoader  # noqa: E402
+from longctr_dataloader import LongCTRDataLoader
 
 BATCH_SIZE, EMBEDDING = 256, 16
 

@@ -1,12 +1,13 @@
 """Trains prediction-flow's DIEN on MovieLens-100K through its `fit`.
 
 Met on the way (prediction-flow 0.1.5):
-- A history of length 0 fails in `pack_padded_sequence`, and a batch of one row in `squeeze`: rows without a history
-  are left out here (of training and test alike), and a last batch of one row does not come about.
-- `fit` takes `auxiliary_loss_rate` but never adds the auxiliary loss: by then its prediction is no tuple any more.
-  The loss is computed all the same.
+- A history of length 0 fails in `pack_padded_sequence`, and a batch of one row in `squeeze`: rows without a
+  history are left out here (of training and test alike), and a last batch of one row does not come about.
+- `fit` takes `auxiliary_loss_rate` but never adds the auxiliary loss: by then its prediction is no tuple any
+  more. The loss is computed all the same.
 - `fit` without a loader of validation rows fails in its last line.
-- Its sequence encoder needs `np.object`, gone since NumPy 1.24. Features without an encoder take ids as they are.
+- Its sequence encoder needs `np.object`, gone since NumPy 1.24. Features without an encoder take ids as they
+  are.
 - Cells are its own: attention scales the share of the state that is kept.
 """
 
@@ -17,9 +18,9 @@ from prediction_flow.features import Category, Features, Sequence
 from prediction_flow.pytorch import DIEN, AttentionGroup
 from prediction_flow.pytorch.data import Dataset
 from prediction_flow.pytorch.functions import fit, predict
+from recorder import SEED, Recorder, parse_arguments
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
-from training import SEED, Recorder, parse_arguments
 
 BATCH_SIZE, EMBEDDING = 256, 16
 

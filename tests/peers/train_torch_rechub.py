@@ -9,11 +9,11 @@ Met on the way (torch-rechub 0.9.0):
 
 import torch
 from ml_100k import MOVIES, USERS, load
+from recorder import SEED, Recorder, parse_arguments
 from torch_rechub.basic.features import SequenceFeature, SparseFeature
 from torch_rechub.models.ranking import DIEN
 from torch_rechub.trainers import CTRTrainer
 from torch_rechub.utils.data import DataGenerator
-from training import SEED, Recorder, parse_arguments
 
 BATCH_SIZE, EMBEDDING = 256, 16
 
