@@ -6,8 +6,8 @@ Met on the way (fuxictr 2.3.10):
 - The loader keeps histories in a table beside the rows, of which a row takes the first `seq_len`; the table has
   a line a row here.
 - There is no auxiliary loss.
-- A batch with exactly one row that has a history fails in `squeeze`; batches of 256 rows of ML-100K have more.
-  Single empty histories stay in.
+- A batch with no history or with a single one fails (packing, `squeeze`); ML-100K's batches of 256 rows have
+  more. Single empty histories stay in.
 - `model_zoo` is installed as a top-level package, and its loader expects to be run from its own folder.
 """
 

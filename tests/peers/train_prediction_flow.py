@@ -3,6 +3,8 @@
 Met on the way (prediction-flow 0.1.5):
 - A history of length 0 fails in `pack_padded_sequence`, and a batch of one row in `squeeze`: rows without a
   history are left out here (of training and test alike), and a last batch of one row does not come about.
+- A batch with histories of length 1 only has a NaN auxiliary loss; ML-100K's batches of 256 rows have longer
+  ones.
 - `fit` takes `auxiliary_loss_rate` but never adds the auxiliary loss: by then its prediction is no tuple any
   more. The loss is computed all the same.
 - `fit` without a loader of validation rows fails in its last line.
