@@ -29,6 +29,7 @@ from dien_fast.ragged import Ragged
 
 if TYPE_CHECKING:
     from dien_fast.data import CategoryEncoder, SequenceEncoder
+    from dien_fast.patches import accelerate, restore
     from dien_fast.runs import load
 
 
@@ -53,15 +54,19 @@ __all__ = [
     "SequenceEncoder",
     "SumPooling",
     "__version__",
+    "accelerate",
     "backend",
     "load",
+    "restore",
     "use_backend",
 ]
 
 _LAZY = {
     "CategoryEncoder": "dien_fast.data",
     "SequenceEncoder": "dien_fast.data",
+    "accelerate": "dien_fast.patches",
     "load": "dien_fast.runs",
+    "restore": "dien_fast.patches",
 }
 
 

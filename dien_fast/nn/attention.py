@@ -88,7 +88,7 @@ class Attention(reference.Attention):
         if ops.runs_natively(query, keys.values, self.fc.weight):
             layers = native_layers(self)
             if layers is not None:
-                return self._native_scores(query, keys, *layers)
+                return native_scores(query, keys, *layers)
         owner = keys.owners()
         first, rest = first_linear(self.mlp.mlp)
         # W [q; k; q-k; q*k] = (W1 + W3) q + (W2 - W3) k + W4 (q*k): the q term is one row per candidate.
@@ -129,18 +129,18 @@ class Attention(reference.Attention):
         scores, _ = ops.attention_scores(query, keys.values, offsets, keys.max_length, layers[0], start)
         return Ragged(scores, offsets, keys.max_length)
 
-    def _native_scores(
-        self, query: Tensor, keys: Ragged, layers: ops.ScoreLayers, norms: list[nn.BatchNorm1d]
-    ) -> Tensor:
-        count = query.size(0) * keys.max_length
-        if layers.training and norms and count <= 1:
-            raise ValueError(f"expected more than 1 value per channel when training, got {count} row")
-        scores, statistics = ops.attention_scores(query, keys.values, keys.offsets, keys.max_length, layers)
-        if layers.training and norms:
-            moments = iter(statistics.split([norm.num_features for norm in norms for _ in range(2)]))
-            for norm in norms:
-                _update_running(norm, next(moments), next(moments))
-        return scores
+
+def native_scores(query: Tensor, keys: Ragged, layers: ops.ScoreLayers, norms: list[nn.BatchNorm1d]) -> Tensor:
+    """Return the scores ``[N]`` that described layers give; in training, move the running buffers of ``norms``."""
+    count = query.size(0) * keys.max_length
+    if layers.training and norms and count <= 1:
+        raise ValueError(f"expected more than 1 value per channel when training, got {count} row")
+    scores, statistics = ops.attention_scores(query, keys.values, keys.offsets, keys.max_length, layers)
+    if layers.training and norms:
+        moments = iter(statistics.split([norm.num_features for norm in norms for _ in range(2)]))
+        for norm in norms:
+            _update_running(norm, next(moments), next(moments))
+    return scores
 
 
 class AuxiliaryNet(reference.AuxiliaryNet):
@@ -241,10 +241,24 @@ def native_layers(attention: reference.Attention) -> tuple[ops.ScoreLayers, list
         The layers and their normalisations in the operator's order, or None if the operator does not compute what
         the modules do: another activation, a hook, a part in another mode, a normalisation without buffers.
     """
-    modules = list(attention.mlp.mlp)
-    if _is_watched(*modules, attention.mlp, attention.mlp.mlp, attention.fc):
+    if _is_watched(attention.mlp, attention.mlp.mlp):
         return None
-    training = attention.training
+    return score_layers(list(attention.mlp.mlp), attention.fc, attention.training)
+
+
+def score_layers(
+    modules: list[nn.Module], last: nn.Linear, training: bool, dice: type[nn.Module] = Dice
+) -> tuple[ops.ScoreLayers, list[nn.BatchNorm1d]] | None:
+    """Describe layers to the native operator, as :func:`native_layers` does.
+
+    Args:
+        modules: of each layer an nn.Linear, then where there is one a normalisation, an activation and a dropout.
+        last: the product that gives the logit.
+        training: the mode that all of them must have.
+        dice: the class of Dice, with the attributes of this package's.
+    """
+    if _is_watched(*modules, last):
+        return None
     parameters: list[Tensor] = []
     norms: list[nn.BatchNorm1d] = []
     codes: list[int] = []
@@ -270,13 +284,13 @@ def native_layers(attention: reference.Attention) -> tuple[ops.ScoreLayers, list
         norm = following(nn.BatchNorm1d)
         if isinstance(norm, nn.BatchNorm1d):
             add_norm(norm)
-        activation = following(*_ACTIVATIONS)
-        code = ops.IDENTITY if activation is None else _ACTIVATIONS[type(activation)]
+        activation: Any = following(*_ACTIVATIONS, dice)
+        code = ops.IDENTITY if activation is None else _ACTIVATIONS.get(type(activation), ops.DICE)
         if isinstance(activation, nn.PReLU):
             if activation.num_parameters != 1:
                 return None
             parameters.append(activation.weight)
-        elif isinstance(activation, Dice):
+        elif code == ops.DICE:
             if activation.dim != 2 or _is_watched(activation.bn, activation.sigmoid):
                 return None
             parameters.append(activation.alpha)
@@ -291,7 +305,7 @@ def native_layers(attention: reference.Attention) -> tuple[ops.ScoreLayers, list
         return None
     if any(norm.training != training or norm.running_mean is None or not norm.affine for norm in norms):
         return None
-    parameters += (attention.fc.weight, attention.fc.bias)
+    parameters += (last.weight, last.bias)
     if any(
         parameter is None or parameter.dtype != parameters[0].dtype or parameter.size(0) == 0
         for parameter in parameters

@@ -1,0 +1,126 @@
+"""How the cells of other libraries hold their weights, and how those become the rows that the kernel takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Stacked = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""weight_ih ``[G * H, I]``, weight_hh ``[G * H, H]``, bias_ih, bias_hh ``[G * H]``: gates in the cell's order."""
+
+
+class CellRule(NamedTuple):
+    """What a cell computes.
+
+    Attributes:
+        cell: its name in :func:`dien_fast.functional.attention_gru`.
+        take: which of the cell's blocks of rows are the kernel's, in the kernel's order; a block that no gate
+            uses is in none.
+        blocks: how many blocks the cell has.
+        reset: ``"after"`` or ``"before"``.
+    """
+
+    cell: str
+    take: tuple[int, ...]
+    blocks: int
+    reset: str = "after"
+
+    def __str__(self) -> str:
+        gates = {"agru": "rn", "gru": "run"}.get(self.cell, "urn")
+        order = ["-"] * self.blocks
+        for gate, block in zip(gates, self.take, strict=True):
+            order[block] = gate
+        return f"{self.cell}, reset {self.reset} the product, gates ({' | '.join(order)})"
+
+    def rows(self, weights: Stacked) -> Stacked:
+        """Return a cell's weights with the kernel's gates in the kernel's order."""
+        if self.take == tuple(range(self.blocks)):
+            return weights
+        weight_ih, weight_hh, bias_ih, bias_hh = weights
+        return (
+            self._taken(weight_ih),
+            self._taken(weight_hh),
+            None if bias_ih is None else self._taken(bias_ih),
+            None if bias_hh is None else self._taken(bias_hh),
+        )
+
+    def _taken(self, value: Tensor) -> Tensor:
+        blocks = value.chunk(self.blocks)
+        return torch.cat([blocks[block] for block in self.take])
+
+
+class CellLayout(NamedTuple):
+    """Where a cell has its weights and how it is called.
+
+    Attributes:
+        attributes: the parameters or layers that a cell of this layout has, and no others that compute.
+        stacked: reads the weights.
+        step: runs a cell's own forward on x ``[B, I]``, h ``[B, H]`` and attention ``[B]``.
+    """
+
+    attributes: tuple[str, ...]
+    stacked: Callable[[Any], Stacked]
+    step: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+
+
+def _from_rows(cell: Any) -> Stacked:
+    return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
+
+
+def _from_linears(cell: Any) -> Stacked:
+    return cell.x2h.weight, cell.h2h.weight, cell.x2h.bias, cell.h2h.bias
+
+
+def _from_columns(cell: Any) -> Stacked:
+    # One set of biases, outside the product with r; weights multiply from the right.
+    return (
+        torch.cat([cell.Wu.t(), cell.Wr.t(), cell.Wh.t()]),
+        torch.cat([cell.Uu.t(), cell.Ur.t(), cell.Uh.t()]),
+        torch.cat([cell.bu, cell.br, cell.bh], dim=1).flatten(),
+        None,
+    )
+
+
+def _plain_step(cell: Any, x: Tensor, h: Tensor, att: Tensor) -> Tensor:
+    out: Tensor = cell.forward(x, h, att)
+    return out
+
+
+def _column_step(cell: Any, x: Tensor, h: Tensor, att: Tensor) -> Tensor:
+    out: Tensor = cell.forward(x, h, att.unsqueeze(1))
+    return out
+
+
+ROWS = CellLayout(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), _from_rows, _plain_step)
+LINEARS = CellLayout(("x2h", "h2h"), _from_linears, _plain_step)
+COLUMNS = CellLayout(("Wu", "Uu", "bu", "Wr", "Ur", "br", "Wh", "Uh", "bh"), _from_columns, _column_step)
+LAYOUTS = {"rows": ROWS, "linears": LINEARS, "columns": COLUMNS}
+
+
+def layout_of(cell: nn.Module) -> str | None:
+    """Return the name of the layout that a cell's parameters and layers have, None if it is no known one."""
+    held = {name for name, _ in cell.named_parameters(recurse=False)} | {name for name, _ in cell.named_children()}
+    held |= {name for name in ("bias_ih", "bias_hh") if name in cell._parameters}
+    for name, layout in LAYOUTS.items():
+        if held != set(layout.attributes):
+            continue
+        if name == "linears" and any(type(child) is not nn.Linear for child in cell.children()):
+            continue
+        return name
+    return None
+
+
+def is_watched(*modules: nn.Module) -> bool:
+    """Whether calling one of the modules would run a hook of its own."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in modules
+    )
+
+
+def is_altered(*modules: nn.Module) -> bool:
+    """Whether one of the modules has a hook, or a forward that is not its class's."""
+    return is_watched(*modules) or any("forward" in module.__dict__ for module in modules)

@@ -1,0 +1,210 @@
+"""Interest layers of other libraries on ragged rows: what their parts compute, without the padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dien_fast import _interest_ops as ops
+from dien_fast.functional import attention_gru
+from dien_fast.layers import Dice
+from dien_fast.nn.attention import native_scores, score_layers
+from dien_fast.patches.cells import LAYOUTS, is_altered
+from dien_fast.patches.probe import RefusedError
+from dien_fast.patches.recurrence import Loop, PackedGRU, PackedLoop, gru_weights
+from dien_fast.patches.swap import Accelerated
+from dien_fast.ragged import Ragged
+
+# Below this the probability of a sigmoid is exact enough in float32 for its logarithm to be the logit's.
+_EXACT_LOGIT = 12.0
+
+
+class Inside(NamedTuple):
+    """The classes of all modules inside a layer when it was compared, before anything was made fast."""
+
+    types: tuple[type[nn.Module], ...]
+
+
+def inside(module: nn.Module) -> Inside:
+    """Return what a layer is made of."""
+    _, *parts = module.modules()
+    return Inside(
+        tuple(part._dien_fast.original if isinstance(part, Accelerated) else type(part) for part in parts)
+    )
+
+
+def runs_ragged(module: nn.Module, found: Inside, *tensors: Tensor) -> bool:
+    """Whether a layer is made of what it was, no part has a hook, and the operators take the tensors."""
+    if torch.is_autocast_enabled("cpu") or not ops.runs_natively(*tensors):
+        return False
+    _, *parts = module.modules()
+    return inside(module) == found and not is_altered(*parts)
+
+
+def run_gru(gru: Any, rows: Ragged, return_states: bool = True) -> tuple[Ragged, Tensor]:
+    """Run an nn.GRU of one layer over ragged rows; states (if wanted) and the last ones ``[B, H]``."""
+    states, last = attention_gru(
+        rows.values, None, *gru_weights(gru), offsets=rows.offsets, cell="gru", return_states=return_states
+    )
+    return (rows if states is None else rows._replace(values=states)), last
+
+
+def run_loop(module: Any, rows: Ragged, scores: Tensor) -> Tensor:
+    """Run a loop that was made fast over ragged rows with attention ``[N]``; last states ``[B, H]``."""
+    loop: Loop = module._dien_fast.details
+    weights = loop.rule.rows(LAYOUTS[loop.layout].stacked(getattr(module, loop.attribute)))
+    _, last = attention_gru(
+        rows.values, scores, *weights, offsets=rows.offsets, cell=loop.rule.cell, return_states=False
+    )
+    return last
+
+
+def needs_fast(module: nn.Module, *names: str) -> None:
+    """Raise RefusedError unless the recurrences of a layer were made fast."""
+    for name in names:
+        part = getattr(module, name)
+        if not isinstance(part, (PackedGRU, PackedLoop)):
+            raise RefusedError(f"as a whole, because its {name} was left")
+
+
+def only_sequential(module: nn.Module) -> list[nn.Module]:
+    """Return the layers of a module that is nothing but an nn.Sequential."""
+    children = list(module.children())
+    if len(children) != 1 or type(children[0]) is not nn.Sequential:
+        raise RefusedError(f"as a whole, because {type(module).__name__} is not one nn.Sequential")
+    return list(children[0])
+
+
+def mlp_scores(
+    query: Tensor,
+    keys: Ragged,
+    modules: list[nn.Module],
+    last: nn.Linear,
+    training: bool,
+    dice: type[nn.Module] = Dice,
+    divisor: float | None = None,
+) -> Tensor | None:
+    """Score ragged histories by an MLP on [q, k, q - k, q * k] and a softmax.
+
+    Args:
+        query: candidates ``[B, D]``.
+        keys: ragged ``[N, D]``, that stand for rows padded with zeros.
+        modules: the MLP's layers; dropouts of probability 0 may stand anywhere.
+        last: the product that gives the logit.
+        training: the mode of the attention.
+        dice: the class of Dice.
+        divisor: of the logits; None is sqrt(D).
+
+    Returns:
+        Scores ``[N]``, or None where the operator does not compute this, as with a dropout that drops.
+    """
+    if query.size(0) * keys.max_length == 0:
+        return keys.values.sum(1)
+    found = score_layers(
+        [layer for layer in modules if not _is_still(layer)],
+        last,
+        training,
+        dice if dice is not nn.Module else Dice,
+    )
+    if found is None or found[0].dropout > 0:
+        return None
+    layers, norms = found
+    if divisor is not None:
+        *others, weight, bias = layers.parameters
+        factor = query.size(1) ** 0.5 / divisor
+        layers = layers._replace(parameters=[*others, weight * factor, bias * factor])
+    return native_scores(query, keys, layers, norms)
+
+
+def _is_still(layer: nn.Module) -> bool:
+    return type(layer) is nn.Dropout and layer.p == 0
+
+
+def next_event_loss(
+    layers: Sequence[nn.Module], states: Ragged, events: Tensor, negatives: Tensor, from_probabilities: bool
+) -> Tensor:
+    """Return the mean binary cross entropy of each history's events 2..len against the states before them.
+
+    Args:
+        layers: an MLP on [state, event] that gives a logit.
+        states: ragged ``[N, D]``.
+        events: clicked ``[N, D]``, at the steps of ``states``.
+        negatives: not clicked ``[N, D]``.
+        from_probabilities: whether the library takes the logarithm of a rounded probability, which is not the exact
+            value for large logits.
+
+    Returns:
+        A scalar; 0 where no history has two steps.
+    """
+    layers = [layer for layer in layers if not _is_still(layer)]
+    *hidden, last = layers
+    assert isinstance(last, nn.Linear)
+    linears = [layer for layer in layers if type(layer) is nn.Linear]
+    few = 2 <= len(hidden) <= 2 * ops.MAX_LAYERS
+    alternating = few and len(hidden) == 2 * len(linears) - 2
+    if (
+        alternating
+        and all(type(layer) is nn.Sigmoid for layer in hidden[1::2])
+        and all(type(layer) is nn.Linear and layer.bias is not None for layer in (*hidden[::2], last))
+        and not (from_probabilities and _may_saturate(last))
+    ):
+        parameters = [tensor for layer in linears for tensor in (layer.weight, layer.bias)]
+        return ops.auxiliary_loss(states.values, events, negatives, states.offsets, parameters)
+    before = torch.ones(events.size(0), dtype=torch.bool)
+    before[states.offsets[1:][states.lengths() > 0] - 1] = False
+    step = torch.nonzero(before).squeeze(1)
+    if len(linears) == len(layers):
+        click, noclick = _linear_logits(linears, states.values, events, negatives, step)
+    else:
+        click, noclick = _logits(layers, states.values[step], (events[step + 1], negatives[step + 1]))
+    if step.numel() == 0:
+        return (click.sum() + noclick.sum()) * 0
+    logits = torch.cat([click, noclick])
+    targets = torch.cat([torch.ones_like(click), torch.zeros_like(noclick)])
+    if from_probabilities:
+        return F.binary_cross_entropy(torch.sigmoid(logits), targets)
+    return F.binary_cross_entropy_with_logits(logits, targets)
+
+
+def _may_saturate(last: nn.Linear) -> bool:
+    """Whether a product of numbers between 0 and 1 may be so large that its probability is rounded."""
+    if torch.compiler.is_compiling():
+        return True
+    weight = last.weight.detach()
+    largest = torch.maximum(weight.clamp(min=0).sum(), -weight.clamp(max=0).sum()) + last.bias.detach().abs().sum()
+    return not float(largest) < _EXACT_LOGIT
+
+
+def _linear_logits(
+    linears: Sequence[nn.Linear], states: Tensor, events: Tensor, negatives: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of layers without activations, which are one product."""
+    weight: Tensor = linears[-1].weight
+    bias: Tensor | None = linears[-1].bias
+    for layer in reversed(linears[:-1]):
+        if layer.bias is not None:
+            shift = weight @ layer.bias
+            bias = shift if bias is None else bias + shift
+        weight = weight @ layer.weight
+    from_state, from_event = weight[0].chunk(2)
+    shared = (states @ from_state)[step] + (0 if bias is None else bias)
+    return shared + (events @ from_event)[step + 1], shared + (negatives @ from_event)[step + 1]
+
+
+def _logits(layers: Sequence[nn.Module], states: Tensor, events: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return the logits ``[M]`` of each of several events after the same states; they share half a product."""
+    first, *rest = layers
+    assert isinstance(first, nn.Linear)
+    w_state, w_event = first.weight.chunk(2, dim=1)
+    shared = F.linear(states, w_state, first.bias)
+    found = []
+    for event in events:
+        hidden = shared + F.linear(event, w_event)
+        for layer in rest:
+            hidden = layer(hidden)
+        found.append(hidden.squeeze(1))
+    return found
