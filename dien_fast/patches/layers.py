@@ -64,7 +64,13 @@ def run_loop(module: Any, rows: Ragged, scores: Tensor) -> Tensor:
 
 
 def needs_fast(module: nn.Module, *names: str) -> None:
-    """Raise RefusedError unless the recurrences of a layer were made fast."""
+    """Raise RefusedError unless the recurrences of a layer were made fast, and nothing inside has a hook."""
+    for name, part in module.named_modules():
+        if (part is not module and is_altered(part)) or "forward" in part.__dict__:
+            what = f"{name} has" if name else "it has"
+            raise RefusedError(
+                f"as a whole, because {what} hooks or a forward of its own, which would no longer run"
+            )
     for name in names:
         part = getattr(module, name)
         if not isinstance(part, (PackedGRU, PackedLoop)):
@@ -134,8 +140,8 @@ def next_event_loss(
         states: ragged ``[N, D]``.
         events: clicked ``[N, D]``, at the steps of ``states``.
         negatives: not clicked ``[N, D]``.
-        from_probabilities: whether the library takes the logarithm of a rounded probability, which is not the exact
-            value for large logits.
+        from_probabilities: whether the library takes the logarithm of a rounded probability, which is inexact for
+            large logits.
 
     Returns:
         A scalar; 0 where no history has two steps.

@@ -2,8 +2,8 @@
 
 Names do not tell: the widespread listing prints AUGRU twice, with two orders of gates under the same names, and
 prediction-flow's cell has these names with the inverted rule. So a copy of the cell, in float64 with random
-weights and without hooks, runs on random input, forward and backward, and must agree with exactly one rule and order
-of gates.
+weights and without hooks, runs on random input, forward and backward, and must agree with exactly one rule and
+order of gates.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _undisturbed() -> Iterator[torch.Generator]:
 
 
 def random_copy(module: nn.Module, generator: torch.Generator, scale: float = 0.7) -> Any:
-    """Return a copy in float64 on the CPU whose parameters are random; what is tied stays tied.
+    """Return a copy in float64 on the CPU, without hooks, whose parameters are random; what is tied stays tied.
 
     Trained weights may be nearly zero, and would then not tell one rule from another.
     """
@@ -67,7 +67,14 @@ def random_copy(module: nn.Module, generator: torch.Generator, scale: float = 0.
             memo[id(buffer)] = torch.ones(buffer.shape, dtype=torch.float64, device="cpu")
         else:
             memo[id(buffer)] = buffer.detach().to("cpu", torch.float64).clone()
-    return copy.deepcopy(module, memo)
+    twin = copy.deepcopy(module, memo)
+    for part in twin.modules():
+        for name in _HOOKS:
+            getattr(part, name).clear()
+    return twin
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def largest_difference(got: list[Tensor], want: list[Tensor]) -> float:

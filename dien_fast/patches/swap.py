@@ -33,7 +33,7 @@ class Accelerated(nn.Module):
         return (_rebuild, tuple(self._dien_fast), *reduced[2:])
 
 
-_classes: dict[Hashable, type[Accelerated]] = {}
+_classes: dict[Hashable, Any] = {}
 
 
 def fast_class(mixin: type[Accelerated], original: type[nn.Module], details: Any) -> type[Accelerated]:
@@ -49,7 +49,8 @@ def fast_class(mixin: type[Accelerated], original: type[nn.Module], details: Any
         }
         made: Any = type(original.__name__, (mixin, original), namespace)
         _classes[recipe] = made
-    return _classes[recipe]
+    found: type[Accelerated] = _classes[recipe]
+    return found
 
 
 def _rebuild(mixin: type[Accelerated], original: type[nn.Module], details: Any) -> Accelerated:
@@ -66,5 +67,5 @@ def swap_back(module: nn.Module) -> bool:
     """Give a module its own class again; whether it had another."""
     if not isinstance(module, Accelerated):
         return False
-    module.__class__ = module._dien_fast.original
+    module.__class__ = module._dien_fast.original  # type: ignore[assignment]
     return True
