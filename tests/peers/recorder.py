@@ -47,8 +47,13 @@ class Recorder:
             return backward(self, *args, **kwargs)
 
         torch.Tensor.backward = noting_backward
-        self._hook = register_optimizer_step_post_hook(lambda *_: self.times.append(time.perf_counter()))
+        self._hook = register_optimizer_step_post_hook(
+            lambda *_: self.times.append((time.perf_counter(), time.process_time()))
+        )
         return self
+
+    def _note_time(self, *_):
+        self.times.append((time.perf_counter(), time.process_time()))
 
     def __exit__(self, *exception):
         torch.Tensor.backward = self._backward
@@ -57,6 +62,9 @@ class Recorder:
     def save(self, arguments, library, *, auc, batch_size, epochs=1):
         steps = len(self.times)
         assert steps == len(self.losses) > 1, f"{len(self.losses)} losses in {steps} steps"
+        # From the end of the first step to the end of the last, for as many intervals as there are steps: without
+        # what comes before the first batch, and without evaluation.
+        seconds, cpu_seconds = (np.array(self.times[-1]) - self.times[0]) * steps / (steps - 1) / epochs
         result = {
             "library": library,
             "version": version(library),
@@ -67,10 +75,9 @@ class Recorder:
             "batch_size": batch_size,
             "steps": steps,
             "auc": float(auc),
-            # From the end of the first step to the end of the last, for as many intervals as there are steps:
-            # without what comes before the first batch, and without evaluation.
-            "epoch_seconds": (self.times[-1] - self.times[0]) * steps / (steps - 1) / epochs,
+            "epoch_seconds": round(seconds, 2),
+            "epoch_cpu_seconds": round(cpu_seconds, 2),
             "losses": [loss.item() for loss in self.losses],
         }
         arguments.output.write_text(json.dumps(result) + "\n")
-        print(f"{library}: AUC {auc:.4f}, {steps} steps, {result['epoch_seconds']:.1f} s an epoch")
+        print(f"{library}: AUC {auc:.4f}, {steps} steps, {seconds:.1f} s an epoch ({cpu_seconds:.1f} s of CPU)")

@@ -97,7 +97,6 @@ model = DIEN(
     feature_map,
     embedding_dim=EMBEDDING,
     gru_type="AUGRU",
-    attention_type="din_attention",
     optimizer="adam",
     loss="binary_crossentropy",
     learning_rate=1e-3,

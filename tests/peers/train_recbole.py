@@ -9,17 +9,23 @@ Met on the way (recbole 1.2.1):
   own, with Python 3.11 at most.
 - Evaluating the best checkpoint fails in `torch.load`, which takes weights alone by default: `saved=False`
   evaluates the model as it stands after training.
+- Importing any sequential model turns autograd's anomaly detection on for the process, which looks for NaN
+  after every small operation of the loop: off here, or the unpatched times would be far longer.
 - No history is empty, as users without one are no rows; one of length 0 would fail in `pack_padded_sequence`.
 - A batch with histories of length 1 only has a NaN auxiliary loss (the mean of nothing), which `_check_nan`
   refuses.
 """
 
+import recbole.model.sequential_recommender
+import torch
 from recbole.quick_start import run_recbole
 from recorder import SEED, Recorder, parse_arguments
 
 BATCH_SIZE = 256
 
 arguments = parse_arguments(__doc__)
+assert recbole.model.sequential_recommender.DIEN, "imported for what importing it does"
+torch.autograd.set_detect_anomaly(False)
 settings = {
     "load_col": {
         "inter": ["user_id", "item_id", "rating", "timestamp"],
