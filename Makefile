@@ -37,6 +37,21 @@ resume: $(READY) ## go on with a training that was interrupted
 test: $(READY) ## run the tests with branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90 $(ARGS)
 
+PEERS := .venv-peers
+PEERS_READY := $(patsubst tests/peers/requirements/%.txt,$(PEERS)/%/.ready,$(wildcard tests/peers/requirements/*.txt))
+
+# --no-deps: the files name everything, and nothing else may come in.
+$(PEERS)/%/.ready: tests/peers/requirements/%.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	$(@D)/bin/python -m pip check
+	@touch $@
+
+.PHONY: test-peers
+test-peers: $(READY) $(PEERS_READY) ## train the supported libraries' own DIEN, plain and accelerated
+	$(BIN)/python tests/peers/compare.py --environments $(PEERS) $(ARGS)
+
 .PHONY: sanitize
 sanitize: $(READY) ## test the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/python tests/run_sanitized.py
@@ -67,4 +82,4 @@ bench: $(READY) ## run the benchmarks and write their figures into the README
 
 .PHONY: clean
 clean: ## remove .venv, caches and build outputs, but no run
-	rm -rf $(VENV) .cache build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .cache build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
