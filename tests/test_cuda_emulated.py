@@ -78,6 +78,10 @@ def make(shape, cell, layout, dtype, optional=True):
     leaves, lengths = problem(shape, cell, dtype, bias=optional, initial=optional)
     if shape[0] > 1:
         lengths[-1] = 0
+    if shape[1] > 8 and leaves["att"] is not None:
+        # Outside of [0, 1] it magnifies from step to step what rounding did, in agru above all, so that the
+        # ratio of two errors is luck.
+        leaves["att"] = leaves["att"].sigmoid()
     return in_layout(leaves, lengths, layout)
 
 
@@ -108,8 +112,12 @@ def reference(leaves, arguments, cell, gradients, dtype):
         states, last = attention_gru(**cast, **arguments, cell=cell)
     given = {name: value for name, value in cast.items() if value is not None}
     outputs = [(states, gradients["dstates"]), (last, gradients["dlast"])]
-    outputs, weights = zip(*((value, g.to(dtype)) for value, g in outputs if g is not None), strict=True)
-    found = torch.autograd.grad(outputs, list(given.values()), weights, allow_unused=True)
+    # What depends on no leaf (there is no step) has no gradient to ask for.
+    outputs = [(value, g.to(dtype)) for value, g in outputs if g is not None and value.requires_grad]
+    found = [None] * len(given)
+    if outputs:
+        values, weights = zip(*outputs, strict=True)
+        found = torch.autograd.grad(values, list(given.values()), weights, allow_unused=True)
     named = {f"d{name}": gradient for name, gradient in zip(given, found, strict=True)}
     named = {k: torch.zeros_like(given[k[1:]]) if v is None else v for k, v in named.items()}
     return {"states": states.detach(), "last": last.detach()} | named
@@ -172,18 +180,11 @@ class TestSameBits:
 
     @pytest.mark.parametrize("multiprocessors", [1, 64])
     def test_streamed_weights(self, module, cell, layout, multiprocessors):
-        """36 columns need 17 or 23 KB in forward and backward; the ring of three stages less."""
-        want = self.run(module, cell, layout, multiprocessors=multiprocessors)
-        limits = {("augru", 1): (24, 22), ("augru", 64): (21, 20), ("agru", 1): (20, 18), ("agru", 64): (17, 17)}
-        for kilobytes in limits[cell, multiprocessors]:
-            got = self.run(
-                module,
-                cell,
-                layout,
-                order="random",
-                multiprocessors=multiprocessors,
-                shared_bytes=kilobytes * 1024,
-            )
+        """The weights of H = 100 take 80 to 130 KB, a ring of three stages less."""
+        settings = {"shape": (7, 4, 5, 100), "multiprocessors": multiprocessors}
+        want = self.run(module, cell, layout, **settings)
+        for kilobytes in (76, 48):
+            got = self.run(module, cell, layout, order="random", shared_bytes=kilobytes * 1024, **settings)
             assert_same_bits(got, want)
 
     @pytest.mark.parametrize("chunk_bytes", [1, 9_000, 30_000])
@@ -238,7 +239,9 @@ def test_values_outside_of_the_arrays(emulated, cell, layout):
     leaves, arguments = make((6, 4, 3, 9), cell, layout, torch.float32)
     name = {"padded": "lengths", "ragged": "offsets"}[layout]
     arguments[name][:5] = torch.tensor([-7, 2**62, -(2**63), 2**63 - 1, 3])
-    gradients = incoming(leaves, arguments | {"lengths": arguments[name].clamp(0, 4)} if layout == "padded" else arguments)
+    gradients = incoming(
+        leaves, arguments | {"lengths": arguments[name].clamp(0, 4)} if layout == "padded" else arguments
+    )
     for chunk_bytes in (256 << 20, 3_000):
         emulated.chunk_bytes = chunk_bytes
         got = emulated.outcome(leaves, CELLS[cell], **arguments, **gradients)
@@ -247,16 +250,18 @@ def test_values_outside_of_the_arrays(emulated, cell, layout):
             assert_same_bits(got, emulated.outcome(leaves, CELLS[cell], **arguments, **gradients))
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 2, 5), (3, 0, 2, 5), (3, 4, 0, 5)], ids=["no history", "no step", "no input"])
+@pytest.mark.parametrize(
+    "shape", [(0, 3, 2, 5), (3, 0, 2, 5), (3, 4, 0, 5)], ids=["no history", "no step", "no input"]
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_empty(emulated, shape, layout):
-    if shape[2] == 0:
-        pytest.importorskip("torch")
-    leaves, lengths = problem((max(shape[0], 1), *shape[1:2], max(shape[2], 1), shape[3]), "augru") \
-        if 0 in shape[:1] or 0 in shape[2:] else problem(shape, "augru")
-    batch, _, inputs, _ = shape
-    leaves = leaves | {"x": leaves["x"][:batch, :, :inputs], "att": leaves["att"][:batch], "h0": leaves["h0"][:batch]}
+    batch, steps, inputs, hidden = shape
+    leaves, lengths = problem((max(batch, 1), max(steps, 1), max(inputs, 1), hidden), "augru")
+    leaves["x"] = leaves["x"][:batch, :steps, :inputs]
+    leaves["att"] = leaves["att"][:batch, :steps]
+    leaves["h0"] = leaves["h0"][:batch]
     leaves["weight_ih"] = leaves["weight_ih"][:, :inputs]
+    lengths = lengths.clamp(max=steps)
     leaves, arguments = in_layout(leaves, lengths[:batch], layout)
     gradients = incoming(leaves, arguments)
     got = emulated.outcome(leaves, CELLS["augru"], **arguments, **gradients)

@@ -17,14 +17,15 @@ enum class Type : int64_t { kFloat, kDouble, kHalf, kBFloat16 };
 // Where the steps are. Exactly one of lengths, offsets and step_start is given. Their values are taken as
 // they come, cut to what lies inside the arrays.
 struct Layout {
-    int64_t batch;              // B
-    int64_t rows;               // of att, states and the gradients, those of padding included
-    int64_t x_rows;             // of x
-    int64_t steps;              // T of padded and packed rows
-    const int64_t* lengths;     // [B] of padded rows, in device memory
-    const int64_t* offsets;     // [B + 1] of ragged rows, in device memory
-    const int64_t* step_start;  // [T + 1] of packed rows, in host memory: first row of each step, N at the end
-    const int64_t* x_start;     // [B] in device memory: first row of x of each history; null: as of att
+    int64_t batch;           // B
+    int64_t rows;            // of att, states and the gradients, those of padding included
+    int64_t x_rows;          // of x
+    int64_t steps;           // T of padded and packed rows
+    const int64_t* lengths;  // [B] of padded rows, in device memory
+    const int64_t* offsets;  // [B + 1] of ragged rows, in device memory
+    const int64_t*
+        step_start;          // [T + 1] of packed rows, in host memory: first row of each step, N at the end
+    const int64_t* x_start;  // [B] in device memory: first row of x of each history; null: as of att
 };
 
 struct Call {

@@ -34,7 +34,7 @@ struct BackwardPlan {
         const dim3 tiles = gemm_blocks(gate_rows, std::min(b.input, b.hidden));
         const int64_t enough = std::max<int64_t>(1, 288 / (int64_t(tiles.x) * tiles.y));
         const int64_t worth = b.layout.rows / 256 + 1;
-        splits = b.dw == nullptr ? 0
+        splits = b.du == nullptr ? 0
                                  : int(std::clamp<int64_t>(b.chunk_bytes / 4 / sums_bytes, 1,
                                                            std::min<int64_t>(enough, worth)));
         const int64_t row_bytes = width * int64_t(sizeof(W)) + 3 * int64_t(sizeof(int64_t));
@@ -42,7 +42,8 @@ struct BackwardPlan {
         chunk_rows = std::min(std::max<int64_t>(left / row_bytes, 1), b.layout.rows);
         chunks = chunk_rows == 0 ? 1 : (b.layout.rows + chunk_rows - 1) / chunk_rows;
         arguments = arena.take<W>(chunk_rows * width);
-        rows = {arena.take<int64_t>(chunk_rows), arena.take<int64_t>(chunk_rows), arena.take<int64_t>(chunk_rows)};
+        rows = {arena.take<int64_t>(chunk_rows), arena.take<int64_t>(chunk_rows),
+                arena.take<int64_t>(chunk_rows)};
         carried = arena.take<W>(chunks > 1 ? b.layout.batch * b.hidden : 0);
         dw = arena.take<W>(splits * gate_rows * b.input);
         du = arena.take<W>(splits * gate_rows * b.hidden);
@@ -52,7 +53,7 @@ struct BackwardPlan {
 };
 
 template <typename T, int kGates, int kRows>
-bool try_backward_scan(const BackwardScan<T>& scan, const Device& device, Stream stream) {
+bool try_backward_scan(BackwardScan<T> scan, const Device& device, Stream stream) {
     const dim3 blocks = blocks_for(scan.histories.batch, kRows);
     const int threads = 4 * scan.panels.columns;
     const int all = backward_shared_bytes<T, kGates, kRows, true>(scan.panels);
@@ -60,10 +61,13 @@ bool try_backward_scan(const BackwardScan<T>& scan, const Device& device, Stream
         launch(backward_kernel<T, kGates, kRows, true>, blocks, threads, all, stream, scan);
         return true;
     }
-    const int some = backward_shared_bytes<T, kGates, kRows, false>(scan.panels);
-    if (some > device.shared_bytes) return false;
-    launch(backward_kernel<T, kGates, kRows, false>, blocks, threads, some, stream, scan);
-    return true;
+    for (; scan.panels.stage >= 8; scan.panels.stage /= 2) {
+        const int some = backward_shared_bytes<T, kGates, kRows, false>(scan.panels);
+        if (some > device.shared_bytes) continue;
+        launch(backward_kernel<T, kGates, kRows, false>, blocks, threads, some, stream, scan);
+        return true;
+    }
+    return false;
 }
 
 template <typename T, int kGates>
@@ -142,30 +146,35 @@ void run_backward(const Backward& b, void* workspace, void* stream_) {
         scan.behind = last ? nullptr : plan.carried;
         scan.dstart = i > 0 ? plan.carried : static_cast<W*>(b.dh0);
         scan.datt = datt;
-        plan.gates == 3 ? enqueue_backward_scan<T, 3>(scan, stream) : enqueue_backward_scan<T, 2>(scan, stream);
+        plan.gates == 3 ? enqueue_backward_scan<T, 3>(scan, stream)
+                        : enqueue_backward_scan<T, 2>(scan, stream);
         if (rows == 0) continue;
         if (dx != nullptr && b.input > 0) {
-            const InputGradient<T> gradient{plan.arguments + hidden, plan.width, gate_rows,     packed.x_weights,
-                                            b.input,                 count,      plan.rows.out, dx};
+            const InputGradient<T> gradient{plan.arguments + hidden, plan.width, gate_rows,
+                                            packed.x_weights,        b.input,    count,
+                                            plan.rows.out,           dx};
             launch(gemm_kernel<InputGradient<T>>, gemm_blocks(rows, b.input), kGemmThreads,
                    gemm_shared_bytes<W>(), stream, gradient);
         }
-        if (b.dw != nullptr) {
+        if (b.du != nullptr) {
             const WeightGradient<W, InputRows<T>> of_w{
                 plan.arguments + hidden, plan.width, gate_rows, inputs, count, last, plan.dw, plan.dbias_x};
             launch(gemm_kernel<WeightGradient<W, InputRows<T>>>, gemm_blocks(gate_rows, b.input, plan.splits),
                    kGemmThreads, gemm_shared_bytes<W>(), stream, of_w);
             const WeightGradient<W, StatesBefore<W>> of_u{
                 plan.arguments, plan.width, gate_rows, before, count, last, plan.du, plan.dbias_h};
-            launch(gemm_kernel<WeightGradient<W, StatesBefore<W>>>, gemm_blocks(gate_rows, hidden, plan.splits),
-                   kGemmThreads, gemm_shared_bytes<W>(), stream, of_u);
+            launch(gemm_kernel<WeightGradient<W, StatesBefore<W>>>,
+                   gemm_blocks(gate_rows, hidden, plan.splits), kGemmThreads, gemm_shared_bytes<W>(), stream,
+                   of_u);
         }
     }
-    if (b.dw == nullptr) return;
+    if (b.du == nullptr) return;
     // Without any row there are no sums to add.
     const int splits = layout.rows > 0 && layout.batch > 0 ? plan.splits : 0;
     auto gather = [&](bool of_state, int64_t columns, const W* sums, void* out) {
-        const GatherGradient<T> g{b.cell, of_state, hidden, gate_rows, columns, splits, sums, static_cast<T*>(out)};
+        if (columns == 0) return;
+        const GatherGradient<T> g{b.cell,  of_state, hidden, gate_rows,
+                                  columns, splits,   sums,   static_cast<T*>(out)};
         launch(gather_gradient_kernel<T>, blocks_for(gate_rows * columns, kThreads), kThreads, 0, stream, g);
     };
     gather(false, b.input, plan.dw, b.dw);

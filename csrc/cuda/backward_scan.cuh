@@ -47,9 +47,9 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
 
     SharedMemory shared;
     PanelReader<W, kResident> reader(shared, b.weights, p);
-    W* dgates = shared.take<W>(p.depth * kRows);              // [depth][kRows], this step's (dc | du' | dr')
-    W* dh = shared.take<W>(p.blocks * p.columns * kRows);     // [columns][kRows], each read by its owner alone
-    W* da = shared.take<W>(warps * kRows);                    // [warps][kRows]
+    W* dgates = shared.take<W>(p.depth * kRows);           // [depth][kRows], this step's (dc | du' | dr')
+    W* dh = shared.take<W>(p.blocks * p.columns * kRows);  // [columns][kRows], each read by its owner alone
+    W* da = shared.take<W>(warps * kRows);                 // [warps][kRows]
 
     OwnHistory own[kOwn];
 #pragma unroll
@@ -69,10 +69,10 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
             dh[column * kRows + owner.group * kOwn + i] = value;
         }
     }
-    for (int k = int(kGates * hidden) * kRows + threadIdx.x; k < p.depth * kRows; k += blockDim.x) dgates[k] = 0;
+    for (int k = int(kGates * hidden) * kRows + threadIdx.x; k < p.depth * kRows; k += blockDim.x)
+        dgates[k] = 0;
     OwnHistory summed;  // whose da the thread adds up
-    if (threadIdx.x < kRows)
-        summed.load(b.histories, b.chunk, int64_t(blockIdx.x) * kRows + threadIdx.x);
+    if (threadIdx.x < kRows) summed.load(b.histories, b.chunk, int64_t(blockIdx.x) * kRows + threadIdx.x);
 
     // What the activations of a step need, read from memory during the products of the step before.
     struct Inputs {
@@ -157,7 +157,8 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
 #pragma unroll
             for (int i = 0; i < kOwn; ++i) {
                 for (int mask = 1; mask < kWarpColumns; mask *= 2) own_da[i] += shuffle_xor(own_da[i], mask);
-                if (owner.lane % kWarpColumns == 0) da[owner.warp * kRows + owner.group * kOwn + i] = own_da[i];
+                if (owner.lane % kWarpColumns == 0)
+                    da[owner.warp * kRows + owner.group * kOwn + i] = own_da[i];
             }
         }
         if constexpr (kResident) __syncthreads();
@@ -213,8 +214,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
 #pragma unroll
             for (int i = 0; i < kOwn; ++i)
                 if (int64_t(blockIdx.x) * kRows + owner.group * kOwn + i < b.histories.batch)
-                    b.dstart[own[i].history * hidden + column] =
-                        dh[column * kRows + owner.group * kOwn + i];
+                    b.dstart[own[i].history * hidden + column] = dh[column * kRows + owner.group * kOwn + i];
         }
     copy_async_wait<0>();
 }

@@ -52,10 +52,14 @@ bool try_forward_scan(ForwardScan<T> scan, const Device& device, Stream stream) 
             }
     }
     scan.ahead = 2;
-    const int bytes = forward_shared_bytes<T, kGates, kRows, false>(scan.panels, scan.ahead);
-    if (bytes > device.shared_bytes || scan.panels.depth <= scan.panels.stage) return false;
-    launch(forward_kernel<T, kGates, kRows, false>, blocks, threads, bytes, stream, scan);
-    return true;
+    for (; scan.panels.stage >= 8; scan.panels.stage /= 2) {
+        const int bytes = forward_shared_bytes<T, kGates, kRows, false>(scan.panels, scan.ahead);
+        // What is fetched ahead needs two stages to arrive in.
+        if (bytes > device.shared_bytes || scan.panels.depth <= scan.panels.stage) continue;
+        launch(forward_kernel<T, kGates, kRows, false>, blocks, threads, bytes, stream, scan);
+        return true;
+    }
+    return false;
 }
 
 template <typename T, int kGates>

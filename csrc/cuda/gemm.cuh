@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(P p) {
             b_tile[(b_k + e * kBKStep) * kGemmColumnStride + b_column + e * kBColumnStep] = b_next[e];
         __syncthreads();
         if (k + kGemmDepth < end) fetch(k + kGemmDepth);
+        W step_sums[kOwnRows] = {};  // apart, so that no sum has as many terms as there are rows
 #pragma unroll
         for (int i = 0; i < kGemmDepth; ++i) {
             W a[kOwnRows], b[kOwnColumns];
@@ -107,9 +108,12 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(P p) {
             if constexpr (P::kSums) {
                 if (blockIdx.y == 0)
 #pragma unroll
-                    for (int r = 0; r < kOwnRows; ++r) row_sums[r] += a[r];
+                    for (int r = 0; r < kOwnRows; ++r) step_sums[r] += a[r];
             }
         }
+        if constexpr (P::kSums)
+#pragma unroll
+            for (int r = 0; r < kOwnRows; ++r) row_sums[r] += step_sums[r];
     }
 #pragma unroll
     for (int r = 0; r < kOwnRows; ++r) {
@@ -117,7 +121,8 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(P p) {
         if (row >= rows) continue;
 #pragma unroll
         for (int c = 0; c < kOwnColumns; ++c)
-            if (first_column + own_column + c < columns) p.store(row, first_column + own_column + c, sums[r][c]);
+            if (first_column + own_column + c < columns)
+                p.store(row, first_column + own_column + c, sums[r][c]);
         if constexpr (P::kSums)
             if (blockIdx.y == 0 && own_column == 0) p.store_sum(row, row_sums[r]);
     }

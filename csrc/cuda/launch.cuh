@@ -20,7 +20,6 @@ __global__ void zero_padding_kernel(Layout layout, int64_t width, T* rows) {
     for (int64_t i = threadIdx.x; i < width; i += blockDim.x) store(rows[row * width + i], 0);
 }
 
-
 // Weights in the kernels' order, in the workspace.
 template <typename T>
 struct Packed {
@@ -49,11 +48,14 @@ struct Packed {
 
     void enqueue(Stream stream) const {
         const int64_t size = std::max(panels_size(pack.shape), pack.gates * pack.hidden * pack.input);
-        launch(pack_kernel<T>, dim3(std::min(blocks_for(size, kThreads).x, 1024u)), kThreads, 0, stream, pack);
+        launch(pack_kernel<T>, dim3(std::min(blocks_for(size, kThreads).x, 1024u)), kThreads, 0, stream,
+               pack);
     }
 };
 
 // Histories of a block: as many as leave no multiprocessor without one.
-inline int tile_rows(int64_t batch, const Device& device) { return batch > 4 * device.multiprocessors ? 8 : 4; }
+inline int tile_rows(int64_t batch, const Device& device) {
+    return batch > 4 * device.multiprocessors ? 8 : 4;
+}
 
 }  // namespace dien_fast::cuda

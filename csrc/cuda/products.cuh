@@ -112,8 +112,9 @@ struct InputGradient {
     }
 };
 
-// Sums over slots of an outer product with x or the states before, and of the gradients themselves. Each split
-// (blockIdx.z) keeps sums of its own, which grow from chunk to chunk and are added up in order at the end.
+// Sums over slots of an outer product with x or the states before, and of the gradients themselves. Each
+// split (blockIdx.z) keeps sums of its own, which grow from chunk to chunk and are added up in order at the
+// end.
 template <typename W_, typename Source>
 struct WeightGradient {
     using W = W_;

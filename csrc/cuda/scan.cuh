@@ -35,8 +35,8 @@ struct alignas(sizeof(W) * kCount < 16 ? sizeof(W) * kCount : 16) Vector {
     W values[kCount];
 };
 
-// Adds up over the lanes that differ in the bit `mask`, each keeping one half of the numbers: the second where
-// its bit is set. One half is the same pairs of terms in either lane, so the order is fixed.
+// Adds up over the lanes that differ in the bit `mask`, each keeping one half of the numbers: the second
+// where its bit is set. One half is the same pairs of terms in either lane, so the order is fixed.
 template <int kCount, typename W>
 __device__ inline void exchange(W* sums, int lane, int mask) {
     const bool second = (lane & mask) != 0;

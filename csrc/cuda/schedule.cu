@@ -1,6 +1,6 @@
-#include "schedule.cuh"
-
 #include <algorithm>
+
+#include "schedule.cuh"
 
 namespace dien_fast::cuda {
 namespace {
@@ -77,7 +77,8 @@ __global__ void rank_kernel(Unsorted from, Histories to) {
 
 constexpr int kScanThreads = 512;
 
-// out[i] = value(0) + ... + value(i - 1) for i in [0, count], by one block. `partial` is shared: kScanThreads.
+// out[i] = value(0) + ... + value(i - 1) for i in [0, count], by one block. `partial` is shared:
+// kScanThreads.
 template <typename Value>
 __device__ void exclusive_sums(int64_t count, const Value& value, int64_t* out, int64_t* partial) {
     const int thread = threadIdx.x;
@@ -145,7 +146,8 @@ __global__ void chunk_kernel(Histories h, int64_t first_place, int64_t end_place
     if (threadIdx.x < 2) ends[threadIdx.x] = find_place(h, threadIdx.x == 0 ? first_place : end_place);
     __syncthreads();
     const Place begin = ends[0], end = ends[1];
-    for (int64_t i = threadIdx.x; i < h.batch; i += kScanThreads) out.begin[i] = begin.steps_of(i, h.length[i]);
+    for (int64_t i = threadIdx.x; i < h.batch; i += kScanThreads)
+        out.begin[i] = begin.steps_of(i, h.length[i]);
     exclusive_sums(
         h.batch, [&](int64_t i) { return end.steps_of(i, h.length[i]) - begin.steps_of(i, h.length[i]); },
         out.slot, partial);
@@ -181,12 +183,13 @@ void Schedule::enqueue(const Layout& layout, Stream stream) const {
     const dim3 blocks = blocks_for(layout.batch, kRankThreads);
     const int shared_bytes = kScanThreads * int(sizeof(int64_t));
     launch(lengths_kernel, blocks, kRankThreads, 0, stream, layout, histories.step_start, unsorted);
-    launch(rank_kernel, blocks, kRankThreads, kRankThreads * int(sizeof(int64_t)), stream, unsorted, histories);
+    launch(rank_kernel, blocks, kRankThreads, kRankThreads * int(sizeof(int64_t)), stream, unsorted,
+           histories);
     launch(sums_kernel, dim3(1), kScanThreads, shared_bytes, stream, histories);
 }
 
 void enqueue_chunk(const Histories& h, int64_t begin, int64_t end, const Chunk& chunk, const SlotRows& rows,
-                          Stream stream) {
+                   Stream stream) {
     const int shared_bytes = kScanThreads * int(sizeof(int64_t)) + 2 * int(sizeof(Place));
     launch(chunk_kernel, dim3(1), kScanThreads, shared_bytes, stream, h, begin, end, chunk);
     if (end > begin && (rows.x != nullptr || rows.out != nullptr))

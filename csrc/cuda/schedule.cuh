@@ -3,7 +3,8 @@
 // Histories are sorted by length, longest first. Numbering their steps time first, as a packed sequence does,
 // gives every step of every history a place below N; a chunk is the steps with places [begin, end). So the
 // number of chunks depends on N alone, which the host knows, and every chunk keeps all histories that are
-// long enough busy at once. The steps of a chunk have rows of scratch ("slots"), those of a history side by side.
+// long enough busy at once. The steps of a chunk have rows of scratch ("slots"), those of a history side by
+// side.
 
 #pragma once
 

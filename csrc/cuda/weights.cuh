@@ -69,7 +69,7 @@ struct Panels {
     int blocks;
     int depth;
     int stride;
-    int stage;  // rows that are streamed at once, where not all fit
+    int stage;  // rows that are streamed at once, where not all fit: a multiple of 8
 };
 
 constexpr int kWarpColumns = 8;  // columns of the result that a warp computes
@@ -84,7 +84,7 @@ inline Panels panels(int64_t hidden, int gates, int64_t depth) {
     p.depth = round_up(depth, 8);
     p.stride = gates * p.columns;
     if (p.stride / 8 % 2 == 0) p.stride += 8;
-    p.stage = gates == 1 ? 48 : 16;
+    p.stage = gates == 1 ? 32 : 16;
     return p;
 }
 // Forward: h [H] times U^T, the gates (c | u | r) of a column side by side.

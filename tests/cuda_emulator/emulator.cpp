@@ -201,7 +201,8 @@ void run_block(int threads, std::vector<int>& order, std::mt19937& random) {
         if (progress || done == threads) continue;
         for (const Fiber& fiber : block.fibers)
             if (fiber.state == State::kShuffle)
-                fail("a shuffle in line " + std::to_string(fiber.line) + " is not reached by all lanes of the warp");
+                fail("a shuffle in line " + std::to_string(fiber.line) +
+                     " is not reached by all lanes of the warp");
         release_barrier();
     }
     for (const Piece& piece : block.pieces)
@@ -239,7 +240,8 @@ void run(dim3 blocks, int threads, int shared_bytes, const std::function<void()>
         blocks.z > 65535)
         fail("invalid launch of " + std::to_string(blocks.x) + " x " + std::to_string(blocks.y) + " x " +
              std::to_string(blocks.z) + " blocks of " + std::to_string(threads) + " threads");
-    if (shared_bytes > settings().shared_bytes) fail("a launch asks for more shared memory than a block may have");
+    if (shared_bytes > settings().shared_bytes)
+        fail("a launch asks for more shared memory than a block may have");
     block.kernel = &kernel;
     block.shared_bytes = shared_bytes;
     gridDim = blocks;
@@ -264,7 +266,8 @@ void barrier(int line) {
 void* shared_piece(int number, int bytes) {
     if (number == int(block.pieces.size())) {
         block.shared_used += (bytes + 15) / 16 * 16;
-        if (block.shared_used > block.shared_bytes) fail_in_fiber("more shared memory is taken than was asked for");
+        if (block.shared_used > block.shared_bytes)
+            fail_in_fiber("more shared memory is taken than was asked for");
         block.pieces.push_back({std::vector<unsigned char>(bytes + 2 * kGuard, kPoison), bytes});
     }
     Piece& piece = block.pieces[number];

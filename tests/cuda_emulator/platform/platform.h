@@ -79,7 +79,9 @@ struct Device {
     int shared_bytes;
 };
 
-inline Device current_device() { return {emulator::settings().multiprocessors, emulator::settings().shared_bytes}; }
+inline Device current_device() {
+    return {emulator::settings().multiprocessors, emulator::settings().shared_bytes};
+}
 
 template <typename... Parameters>
 void launch(void (*kernel)(Parameters...), dim3 blocks, int threads, int shared_bytes, Stream,
