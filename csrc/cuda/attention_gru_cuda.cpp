@@ -79,7 +79,8 @@ struct Steps {
     std::vector<int64_t> step_start;
 };
 
-void read_batch_sizes(Layout& layout, Steps& steps, const Tensor& batch_sizes, int64_t rows, int64_t h0_rows) {
+void read_batch_sizes(Layout& layout, Steps& steps, const Tensor& batch_sizes, int64_t rows,
+                      int64_t h0_rows) {
     STD_TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.is_cpu() && batch_sizes.is_contiguous() &&
                         batch_sizes.scalar_type() == ScalarType::Long,
                     "batch_sizes must be a contiguous int64 vector on the CPU");
@@ -147,7 +148,8 @@ void read(Call& call, Steps& steps, const Inputs& in, int64_t cell) {
         call.x = check.stored("x", in.x, {-1, input});
         layout.x_rows = layout.rows = in.x.size(0);
         if (in.x_start) {
-            STD_TORCH_CHECK(in.att && in.att->dim() == 1, "att must tell the number of rows where x_start is given");
+            STD_TORCH_CHECK(in.att && in.att->dim() == 1,
+                            "att must tell the number of rows where x_start is given");
             layout.rows = in.att->size(0);
         }
         call.att = check.widened("att", in.att, {layout.rows});
@@ -183,8 +185,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_gru(Tensor x, std::optional<Tensor>
                                                  std::optional<Tensor> bias_hh, std::optional<Tensor> h0,
                                                  std::optional<Tensor> lengths, std::optional<Tensor> offsets,
                                                  std::optional<Tensor> batch_sizes,
-                                                 std::optional<Tensor> x_start, int64_t cell, bool save_states,
-                                                 bool save_gates) {
+                                                 std::optional<Tensor> x_start, int64_t cell,
+                                                 bool save_states, bool save_gates) {
     Forward f{};
     Steps steps;
     read(f, steps,
@@ -218,7 +220,8 @@ Gradients attention_gru_backward(std::optional<Tensor> dstates, std::optional<Te
     Backward b{};
     Steps steps;
     read(b, steps,
-         {x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, offsets, batch_sizes, std::nullopt}, cell);
+         {x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, offsets, batch_sizes, std::nullopt},
+         cell);
     const Checks check{x};
     const int64_t hidden = b.hidden, rows = b.layout.rows;
     const ScalarType type = x.scalar_type();

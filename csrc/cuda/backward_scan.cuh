@@ -103,8 +103,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
         }
     };
     load(0, 0);
-    if constexpr (kResident) copy_async_wait<0>();
-    __syncthreads();
+    if constexpr (kResident) copy_async_wait<0>();  // the first barrier below makes it visible
 
     for (int64_t s = 0; s < steps; ++s) {
         W own_da[kOwn] = {};

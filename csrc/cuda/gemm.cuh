@@ -15,7 +15,7 @@
 
 #pragma once
 
-#include <platform.h>
+#include "weights.cuh"
 
 namespace dien_fast::cuda {
 
@@ -32,7 +32,7 @@ constexpr int gemm_shared_bytes() {
 }
 
 template <typename P>
-__global__ void __launch_bounds__(kGemmThreads) gemm_kernel(P p) {
+__global__ void __launch_bounds__(kGemmThreads, sizeof(typename P::W) == 4 ? 2 : 1) gemm_kernel(P p) {
     using W = typename P::W;
     constexpr int kALoads = kGemmRows * kGemmDepth / kGemmThreads;
     constexpr int kBLoads = kGemmColumns * kGemmDepth / kGemmThreads;
@@ -96,19 +96,18 @@ __global__ void __launch_bounds__(kGemmThreads) gemm_kernel(P p) {
         W step_sums[kOwnRows] = {};  // apart, so that no sum has as many terms as there are rows
 #pragma unroll
         for (int i = 0; i < kGemmDepth; ++i) {
-            W a[kOwnRows], b[kOwnColumns];
-#pragma unroll
-            for (int r = 0; r < kOwnRows; ++r) a[r] = a_tile[i * kGemmRowStride + own_row + r];
-#pragma unroll
-            for (int c = 0; c < kOwnColumns; ++c) b[c] = b_tile[i * kGemmColumnStride + own_column + c];
+            const auto a =
+                *reinterpret_cast<const Vector<W, kOwnRows>*>(a_tile + i * kGemmRowStride + own_row);
+            const auto b =
+                *reinterpret_cast<const Vector<W, kOwnColumns>*>(b_tile + i * kGemmColumnStride + own_column);
 #pragma unroll
             for (int r = 0; r < kOwnRows; ++r)
 #pragma unroll
-                for (int c = 0; c < kOwnColumns; ++c) sums[r][c] += a[r] * b[c];
+                for (int c = 0; c < kOwnColumns; ++c) sums[r][c] += a.values[r] * b.values[c];
             if constexpr (P::kSums) {
                 if (blockIdx.y == 0)
 #pragma unroll
-                    for (int r = 0; r < kOwnRows; ++r) step_sums[r] += a[r];
+                    for (int r = 0; r < kOwnRows; ++r) step_sums[r] += a.values[r];
             }
         }
         if constexpr (P::kSums)

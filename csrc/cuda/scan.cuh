@@ -29,12 +29,6 @@ struct Owner {
           group(lane / kWarpColumns) {}
 };
 
-// Neighbours in shared memory, read and written as vectors.
-template <typename W, int kCount>
-struct alignas(sizeof(W) * kCount < 16 ? sizeof(W) * kCount : 16) Vector {
-    W values[kCount];
-};
-
 // Adds up over the lanes that differ in the bit `mask`, each keeping one half of the numbers: the second
 // where its bit is set. One half is the same pairs of terms in either lane, so the order is fixed.
 template <int kCount, typename W>

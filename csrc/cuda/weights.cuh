@@ -22,6 +22,12 @@ struct WideOf<double> {
 template <typename T>
 using Wide = typename WideOf<T>::type;
 
+// Neighbours in shared memory, read and written as vectors; the compiler does not see that they are aligned.
+template <typename W, int kCount>
+struct alignas(sizeof(W) * kCount < 16 ? sizeof(W) * kCount : 16) Vector {
+    W values[kCount];
+};
+
 template <typename W>
 struct Rule {
     W alpha, beta;      // z = alpha + beta u
