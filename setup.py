@@ -1,8 +1,9 @@
 """Builds the native libraries with ninja; everything else about the package is in pyproject.toml.
 
 They use LibTorch's stable ABI and do not link to Python, so one build serves every Python and every torch from
-2.10 on. Without a C++ compiler, or without torch to build against, the package installs without them; without nvcc,
-or with DIEN_FAST_CUDA=0 in the environment, without the CUDA kernels. A torch without CUDA will do to build those.
+2.10 on. Without a C++ compiler, or without torch to build against, the package installs without them; without
+nvcc, or with DIEN_FAST_CUDA=0 in the environment, without the CUDA kernels. A torch without CUDA will do to build
+those.
 """
 
 import os
@@ -35,7 +36,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     CAPABILITIES["avx512vl"] = CAPABILITIES["avx512"] + " -DDIEN_FAST_HALF_VECTORS"
 
 
-# What torch's own variable of this name says, else every architecture from Ampere to Hopper, and later ones through
+# What torch's own variable of this name says, else every architecture from Ampere to Hopper, and later ones by
 # the PTX of the last.
 CUDA_ARCHITECTURES = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;8.6;8.9;9.0+PTX"
 CUDA_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"

@@ -389,8 +389,8 @@ def native_attention_gru(
 ) -> tuple[Tensor, Tensor]:
     """Run the operator, which checks its arguments: of :data:`NATIVE_DTYPES`, all on one device but the layout.
 
-    ``x_start`` ``[B]`` is the first row of x of each history where histories share rows, without gradient. On CUDA,
-    attention and h0 of 16-bit inputs are float32.
+    ``x_start`` ``[B]`` is the first row of x of each history where histories share rows, without gradient. On
+    CUDA, attention and h0 of 16-bit inputs are float32.
 
     Returns:
         States in the layout of ``x`` (``[0, H]`` where nobody needs them) and last states ``[B, H]``.

@@ -53,7 +53,7 @@ def emulated(module):
 def in_layout(leaves, lengths, layout):
     """The leaves of a padded problem in a layout, and the arguments that tell it; padding becomes NaN."""
     x, att, h0 = leaves["x"], leaves["att"], leaves["h0"]
-    batch, longest = x.shape[:2]
+    longest = x.size(1)
     valid = torch.arange(longest) < lengths.unsqueeze(1)
     if layout == "padded":
         arguments = {"lengths": lengths}

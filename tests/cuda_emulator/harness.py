@@ -84,8 +84,8 @@ class Emulated:
     ):
         """States, last states and, with ``dstates`` or ``dlast``, every gradient, by name.
 
-        ``leaves`` are the tensors of :func:`dien_fast.functional.attention_gru` in one dtype; attention and h0 become
-        the wide one, as the operator gets them.
+        ``leaves`` are the tensors of :func:`dien_fast.functional.attention_gru` in one dtype; attention and h0
+        become the wide one, as the operator gets them.
         """
         memory = Memory()
         x = leaves["x"].detach()
