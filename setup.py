@@ -1,7 +1,9 @@
-"""Builds the native library with ninja; everything else about the package is in pyproject.toml.
+"""Builds the native libraries with ninja; everything else about the package is in pyproject.toml.
 
-The library uses LibTorch's stable ABI and does not link to Python, so one build serves every Python and every
-torch from 2.10 on. Without a C++ compiler, or without torch to build against, the package installs without it.
+They use LibTorch's stable ABI and do not link to Python, so one build serves every Python and every torch from
+2.10 on. Without a C++ compiler, or without torch to build against, the package installs without them; without
+nvcc, or with DIEN_FAST_CUDA=0 in the environment, without the CUDA kernels. A torch without CUDA will do to build
+those.
 """
 
 import os
@@ -34,11 +36,17 @@ if platform.machine() in ("x86_64", "AMD64"):
     CAPABILITIES["avx512vl"] = CAPABILITIES["avx512"] + " -DDIEN_FAST_HALF_VECTORS"
 
 
+# What torch's own variable of this name says, else every architecture from Ampere to Hopper, and later ones by
+# the PTX of the last.
+CUDA_ARCHITECTURES = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;8.6;8.9;9.0+PTX"
+CUDA_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
+
+
 class NativeLibrary(Extension):
     """A plain shared library inside the package, not an extension module of one Python."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name, sources=[str(path) for path in sorted(SOURCES.rglob("*.cpp"))], py_limited_api=True)
+    def __init__(self, name: str, sources: list[Path]) -> None:
+        super().__init__(name, sources=[str(path) for path in sorted(sources)], py_limited_api=True)
 
 
 class BuildNative(build_ext):
@@ -61,36 +69,73 @@ class BuildNative(build_ext):
                 file=sys.stderr,
             )
             return
+        cuda = any(source.endswith(".cu") for source in ext.sources)
+        nvcc = find_nvcc() if cuda else None
+        if cuda and (nvcc is None or SANITIZE or os.environ.get("DIEN_FAST_CUDA") == "0"):
+            why = "no nvcc found" if nvcc is None else "as asked for"
+            print(f"dien-fast: {why}, installing without the CUDA kernels", file=sys.stderr)
+            return
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        build = Path(self.build_temp).resolve()
+        build = Path(self.build_temp).resolve() / ext.name.rpartition("_")[2]
         build.mkdir(parents=True, exist_ok=True)
         includes = " ".join(f"-isystem {path}" for path in include_paths())
-        libraries = " ".join(f"-L{path}" for path in library_paths())
-        units = []
-        for source in map(Path, ext.sources):
-            if source.stem.endswith("_kernel"):
-                units += [(source, flags, f"{source.stem}_{name}") for name, flags in CAPABILITIES.items()]
-            else:
-                units.append((source, "", source.stem))
+        # libtorch.so brings in whatever else torch has, CUDA's part too, but a linker may think it unused.
+        libraries = "-ltorch_cpu -ltorch " + " ".join(f"-L{path}" for path in library_paths())
+        needed, linker = "-Wl,--no-as-needed", f"{compiler} -shared {'-fsanitize=address,undefined' * SANITIZE}"
+        if cuda:
+            needed, linker = "-Xlinker --no-as-needed", f"{nvcc} -ccbin {compiler} -shared"
         lines = [
             "ninja_required_version = 1.3",
             f"cxx = {compiler}",
-            f"flags = {FLAGS} -DTORCH_TARGET_VERSION=0x020a000000000000 {includes}",
+            f"flags = {FLAGS} -DTORCH_TARGET_VERSION=0x020a000000000000 {includes}{' -DUSE_CUDA' * cuda}",
             "rule compile",
             "  command = $cxx $flags $isa -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
+            "rule compile_cuda",
+            f"  command = {nvcc} -ccbin $cxx {CUDA_FLAGS} {architecture_flags(CUDA_ARCHITECTURES)} "
+            f"-I{(SOURCES / 'cuda' / 'platform').resolve()} -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
             "rule link",
-            f"  command = $cxx -shared {'-fsanitize=address,undefined ' * SANITIZE}$in {libraries} "
-            "-ltorch_cpu -ltorch -o $out",
+            f"  command = {linker} {needed} $in {libraries} -o $out",
         ]
-        for source, isa, name in units:
-            lines += [f"build {name}.o: compile {source.resolve()}", f"  isa = {isa}"]
-        objects = " ".join(f"{name}.o" for _, _, name in units)
-        lines += [f"build {target}: link {objects}", f"default {target}", ""]
+        objects = []
+        for source in map(Path, ext.sources):
+            if source.suffix == ".cu":
+                units = {source.stem: "compile_cuda"}
+            elif source.stem.endswith("_kernel"):
+                units = {f"{source.stem}_{name}": "compile" for name in CAPABILITIES}
+            else:
+                units = {source.stem: "compile"}
+            for name, rule in units.items():
+                isa = CAPABILITIES.get(name.rpartition("_")[2], "")
+                lines += [f"build {name}.o: {rule} {source.resolve()}", f"  isa = {isa}"]
+                objects.append(f"{name}.o")
+        lines += [f"build {target}: link {' '.join(objects)}", f"default {target}", ""]
         (build / "build.ninja").write_text("\n".join(lines))
         subprocess.run([find_ninja(), "-C", str(build)], check=True)
+
+
+def find_nvcc() -> Path | None:
+    for home in ("CUDA_HOME", "CUDA_PATH"):
+        path = Path(os.environ.get(home, "")) / "bin" / "nvcc"
+        if home in os.environ and path.exists():
+            return path
+    found = shutil.which("nvcc")
+    return Path(found) if found else None
+
+
+def architecture_flags(architectures: str) -> str:
+    """The flags of nvcc for a list such as ``8.0;9.0+PTX``."""
+    flags = []
+    for name in re.split(r"[;\s]+", architectures.strip()):
+        number = name.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if name.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return " ".join(flags)
 
 
 def find_ninja() -> str:
@@ -130,6 +175,15 @@ class PlatformWheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[NativeLibrary("dien_fast._native.libdien_fast_cpu")],
+    ext_modules=[
+        NativeLibrary(
+            "dien_fast._native.libdien_fast_cpu",
+            [path for path in SOURCES.rglob("*.cpp") if path.parent.name != "cuda"],
+        ),
+        NativeLibrary(
+            "dien_fast._native.libdien_fast_cuda",
+            [path for path in SOURCES.glob("cuda/*") if path.suffix in (".cpp", ".cu")],
+        ),
+    ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
 )

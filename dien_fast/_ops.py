@@ -17,12 +17,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 LIBRARY = Path(__file__).parent / "_native" / "libdien_fast_cpu.so"
+CUDA_LIBRARY = LIBRARY.with_name("libdien_fast_cuda.so")
 
 # Positions in the operator; the kernels' enum has the same order.
 CELLS = {"augru": 0, "augru_official": 1, "augru_inverted": 2, "agru": 3, "gru": 4}
 
 # Above this many numbers of state, backward computes the gates again instead of keeping 4 numbers a state.
 SAVED_GATES_LIMIT = 10_000_000
+
+# What the kernels of a device take.
+NATIVE_DTYPES = {
+    "cpu": (torch.float32, torch.float64),
+    "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+}
 
 _ENVIRONMENT = os.environ.get("DIEN_FAST_BACKEND")
 
@@ -65,8 +72,22 @@ def _load() -> bool:
     return True
 
 
+def _load_cuda() -> bool:
+    """Load the CUDA kernels if they were built and torch has CUDA; warn if that fails, as the CPU's are there."""
+    if torch.version.cuda is None or not CUDA_LIBRARY.exists():
+        return False
+    try:
+        torch.ops.load_library(CUDA_LIBRARY)
+    except OSError as error:
+        warnings.warn(f"dien-fast's CUDA kernels cannot be loaded: {error}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
+
+
 _loaded = _load()
+_cuda_loaded = _loaded and _load_cuda()
 _warned = False
+_warned_of: set[str] = set()
 
 
 def backend() -> Backend:
@@ -77,7 +98,8 @@ def backend() -> Backend:
         True
     """
     if wants_native():
-        return Backend("native", f"CPU kernels for {torch.ops.dien_fast.cpu_capability()}")
+        cuda = " and CUDA kernels" if _cuda_loaded else ""
+        return Backend("native", f"CPU kernels for {torch.ops.dien_fast.cpu_capability()}{cuda}")
     why = "as asked for" if _loaded else "as no native library was built"
     return Backend("reference", f"a loop over time steps in PyTorch, {why}")
 
@@ -108,6 +130,29 @@ def wants_native() -> bool:
 wants_native._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def has_kernels(x: Tensor) -> bool:
+    """Whether the recurrence has native kernels for the device and dtype of ``x``."""
+    if x.is_cpu:
+        return x.dtype in NATIVE_DTYPES["cpu"]
+    return _cuda_loaded and x.is_cuda and x.dtype in NATIVE_DTYPES["cuda"]
+
+
+def warn_of_device(device: torch.device) -> None:
+    """Warn once for each kind of device that the loop runs there, unless it was chosen."""
+    chosen = _chosen.get() or _ENVIRONMENT
+    if device.type in ("cpu", "meta", *_warned_of) or chosen == "reference" or not _loaded:
+        return
+    if device.type == "cuda" and _cuda_loaded:
+        return
+    _warned_of.add(device.type)
+    warnings.warn(
+        f"dien-fast has no kernels for {device.type} here and runs a loop over time steps there, several times "
+        "slower; DIEN_FAST_BACKEND=reference chooses this without a warning",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Run a block with the ``"native"`` or the ``"reference"`` backend, in this thread or task alone.
@@ -136,6 +181,11 @@ def vector_padded(size: int, widths: Sequence[int], dtype: torch.dtype) -> int:
     """Return ``size`` up to whole vectors of the kernels for rows of ``widths``."""
     lanes = torch.ops.dien_fast.vector_bytes(widths) // dtype.itemsize
     return (size + lanes - 1) // lanes * lanes
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type of attention and states beside ``dtype`` on CUDA."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _fake_forward(
@@ -171,11 +221,13 @@ def _fake_forward(
         batch = offsets.size(0) - 1
     else:
         batch = torch.library.get_ctx().new_dynamic_size()  # type: ignore[assignment]
-    return (
-        x.new_empty((*shape, hidden) if save_states else (0, hidden)),
-        x.new_empty((batch, hidden)),
-        x.new_empty((math.prod(shape) if save_gates else 0, 4 * vector_padded(hidden, [hidden], x.dtype))),
-    )
+    if x.device.type == "cuda":  # keeps float32 states for 16-bit ones, nothing else
+        kept = math.prod(shape) if save_gates and x.dtype != _wide(x.dtype) else 0
+        gates = x.new_empty((kept, hidden), dtype=_wide(x.dtype))
+    else:
+        columns = 4 * vector_padded(hidden, [hidden], x.dtype)
+        gates = x.new_empty((math.prod(shape) if save_gates else 0, columns))
+    return x.new_empty((*shape, hidden) if save_states else (0, hidden)), x.new_empty((batch, hidden)), gates
 
 
 def _fake_backward(
@@ -199,7 +251,12 @@ def _fake_backward(
     bias, state = weight_hh.shape[:1], () if h0 is None else h0.shape
     shapes = (x.shape, x.shape[:-1], weight_ih.shape, weight_hh.shape, bias, bias, state)
     needs = (wanted[0], wanted[1], *[wanted[2]] * 4, wanted[3])
-    return tuple(x.new_empty(shape if want else (0,)) for want, shape in zip(needs, shapes, strict=True))
+    wide = _wide(x.dtype) if x.device.type == "cuda" else x.dtype
+    dtypes = (x.dtype, wide, *[x.dtype] * 4, wide)
+    return tuple(
+        x.new_empty(shape if want else (0,), dtype=dtype)
+        for want, shape, dtype in zip(needs, shapes, dtypes, strict=True)
+    )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -311,6 +368,12 @@ def _is_small(numbers: int) -> bool:
     return small
 
 
+def _on_device(integers: Tensor | None, device: torch.device) -> Tensor | None:
+    if integers is None or integers.is_floating_point() or integers.dtype == torch.bool:
+        return integers  # for the operator to refuse
+    return integers.to(device, torch.int64, non_blocking=True).contiguous()
+
+
 def native_attention_gru(
     x: Tensor,
     att: Tensor | None,
@@ -324,9 +387,10 @@ def native_attention_gru(
     return_states: bool,
     x_start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run the operator, which checks its arguments: float32 or float64, all on the CPU but the layout.
+    """Run the operator, which checks its arguments: of :data:`NATIVE_DTYPES`, all on one device but the layout.
 
-    ``x_start`` ``[B]`` is the first row of x of each history where histories share rows, without gradient.
+    ``x_start`` ``[B]`` is the first row of x of each history where histories share rows, without gradient. On
+    CUDA, attention and h0 of 16-bit inputs are float32.
 
     Returns:
         States in the layout of ``x`` (``[0, H]`` where nobody needs them) and last states ``[B, H]``.
@@ -341,12 +405,15 @@ def native_attention_gru(
         or (h0 is not None and h0.requires_grad)
     )
     # Exported, the limit would bound the number of rows; without gates backward computes them again.
-    save_gates = (
-        differentiable
-        and not torch.compiler.is_exporting()
-        and _is_small(math.prod(x.shape[:-1]) * weight_hh.size(1))
+    save_gates = differentiable and (
+        not x.is_cpu
+        or (not torch.compiler.is_exporting() and _is_small(math.prod(x.shape[:-1]) * weight_hh.size(1)))
     )
     lengths, offsets, batch_sizes = layout
+    if not x.is_cpu:
+        # Copies to the device that nothing waits for; the kernels take int64.
+        lengths, offsets, x_start = (_on_device(value, x.device) for value in (lengths, offsets, x_start))
+        batch_sizes = None if batch_sizes is None else batch_sizes.to("cpu", torch.int64).contiguous()
     arguments = (
         x.contiguous(),
         None if att is None else att.contiguous(),
@@ -355,8 +422,8 @@ def native_attention_gru(
         None if bias_ih is None else bias_ih.contiguous(),
         None if bias_hh is None else bias_hh.contiguous(),
         None if h0 is None else h0.contiguous(),
-        lengths if lengths is None or lengths.is_cpu else lengths.cpu(),
-        offsets if offsets is None or offsets.is_cpu else offsets.cpu(),
+        lengths if lengths is None or lengths.is_cpu or not x.is_cpu else lengths.cpu(),
+        offsets if offsets is None or offsets.is_cpu or not x.is_cpu else offsets.cpu(),
         batch_sizes if batch_sizes is None or batch_sizes.is_cpu else batch_sizes.cpu(),
         x_start,
         CELLS[cell],

@@ -27,12 +27,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dien_fast._ops import CELLS, native_attention_gru, wants_native
+from dien_fast._ops import CELLS, has_kernels, native_attention_gru, wants_native, warn_of_device
 from dien_fast.reference.gru import attention_gru as packed_loop
 
 GATES = {cell: 2 if cell == "agru" else 3 for cell in CELLS}
 
-_NATIVE_DTYPES = (torch.float32, torch.float64)
+# Whether calls on CUDA wait for the device to check lengths and offsets; the kernels cut them to what is there.
+_CHECK = os.environ.get("DIEN_FAST_CHECK") == "1"
 
 # Whether calls on CUDA wait for the device to check lengths and offsets; the kernels cut them to what is there.
 _CHECK = os.environ.get("DIEN_FAST_CHECK") == "1"
@@ -119,7 +120,7 @@ def attention_gru(
         # Attention and state stay float32, and so do the products of the loop over steps.
         with torch.autocast(x.device.type, enabled=False):
             return _run(_converted(leaves, _widened), layout, cell, reset, return_states)
-    if x.is_cpu and reset == "after" and x.dtype in _NATIVE_DTYPES and cell in CELLS and wants_native():
+    if reset == "after" and has_kernels(x) and cell in CELLS and wants_native():
         return _run_native(leaves, layout, cell, return_states)
     return _run(leaves, layout, cell, reset, return_states)
 
@@ -134,11 +135,15 @@ def _run_native(leaves: _Leaves, layout: _Sizes, cell: str, return_states: bool)
         if att.shape != x.shape[:-1] or att.dtype not in (x.dtype, torch.float32) or att.device != x.device:
             _check(leaves, layout, cell, "after")
         att = None
-    # float64 may come with float32 attention and state.
-    if att is not None and att.dtype == torch.float32 != x.dtype:
-        att = att.to(x.dtype)
-    if h0 is not None and h0.dtype == torch.float32 != x.dtype:
-        h0 = h0.to(x.dtype)
+    if _CHECK and not x.is_cpu and not torch.compiler.is_compiling():
+        _check(leaves, layout, cell, "after")
+        _layout(x, *layout, h0, weight_hh.size(1))
+    # float64 may come with float32 attention and state; on CUDA, those of 16-bit inputs are float32.
+    wide = x.dtype if x.is_cpu else torch.promote_types(x.dtype, torch.float32)
+    if att is not None and att.dtype != wide and att.dtype in (torch.float32, x.dtype):
+        att = att.to(wide)
+    if h0 is not None and h0.dtype != wide and h0.dtype in (torch.float32, x.dtype):
+        h0 = h0.to(wide)
     try:
         states, last = native_attention_gru(
             x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, layout, cell, return_states
@@ -159,9 +164,10 @@ def _run(
     x = leaves.x
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide = _converted(leaves, lambda value: value.to(dtype))
-    if x.is_cpu and reset == "after" and wants_native():
+    if reset == "after" and has_kernels(wide.x) and wants_native():
         states, last = _run_native(wide, layout, cell, return_states)
     else:
+        warn_of_device(x.device)
         states, last = _run_loop(
             wide, _layout(x, *layout, leaves.h0, leaves.weight_hh.size(1)), cell, return_states, reset == "before"
         )

@@ -21,7 +21,7 @@ class _Step(reference.AttentionGRUCell):
 
     def forward(self, x: Tensor, hx: Tensor, att_score: Tensor) -> Tensor:
         """Step from ``hx`` ``[B, H]`` on ``x`` ``[B, I]`` and ``att_score`` ``[B]``; ``[B, H]`` out."""
-        offsets = torch.arange(x.size(0) + 1)
+        offsets = torch.arange(x.size(0) + 1, device=x.device)
         att = att_score.reshape(-1)
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         update_gate = self.weight_hh.size(0) == 3 * self.hidden_size

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from dien_fast import reference
 from dien_fast._interest_ops import runs_natively
-from dien_fast._ops import native_attention_gru, wants_native
+from dien_fast._ops import has_kernels, native_attention_gru, wants_native
 from dien_fast.functional import attention_gru, check_lengths, packed_schedule
 from dien_fast.nn.attention import Attention, AuxiliaryNet
 from dien_fast.nn.gru import DynamicGRU
@@ -358,7 +358,7 @@ class Interest(reference.Interest):
     @staticmethod
     def _ragged_gru(gru: nn.GRU, rows: Ragged, return_states: bool) -> tuple[Tensor | None, Tensor]:
         """Run a GRU over ragged rows; states ``[N, D]`` if wanted, and the last ones ``[B, D]``."""
-        if rows.values.is_cpu and wants_native():
+        if has_kernels(rows.values) and wants_native():
             weight_ih, weight_hh, bias_ih, bias_hh = gru.all_weights[0]
             return attention_gru(
                 rows.values,

@@ -1,0 +1,56 @@
+#!/bin/sh
+# Builds, tests, sanitizes and times the CUDA kernels, on a machine with a GPU, nvcc, compute-sanitizer and a torch
+# with CUDA; no network is needed. `benchmarks/gpu.sh` does all of it, in less than ten minutes on an H100;
+# `benchmarks/gpu.sh build|test|sanitize|time` one part. OUT is where logs and results go (build/gpu), PYTHON the
+# interpreter.
+set -eu
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+OUT=${OUT:-build/gpu}
+mkdir -p "$OUT"
+
+build() {
+    # This machine's architecture alone; the two libraries side by side.
+    TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$("$PYTHON" -c \
+        'import torch; print("%d.%d" % torch.cuda.get_device_capability())')}
+    export TORCH_CUDA_ARCH_LIST
+    "$PYTHON" setup.py -q build_ext --inplace --build-temp build/temp-gpu >"$OUT/build.log" 2>&1 ||
+        { tail -n 40 "$OUT/build.log"; return 1; }
+    "$PYTHON" -c 'import dien_fast; print(dien_fast.backend())'
+}
+
+tests() {
+    "$PYTHON" -m pytest -q -p no:cacheprovider --tb=short tests/test_cuda.py 2>&1 | tee "$OUT/test.log" | tail -n 40
+    tail -n 1 "$OUT/test.log" | grep -q passed && ! tail -n 1 "$OUT/test.log" | grep -Eq 'failed|error'
+}
+
+sanitize() {
+    # PYTORCH_NO_CUDA_MEMORY_CACHING lets memcheck see the bounds of every tensor.
+    for tool in memcheck racecheck synccheck; do
+        echo "compute-sanitizer $tool"
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 150 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+            "$PYTHON" benchmarks/gpu.py sanitize >"$OUT/$tool.log" 2>&1 || { tail -n 40 "$OUT/$tool.log"; return 1; }
+        tail -n 1 "$OUT/$tool.log"
+    done
+}
+
+times() {
+    "$PYTHON" benchmarks/gpu.py time --output "$OUT/gpu.json"
+}
+
+case "${1:-all}" in
+    build) build ;;
+    test) tests ;;
+    sanitize) sanitize ;;
+    time) times ;;
+    all)
+        build
+        tests
+        sanitize
+        times
+        ;;
+    *)
+        echo "usage: benchmarks/gpu.sh [build|test|sanitize|time]" >&2
+        exit 2
+        ;;
+esac

@@ -1,0 +1,268 @@
+// The entry points of the attention GRU on CUDA: checks, outputs and memory; the launchers do the rest.
+//
+// Against the CPU's operators, lengths, offsets and x_start are int64 in device memory, and their values are
+// not read here; attention and h0 of 16-bit input are float32, and so are their gradients and the states that
+// backward needs, which take the place of the gates that the CPU saves.
+
+#include "attention_gru_cuda.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../cpu/checks.h"
+
+namespace dien_fast::cuda {
+namespace {
+
+Type type_of(const Tensor& x) {
+    switch (x.scalar_type()) {
+        case ScalarType::Float:
+            return Type::kFloat;
+        case ScalarType::Double:
+            return Type::kDouble;
+        case ScalarType::Half:
+            return Type::kHalf;
+        case ScalarType::BFloat16:
+            return Type::kBFloat16;
+        default:
+            STD_TORCH_CHECK(false, "x must have dtype float32, float64, bfloat16 or float16");
+            return {};  // for the compiler, which does not know that the check throws
+    }
+}
+
+ScalarType wide(ScalarType type) { return type == ScalarType::Double ? type : ScalarType::Float; }
+
+using Shape = std::initializer_list<int64_t>;
+
+// What the arguments of one call must have in common.
+struct Checks {
+    const Tensor& x;
+
+    void shape(const char* name, const Tensor& value, Shape expected) const {
+        const auto sizes = value.sizes();
+        bool equal = sizes.size() == expected.size();
+        for (size_t i = 0; equal && i < expected.size(); ++i)
+            equal = expected.begin()[i] < 0 || expected.begin()[i] == sizes[i];
+        STD_TORCH_CHECK(equal, name, " must have shape ", shape_text(expected), ", got ", shape_text(sizes));
+    }
+    const void* data(const char* name, const Tensor& value, Shape expected, ScalarType type,
+                     const char* type_name) const {
+        shape(name, value, expected);
+        STD_TORCH_CHECK(value.is_cuda() && value.get_device_index() == x.get_device_index(), name,
+                        " must be on the device of x");
+        STD_TORCH_CHECK(value.is_contiguous(), name, " must be contiguous");
+        STD_TORCH_CHECK(value.scalar_type() == type, name, " must have ", type_name);
+        return value.const_data_ptr();
+    }
+    const void* stored(const char* name, const std::optional<Tensor>& value, Shape expected) const {
+        return value ? data(name, *value, expected, x.scalar_type(), "the dtype of x") : nullptr;
+    }
+    const void* widened(const char* name, const std::optional<Tensor>& value, Shape expected) const {
+        const char* type_name = "dtype float32, or float64 as x";
+        return value ? data(name, *value, expected, wide(x.scalar_type()), type_name) : nullptr;
+    }
+    const int64_t* integers(const char* name, const std::optional<Tensor>& value, Shape expected) const {
+        if (!value) return nullptr;
+        return static_cast<const int64_t*>(data(name, *value, expected, ScalarType::Long, "dtype int64"));
+    }
+};
+
+// Host memory that a call points to.
+struct Steps {
+    std::vector<int64_t> step_start;
+};
+
+void read_batch_sizes(Layout& layout, Steps& steps, const Tensor& batch_sizes, int64_t rows,
+                      int64_t h0_rows) {
+    STD_TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.is_cpu() && batch_sizes.is_contiguous() &&
+                        batch_sizes.scalar_type() == ScalarType::Long,
+                    "batch_sizes must be a contiguous int64 vector on the CPU");
+    const auto* sizes = static_cast<const int64_t*>(batch_sizes.const_data_ptr());
+    layout.steps = batch_sizes.size(0);
+    steps.step_start.assign(1, 0);
+    bool correct = true;
+    for (int64_t t = 0; correct && t < layout.steps; ++t) {
+        const int64_t total = steps.step_start.back();
+        correct = sizes[t] >= 1 && sizes[t] <= rows - total && (t == 0 || sizes[t] <= sizes[t - 1]);
+        if (correct) steps.step_start.push_back(total + sizes[t]);
+    }
+    STD_TORCH_CHECK(correct && steps.step_start.back() == rows,
+                    "batch_sizes must fall, be positive and sum to ", rows);
+    const int64_t first = layout.steps > 0 ? sizes[0] : 0;
+    STD_TORCH_CHECK(h0_rows < 0 || h0_rows >= first, "h0 must have at least ", first, " rows, got ", h0_rows);
+    layout.batch = h0_rows < 0 ? first : h0_rows;
+    layout.step_start = steps.step_start.data();
+}
+
+struct Inputs {
+    const Tensor& x;
+    const std::optional<Tensor>& att;
+    const Tensor& weight_ih;
+    const Tensor& weight_hh;
+    const std::optional<Tensor>& bias_ih;
+    const std::optional<Tensor>& bias_hh;
+    const std::optional<Tensor>& h0;
+    const std::optional<Tensor>& lengths;
+    const std::optional<Tensor>& offsets;
+    const std::optional<Tensor>& batch_sizes;
+    const std::optional<Tensor>& x_start;
+};
+
+void read(Call& call, Steps& steps, const Inputs& in, int64_t cell) {
+    const Checks check{in.x};
+    call.type = type_of(in.x);
+    STD_TORCH_CHECK(cell >= 0 && cell <= int64_t(Cell::kGru), "cell must lie in [0, 4], got ", cell);
+    call.cell = Cell(cell);
+    check.shape("weight_hh", in.weight_hh, {-1, -1});
+    const int64_t hidden = in.weight_hh.size(1), gate_rows = (call.cell == Cell::kAgru ? 2 : 3) * hidden;
+    check.shape("weight_ih", in.weight_ih, {gate_rows, -1});
+    const int64_t input = in.weight_ih.size(1);
+    STD_TORCH_CHECK(hidden > 0, "weight_hh must have at least one column, got 0");
+    call.input = input;
+    call.hidden = hidden;
+    call.w = check.stored("weight_ih", in.weight_ih, {gate_rows, input});
+    call.u = check.stored("weight_hh", in.weight_hh, {gate_rows, hidden});
+    call.bias_ih = check.stored("bias_ih", in.bias_ih, {gate_rows});
+    call.bias_hh = check.stored("bias_hh", in.bias_hh, {gate_rows});
+
+    const int given = in.lengths.has_value() + in.offsets.has_value() + in.batch_sizes.has_value();
+    STD_TORCH_CHECK(given == 1, "exactly one of lengths, offsets and batch_sizes must be given, got ", given);
+    STD_TORCH_CHECK(!in.x_start || in.offsets, "x_start must come with offsets");
+    STD_TORCH_CHECK(in.att || call.cell == Cell::kGru, "att must be given for this cell, got none");
+    Layout& layout = call.layout;
+    if (in.lengths) {
+        call.x = check.stored("x", in.x, {-1, -1, input});
+        layout.batch = in.x.size(0);
+        layout.steps = in.x.size(1);
+        layout.x_rows = layout.rows = layout.batch * layout.steps;
+        layout.lengths = check.integers("lengths", in.lengths, {layout.batch});
+        call.att = check.widened("att", in.att, {layout.batch, layout.steps});
+    } else {
+        call.x = check.stored("x", in.x, {-1, input});
+        layout.x_rows = layout.rows = in.x.size(0);
+        if (in.x_start) {
+            STD_TORCH_CHECK(in.att && in.att->dim() == 1,
+                            "att must tell the number of rows where x_start is given");
+            layout.rows = in.att->size(0);
+        }
+        call.att = check.widened("att", in.att, {layout.rows});
+    }
+    if (in.offsets) {
+        check.shape("offsets", *in.offsets, {-1});
+        layout.batch = in.offsets->size(0) - 1;
+        STD_TORCH_CHECK(layout.batch >= 0, "offsets must have at least one element, got 0");
+        layout.offsets = check.integers("offsets", in.offsets, {-1});
+        layout.x_start = check.integers("x_start", in.x_start, {layout.batch});
+    }
+    if (in.h0) check.shape("h0", *in.h0, {-1, hidden});
+    if (in.batch_sizes)
+        read_batch_sizes(layout, steps, *in.batch_sizes, layout.rows, in.h0 ? in.h0->size(0) : -1);
+    call.h0 = check.widened("h0", in.h0, {layout.batch, hidden});
+}
+
+void* pointer(const Tensor& value) { return value.numel() > 0 ? value.mutable_data_ptr() : nullptr; }
+
+template <typename Direction>
+void run_in_workspace(const Direction& call, const Tensor& x) {
+    // Otherwise the kernels would run on the current device, whichever the tensors are on.
+    const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    const Tensor workspace =
+        torch::stable::new_empty(x, {std::max<int64_t>(workspace_bytes(call), 1)}, ScalarType::Byte);
+    run(call, workspace.mutable_data_ptr(), stream);
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_gru(Tensor x, std::optional<Tensor> att, Tensor weight_ih,
+                                                 Tensor weight_hh, std::optional<Tensor> bias_ih,
+                                                 std::optional<Tensor> bias_hh, std::optional<Tensor> h0,
+                                                 std::optional<Tensor> lengths, std::optional<Tensor> offsets,
+                                                 std::optional<Tensor> batch_sizes,
+                                                 std::optional<Tensor> x_start, int64_t cell,
+                                                 bool save_states, bool save_gates) {
+    Forward f{};
+    Steps steps;
+    read(f, steps,
+         {x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, offsets, batch_sizes, x_start}, cell);
+    const ScalarType type = x.scalar_type();
+    const bool keep = save_gates && type != wide(type);
+    const int64_t hidden = f.hidden;
+    Tensor states = !save_states   ? torch::stable::new_empty(x, {0, hidden})
+                    : x.dim() == 3 ? torch::stable::new_empty(x, {x.size(0), x.size(1), hidden})
+                                   : torch::stable::new_empty(x, {f.layout.rows, hidden});
+    Tensor last = torch::stable::new_empty(x, {f.layout.batch, hidden});
+    Tensor wide_states = torch::stable::new_empty(x, {keep ? f.layout.rows : 0, hidden}, wide(type));
+    f.states = pointer(states);
+    f.wide_states = pointer(wide_states);
+    f.last = pointer(last);
+    if (f.layout.batch > 0) run_in_workspace(f, x);
+    return {states, last, wide_states};
+}
+
+enum Gradient { kX, kAtt, kWeights, kH0, kGradients };
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Gradients attention_gru_backward(std::optional<Tensor> dstates, std::optional<Tensor> dlast, Tensor x,
+                                 std::optional<Tensor> att, Tensor weight_ih, Tensor weight_hh,
+                                 std::optional<Tensor> bias_ih, std::optional<Tensor> bias_hh,
+                                 std::optional<Tensor> h0, std::optional<Tensor> lengths,
+                                 std::optional<Tensor> offsets, std::optional<Tensor> batch_sizes,
+                                 Tensor states, Tensor wide_states, int64_t cell, std::vector<bool> wanted) {
+    STD_TORCH_CHECK(wanted.size() == kGradients, "wanted must have 4 elements, got ", wanted.size());
+    Backward b{};
+    Steps steps;
+    read(b, steps,
+         {x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, offsets, batch_sizes, std::nullopt},
+         cell);
+    const Checks check{x};
+    const int64_t hidden = b.hidden, rows = b.layout.rows;
+    const ScalarType type = x.scalar_type();
+    auto by_row = [&](const char* name, const std::optional<Tensor>& value) {
+        return x.dim() == 3 ? check.stored(name, value, {x.size(0), x.size(1), hidden})
+                            : check.stored(name, value, {rows, hidden});
+    };
+    const void* stored_states = by_row("states", states);
+    b.states = type == wide(type) ? stored_states : check.widened("gates", wide_states, {rows, hidden});
+    b.dstates = by_row("dstates", dstates);
+    b.dlast = check.stored("dlast", dlast, {b.layout.batch, hidden});
+
+    auto output = [&](bool want, Shape shape, ScalarType of) {
+        return want ? torch::stable::new_empty(x, shape, of) : torch::stable::new_empty(x, {0}, of);
+    };
+    const bool padded = x.dim() == 3, of_att = wanted[kAtt] && att, of_weights = wanted[kWeights];
+    const int64_t gate_rows = weight_hh.size(0);
+    Tensor dx = padded ? output(wanted[kX], {x.size(0), x.size(1), b.input}, type)
+                       : output(wanted[kX], {rows, b.input}, type);
+    Tensor datt = padded ? output(wanted[kAtt], {x.size(0), x.size(1)}, wide(type))
+                         : output(wanted[kAtt], {rows}, wide(type));
+    Tensor dweight_ih = output(of_weights, {gate_rows, b.input}, type);
+    Tensor dweight_hh = output(of_weights, {gate_rows, hidden}, type);
+    Tensor dbias_ih = output(of_weights, {gate_rows}, type);
+    Tensor dbias_hh = output(of_weights, {gate_rows}, type);
+    Tensor dh0 = output(wanted[kH0], {b.layout.batch, hidden}, wide(type));
+    b.dx = pointer(dx);
+    b.datt = of_att ? pointer(datt) : nullptr;
+    b.dw = pointer(dweight_ih);
+    b.du = pointer(dweight_hh);
+    b.dbias_ih = pointer(dbias_ih);
+    b.dbias_hh = pointer(dbias_hh);
+    b.dh0 = pointer(dh0);
+    run_in_workspace(b, x);
+    return {dx, datt, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh0};
+}
+
+}  // namespace
+}  // namespace dien_fast::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(dien_fast, CUDA, m) {
+    m.impl("attention_gru", TORCH_BOX(&dien_fast::cuda::attention_gru));
+    m.impl("attention_gru_backward", TORCH_BOX(&dien_fast::cuda::attention_gru_backward));
+}

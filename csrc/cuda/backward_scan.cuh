@@ -1,0 +1,221 @@
+// The backward scan: from the arguments of a chunk's gates, computed from the saved states for all steps at
+// once, to their gradients, in place; only dh_{t-1} = dh (1 - z) + U^T [dc du' dr'] goes from step to step.
+
+#pragma once
+
+#include "scan.cuh"
+
+namespace dien_fast::cuda {
+
+template <typename T>
+struct BackwardScan {
+    using W = Wide<T>;
+    Histories histories;
+    Chunk chunk;
+    Cell cell;
+    int64_t hidden;
+    Panels panels;
+    const W* weights;  // backward panels
+    W* gates;          // by slot: arguments (c | u | r | n), then dc, du', dr', dn'
+    const W* att;      // or null for gru
+    const W* states;
+    const W* h0;       // or null for 0
+    const T* dstates;  // or null for 0
+    const T* dlast;    // [B, H] with the last chunk, or null for 0
+    const W* behind;   // [B, H] dh behind the chunk, or null with the last chunk
+    W* dstart;         // [B, H] dh before the chunk, or null; may be `behind`
+    W* datt;           // or null
+};
+
+template <typename T, int kGates, int kRows, bool kResident>
+int backward_shared_bytes(const Panels& p) {
+    using W = Wide<T>;
+    const int numbers = p.depth * kRows + p.blocks * p.columns * kRows + p.columns / kWarpColumns * kRows;
+    return PanelReader<W, kResident>::shared_bytes(p) + numbers * int(sizeof(W));
+}
+
+template <typename T, int kGates, int kRows, bool kResident>
+__global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<T> b) {
+    using W = Wide<T>;
+    constexpr int kOwn = kRows / 4;
+    using OwnRows = Vector<W, kOwn>;
+    const Panels& p = b.panels;
+    const int64_t hidden = b.hidden;
+    const Owner owner;
+    const int64_t steps = longest<kRows>(b.histories, b.chunk);
+    const int warps = p.columns / kWarpColumns;
+
+    SharedMemory shared;
+    PanelReader<W, kResident> reader(shared, b.weights, p);
+    W* dgates = shared.take<W>(p.depth * kRows);           // [depth][kRows], this step's (dc | du' | dr')
+    W* dh = shared.take<W>(p.blocks * p.columns * kRows);  // [columns][kRows], each read by its owner alone
+    W* da = shared.take<W>(warps * kRows);                 // [warps][kRows]
+
+    OwnHistory own[kOwn];
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+        const int64_t position = int64_t(blockIdx.x) * kRows + owner.group * kOwn + i;
+        own[i].load(b.histories, b.chunk, position);
+        for (int block = 0; block < p.blocks; ++block) {
+            const int column = block * p.columns + owner.column;
+            const int64_t from = own[i].history * hidden + column;
+            W value = 0;
+            if (column < hidden && position < b.histories.batch) {
+                if (b.behind != nullptr)
+                    value = b.behind[from];
+                else if (b.dlast != nullptr)
+                    value = widened(b.dlast[from]);
+            }
+            dh[column * kRows + owner.group * kOwn + i] = value;
+        }
+    }
+    for (int k = int(kGates * hidden) * kRows + threadIdx.x; k < p.depth * kRows; k += blockDim.x)
+        dgates[k] = 0;
+    OwnHistory summed;  // whose da the thread adds up
+    if (threadIdx.x < kRows) summed.load(b.histories, b.chunk, int64_t(blockIdx.x) * kRows + threadIdx.x);
+
+    // What the activations of a step need, read from memory during the products of the step before.
+    struct Inputs {
+        W gates[kGates + 1];
+        W before;
+        T dstate;
+    };
+    Inputs next[kOwn];
+    W next_att[kOwn] = {};
+    auto load = [&](int64_t s, int block) {
+        const int column = block * p.columns + owner.column;
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) {
+            const int64_t at = own[i].steps - 1 - s;
+            if (at < 0 || column >= hidden) continue;
+            const W* from = b.gates + (own[i].slot + at) * (kGates + 1) * hidden + column;
+#pragma unroll
+            for (int gate = 0; gate <= kGates; ++gate) next[i].gates[gate] = from[gate * hidden];
+            const int64_t t = own[i].begin + at;
+            const int64_t row = own[i].row_start + step_row(b.histories, t);
+            if (t > 0)
+                next[i].before =
+                    b.states[(own[i].row_start + step_row(b.histories, t - 1)) * hidden + column];
+            else
+                next[i].before = b.h0 == nullptr ? W(0) : b.h0[own[i].history * hidden + column];
+            if (b.dstates != nullptr) next[i].dstate = b.dstates[row * hidden + column];
+            if (b.att != nullptr) next_att[i] = b.att[row];
+        }
+    };
+    load(0, 0);
+    if constexpr (kResident) copy_async_wait<0>();  // the first barrier below makes it visible
+
+    for (int64_t s = 0; s < steps; ++s) {
+        W own_da[kOwn] = {};
+        for (int block = 0; block < p.blocks; ++block) {
+            const int column = block * p.columns + owner.column;
+            Inputs in[kOwn];
+            W att[kOwn];
+#pragma unroll
+            for (int i = 0; i < kOwn; ++i) {
+                in[i] = next[i];
+                att[i] = next_att[i];
+            }
+            const bool wraps = block + 1 == p.blocks;
+            load(wraps ? s + 1 : s, wraps ? 0 : block + 1);
+            if (column >= hidden) continue;
+            OwnRows of_state[kGates] = {};
+            W* own_dh = dh + column * kRows + owner.group * kOwn;
+#pragma unroll
+            for (int i = 0; i < kOwn; ++i) {
+                const int64_t at = own[i].steps - 1 - s;
+                if (at < 0) continue;
+                W d = own_dh[i];
+                if (b.dstates != nullptr) d += widened(in[i].dstate);
+                const Rule<W> z = rule<W>(b.cell, att[i]);
+                const W c = in[i].gates[0], r = sigmoid(in[i].gates[kGates - 1]);
+                const W n = hyperbolic_tangent(in[i].gates[kGates] + r * c);
+                const W dz = d * (n - in[i].before);
+                W* to = b.gates + (own[i].slot + at) * (kGates + 1) * hidden + column;
+                W share = z.alpha;
+                if constexpr (kGates == 3) {
+                    const W u = sigmoid(in[i].gates[1]);
+                    share += z.beta * u;
+                    own_da[i] += dz * (z.alpha_a + z.beta_a * u);
+                    to[hidden] = of_state[1].values[i] = dz * z.beta * u * (1 - u);
+                } else {
+                    own_da[i] += dz * z.alpha_a;
+                }
+                const W dn = d * share * (1 - n * n);
+                to[0] = of_state[0].values[i] = dn * r;
+                to[(kGates - 1) * hidden] = of_state[kGates - 1].values[i] = dn * c * r * (1 - r);
+                to[kGates * hidden] = dn;
+                own_dh[i] = d * (1 - share);
+            }
+#pragma unroll
+            for (int gate = 0; gate < kGates; ++gate)
+                *reinterpret_cast<OwnRows*>(dgates + (gate * hidden + column) * kRows + owner.group * kOwn) =
+                    of_state[gate];
+        }
+        if (b.datt != nullptr) {
+#pragma unroll
+            for (int i = 0; i < kOwn; ++i) {
+                for (int mask = 1; mask < kWarpColumns; mask *= 2) own_da[i] += shuffle_xor(own_da[i], mask);
+                if (owner.lane % kWarpColumns == 0)
+                    da[owner.warp * kRows + owner.group * kOwn + i] = own_da[i];
+            }
+        }
+        if constexpr (kResident) __syncthreads();
+
+        bool summed_da = b.datt == nullptr;
+        for (int block = 0; block < p.blocks; ++block) {
+            // Each lane has two columns of its warp; lanes with the same ones share the depth among them.
+            const int share = (owner.lane & 1) + (owner.lane >> 3 << 1);
+            W sums[2 * kRows] = {};
+            Stage<W> stage;
+            do {
+                stage = reader.next();
+                const W* u = stage.rows + share * p.stride + owner.column / 2 * 2;
+                const W* other = dgates + (stage.first + share) * kRows;
+#pragma unroll 4
+                for (int k = 0; k < stage.count; k += 8, u += 8 * p.stride, other += 8 * kRows) {
+                    const auto rows = *reinterpret_cast<const Vector<W, kRows>*>(other);
+                    const auto weights = *reinterpret_cast<const Vector<W, 2>*>(u);
+#pragma unroll
+                    for (int c = 0; c < 2; ++c)
+#pragma unroll
+                        for (int i = 0; i < kRows; ++i)
+                            sums[c * kRows + i] += weights.values[c] * rows.values[i];
+                }
+            } while (!stage.last);
+            exchange<2 * kRows>(sums, owner.lane, 1);
+            exchange<kRows>(sums, owner.lane, 16);
+            exchange<kRows / 2>(sums, owner.lane, 8);
+            const int column = block * p.columns + owner.column;
+            if (column < hidden) {
+                W* own_dh = dh + column * kRows + owner.group * kOwn;
+#pragma unroll
+                for (int i = 0; i < kOwn; ++i)
+                    if (s < own[i].steps) own_dh[i] += sums[i];
+            }
+            if (!summed_da) {
+                summed_da = true;
+                const int64_t at = summed.steps - 1 - s;
+                if (threadIdx.x < kRows && at >= 0) {
+                    W sum = 0;
+                    for (int warp = 0; warp < warps; ++warp) sum += da[warp * kRows + threadIdx.x];
+                    b.datt[summed.row_start + step_row(b.histories, summed.begin + at)] = sum;
+                }
+            }
+        }
+        __syncthreads();
+    }
+
+    if (b.dstart != nullptr)
+        for (int block = 0; block < p.blocks; ++block) {
+            const int column = block * p.columns + owner.column;
+            if (column >= hidden) continue;
+#pragma unroll
+            for (int i = 0; i < kOwn; ++i)
+                if (int64_t(blockIdx.x) * kRows + owner.group * kOwn + i < b.histories.batch)
+                    b.dstart[own[i].history * hidden + column] = dh[column * kRows + owner.group * kOwn + i];
+        }
+    copy_async_wait<0>();
+}
+
+}  // namespace dien_fast::cuda

@@ -1,0 +1,175 @@
+// The matrix products around the scans, as policies of gemm_kernel.
+
+#pragma once
+
+#include "gemm.cuh"
+#include "schedule.cuh"
+#include "weights.cuh"
+
+namespace dien_fast::cuda {
+
+// The rows of x that slots stand for, or x as it is where `rows` is null.
+template <typename T>
+struct InputRows {
+    const T* x;
+    int64_t width;
+    const int64_t* rows;
+
+    __device__ const T* row(int64_t slot) const { return x + (rows == nullptr ? slot : rows[slot]) * width; }
+};
+
+// The states before the steps that slots stand for; null where there is none but 0.
+template <typename W>
+struct StatesBefore {
+    const W* states;
+    const W* h0;
+    int64_t width;
+    const int64_t* rows;
+
+    __device__ const W* row(int64_t slot) const {
+        const int64_t at = rows[slot];
+        if (at >= 0) return states + at * width;
+        return h0 == nullptr ? nullptr : h0 + (-1 - at) * width;
+    }
+};
+
+// What x adds to the gates: out[slot] = (u | r | n) of W x + biases.
+template <typename T>
+struct Projection {
+    using W = Wide<T>;
+    using Row = const T*;
+    static constexpr bool kAAlongK = true, kBAlongK = true, kSums = false;
+    InputRows<T> input;
+    const W* weights;  // [columns, I]
+    const W* bias;     // [columns]
+    int64_t columns;
+    const int64_t* count;  // slots in use, or null: max_count
+    int64_t max_count;
+    W* out;
+    int64_t stride;
+
+    __device__ int64_t rows() const { return count == nullptr ? max_count : *count; }
+    __device__ int64_t cols() const { return columns; }
+    __device__ int64_t depth_begin() const { return 0; }
+    __device__ int64_t depth_end() const { return input.width; }
+    __device__ Row prepare(int64_t i) const { return input.row(i); }
+    __device__ W a(Row row, int64_t, int64_t k) const { return widened(row[k]); }
+    __device__ W b(int64_t k, int64_t j) const { return weights[j * input.width + k]; }
+    __device__ void store(int64_t i, int64_t j, W value) const { out[i * stride + j] = value + bias[j]; }
+};
+
+// What the states before add: c = U_n h + b_hn, and the rest to u and r, which hold what x adds.
+template <typename W_>
+struct StateProduct {
+    using W = W_;
+    using Row = const W*;
+    static constexpr bool kAAlongK = true, kBAlongK = true, kSums = false;
+    StatesBefore<W> before;
+    const W* weights;  // [columns, H], (c | u | r)
+    const W* c_bias;   // [H]
+    int64_t columns;
+    const int64_t* count;
+    W* out;  // (c | u | r | n)
+    int64_t stride;
+
+    __device__ int64_t rows() const { return *count; }
+    __device__ int64_t cols() const { return columns; }
+    __device__ int64_t depth_begin() const { return 0; }
+    __device__ int64_t depth_end() const { return before.width; }
+    __device__ Row prepare(int64_t i) const { return before.row(i); }
+    __device__ W a(Row row, int64_t, int64_t k) const { return row == nullptr ? W(0) : row[k]; }
+    __device__ W b(int64_t k, int64_t j) const { return weights[j * before.width + k]; }
+    __device__ void store(int64_t i, int64_t j, W value) const {
+        W& to = out[i * stride + j];
+        to = value + (j < before.width ? c_bias[j] : to);
+    }
+};
+
+// dx = [du' dr' dn'] W.
+template <typename T>
+struct InputGradient {
+    using W = Wide<T>;
+    using Row = const W*;
+    static constexpr bool kAAlongK = true, kBAlongK = false, kSums = false;
+    const W* gates;  // du' of the first slot
+    int64_t stride;
+    int64_t depth;
+    const W* weights;  // [depth, I]
+    int64_t input;
+    const int64_t* count;
+    const int64_t* out_rows;
+    T* dx;
+
+    __device__ int64_t rows() const { return *count; }
+    __device__ int64_t cols() const { return input; }
+    __device__ int64_t depth_begin() const { return 0; }
+    __device__ int64_t depth_end() const { return depth; }
+    __device__ Row prepare(int64_t i) const { return gates + i * stride; }
+    __device__ W a(Row row, int64_t, int64_t k) const { return row[k]; }
+    __device__ W b(int64_t k, int64_t j) const { return weights[k * input + j]; }
+    __device__ void store(int64_t i, int64_t j, W value) const {
+        cuda::store(dx[out_rows[i] * input + j], value);
+    }
+};
+
+// Sums over slots of an outer product with x or the states before, and of the gradients themselves. Each
+// split (blockIdx.z) keeps sums of its own, which grow from chunk to chunk and are added up in order at the
+// end.
+template <typename W_, typename Source>
+struct WeightGradient {
+    using W = W_;
+    struct Row {};
+    static constexpr bool kAAlongK = false, kBAlongK = false, kSums = true;
+    const W* gates;
+    int64_t stride;
+    int64_t gate_rows;  // G H
+    Source source;
+    const int64_t* count;
+    bool first;    // chunk
+    W* sums;       // [splits, G H, width]
+    W* bias_sums;  // [splits, G H]
+
+    __device__ int64_t rows() const { return gate_rows; }
+    __device__ int64_t cols() const { return source.width; }
+    __device__ int64_t depth_begin() const { return *count * blockIdx.z / gridDim.z; }
+    __device__ int64_t depth_end() const { return *count * (blockIdx.z + 1) / gridDim.z; }
+    __device__ Row prepare(int64_t) const { return {}; }
+    __device__ W a(Row, int64_t i, int64_t slot) const { return gates[slot * stride + i]; }
+    __device__ W b(int64_t slot, int64_t j) const {
+        const auto* row = source.row(slot);
+        return row == nullptr ? W(0) : widened(row[j]);
+    }
+    __device__ void store(int64_t i, int64_t j, W value) const {
+        W& to = sums[(blockIdx.z * gate_rows + i) * source.width + j];
+        to = first ? value : to + value;
+    }
+    __device__ void store_sum(int64_t i, W value) const {
+        W& to = bias_sums[blockIdx.z * gate_rows + i];
+        to = first ? value : to + value;
+    }
+};
+
+// Adds the splits up, in their order, and brings the gates back to the caller's.
+template <typename T>
+struct GatherGradient {
+    Cell cell;
+    bool of_state;
+    int64_t hidden, gate_rows, width;
+    int splits;
+    const Wide<T>* sums;  // [splits, gate_rows, width]
+    T* out;               // [gate_rows, width]
+};
+
+template <typename T>
+__global__ void gather_gradient_kernel(GatherGradient<T> g) {
+    const int64_t size = g.gate_rows * g.width;
+    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= size) return;
+    Wide<T> sum = 0;
+    for (int split = 0; split < g.splits; ++split) sum += g.sums[split * size + i];
+    const int64_t row = i / g.width;
+    const int64_t block = gate_block(g.cell, int(row / g.hidden), g.of_state);
+    store(g.out[(block * g.hidden + row % g.hidden) * g.width + i % g.width], sum);
+}
+
+}  // namespace dien_fast::cuda

@@ -1,0 +1,138 @@
+"""Breaks the CUDA kernels in many places, one at a time, and sees that the emulated tests notice.
+
+Run as ``python tests/cuda_emulator/mutants.py``; writes ``mutants.txt`` beside this file, with what noticed each
+mutant, and exits with an error if one survived. Mutants are generated: every barrier and every wait for an
+asynchronous copy is taken out, and the conditions, bounds and offsets that RULES match are moved by one.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+FILES = (
+    "schedule.cu",
+    "gemm.cuh",
+    "scan.cuh",
+    "forward_scan.cuh",
+    "backward_scan.cuh",
+    "weights.cuh",
+    "products.cuh",
+)
+# What a mutant changes, and into what; of each rule and file, at most EACH places.
+RULES = (
+    ("barrier", r"__syncthreads\(\);", ";"),
+    ("wait", r"copy_async_wait<[^0][^>]*>\(\)", "copy_async_wait<8>()"),
+    ("wait", r"copy_async_wait<0>\(\);(?!\n\})", ";"),
+    ("commit", r"copy_async_commit\(\);", ";"),
+    ("bound", r"(?<=\w) < (?=(rows|end|columns|hidden|to\.batch|count|h\.batch|p\.depth)\b)", " <= "),
+    ("bound", r"(?<=\w) >= (?=(hidden|own\[i\]\.steps|h\.batch|layout\.batch|p\.depth|to\.batch)\b)", " > "),
+    ("index", r"steps - 1 - s\b", "steps - s"),
+    ("index", r"t - 1\)", "t)"),
+    ("index", r"position \+ 1\]", "position]"),
+    ("index", r"\bs \+ 1\b", "s"),
+    ("index", r"owner\.group \* kOwn", "owner.lane % 4 * kOwn"),
+    ("stride", r"k \+= 4, ", "k += 8, "),
+    ("stride", r"\+= 8 \* kRows", "+= 4 * kRows"),
+    ("shuffle", r"owner\.lane, (16|8|1)\)", r"owner.lane, (\1 == 16 ? 8 : 16))"),
+    ("tail", r"\+ kGemmDepth < end", "+ kGemmDepth <= end"),
+    ("tail", r"left < panels_\.stage \? left : panels_\.stage", "panels_.stage"),
+    ("tail", r"round_up\(hidden, kWarpColumns\)", "int(hidden)"),
+    ("tail", r"\(count \+ kScanThreads - 1\) / kScanThreads", "count / kScanThreads"),
+    ("place", r"at < position", "at <= position"),
+    ("place", r"first_place\(k\) <= place", "first_place(k) < place"),
+    ("row", r"-1 - (?=h\.history|at)", "- "),
+    ("sum", r"first \? value : to \+ value", "value"),
+)
+EACH = 2
+
+
+def mutants():
+    """Yield (file, rule, line, mutated source)."""
+    for name in FILES:
+        source = (ROOT / "csrc" / "cuda" / name).read_text()
+        for rule, pattern, replacement in RULES:
+            for match in list(re.finditer(pattern, source))[:EACH]:
+                begin = source.rfind("\n", 0, match.start()) + 1
+                if re.match(r"\s*(//|while)", source[begin:]):  # a loop that never ends shows nothing
+                    continue
+                mutated = source[: match.start()] + match.expand(replacement) + source[match.end() :]
+                yield (
+                    name,
+                    rule,
+                    source.count("\n", 0, match.start()) + 1,
+                    source[begin:].split("\n")[0].strip(),
+                    mutated,
+                )
+
+
+def run(name, mutated, directory):
+    """Return what noticed the mutant: the first failing test and its reason, or None."""
+    sources = directory / "csrc"
+    shutil.rmtree(sources, ignore_errors=True)
+    shutil.copytree(ROOT / "csrc", sources)
+    (sources / "cuda" / name).write_text(mutated)
+    # One type, for the sake of time: the others differ in loads and stores alone.
+    dispatch = sources / "cuda" / "dispatch.cu"
+    dispatch.write_text(re.sub(r"(double|Half|BFloat16)\{\}", "float{}", dispatch.read_text()))
+    for kernels in sources.glob("cuda/kernels_*.cu"):
+        if kernels.stem != "kernels_float":
+            kernels.unlink()
+    options = ["-xq", "-p", "no:cacheprovider", "--tb=line", "-rf"]
+    options += [
+        str(ROOT / "tests" / "test_cuda_emulated.py"),
+        "-k",
+        "not (many_steps or empty or float16 or float64)",
+    ]
+    code = (
+        "import sys, pytest, cuda_emulator.build as b; from pathlib import Path\n"
+        "b.FLAGS[b.FLAGS.index('-O2')] = '-O1'; whole = b.build\n"
+        f"b.build = lambda: whole(Path({str(sources)!r}))\n"
+        f"sys.exit(pytest.main({options!r}))\n"
+    )
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT / "tests",
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "the tests do not end"
+    if result.returncode == 0:
+        return None
+    failed = re.search(r"FAILED \S*::(.*)", result.stdout)
+    if failed:
+        return failed[1]
+    return "the tests crash" if result.returncode < 0 else "not compiled: " + result.stderr[-300:]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="", help="part of the file or rule")
+    only = parser.parse_args().only
+    lines, survivors = [], 0
+    with tempfile.TemporaryDirectory() as directory:
+        for name, rule, line, text, mutated in mutants():
+            if only not in f"{name} {rule}":
+                continue
+            noticed = run(name, mutated, Path(directory))
+            survivors += noticed is None
+            lines.append(f"{name}:{line} {rule}: {text}\n    {noticed or 'SURVIVED'}")
+            print(lines[-1], flush=True)
+    head = f"{len(lines)} mutants, {len(lines) - survivors} of them noticed.\n\n"
+    if not only:
+        (HERE / "mutants.txt").write_text(head + "\n".join(lines) + "\n")
+    print(head)
+    sys.exit(survivors > 0)
+
+
+if __name__ == "__main__":
+    main()
