@@ -1,9 +1,9 @@
-"""Writes the README's section on speed, and its picture, from the results of speed.py, model.py and memory.py.
+"""Writes the README's section on speed, and its picture, from the results of the other scripts.
 
     python benchmarks/report.py [NAME | --here] [--check]
 
 NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``, beside which there may
-be ``model-zen3-2-threads.json`` and ``memory-zen3-2-threads.json``; without it, the results that the README tells
+be ``model-zen3-2-threads.json``, ``memory-...`` and ``peers-...``; without it, the results that the README tells
 of now. ``--here`` means the results of this machine. ``--check`` changes nothing and fails if the README differs.
 """
 
@@ -205,8 +205,27 @@ def parts_table(parts: list[dict[str, Any]]) -> str:
     return table(["B, T, H", *parts[0]["milliseconds"]], body)
 
 
+def peers_table(peers: dict[str, Any]) -> str:
+    """Return the times of other libraries' models before and after dien_fast.accelerate."""
+
+    def cell(found: dict[str, Any]) -> str:
+        before, after = (found["milliseconds"][name] for name in ("library", "accelerated"))
+        return f"**{show_ratio(before / after)}** ({show_milliseconds(before)} → {show_milliseconds(after)})"
+
+    body = [
+        [library, show_size(tuple(row["size"])), cell(row["recurrence"]), cell(row["step"])]
+        for library, result in sorted(peers.items())
+        for row in result["sizes"]
+    ]
+    return table(["library", "B, T, H", "AUGRU forward + backward", "whole training step"], body)
+
+
 def block(
-    name: str, speed: dict[str, Any], memory: dict[str, Any] | None, model: dict[str, Any] | None = None
+    name: str,
+    speed: dict[str, Any],
+    memory: dict[str, Any] | None,
+    model: dict[str, Any] | None = None,
+    peers: dict[str, Any] | None = None,
 ) -> str:
     """Return the README's section between its marks."""
     rows, peak = rows_of(speed), speed["sgemm GFLOP/s"]
@@ -232,6 +251,13 @@ def block(
             "Where a training step of `Interest` spends its time, under a profiler, and in brackets the rate of "
             "each part's multiplications and additions, as a plain layer has them, as a share of sgemm's:",
             parts_table(model["parts"]),
+        ]
+    if peers:
+        whole += [
+            "Other libraries' DIEN, as they are and after `dien_fast.accelerate`: their own models of one item "
+            "feature of H numbers, AUGRU, with negatives where the library has them, Adam, float32; in brackets "
+            "the milliseconds of both:",
+            peers_table(peers),
         ]
     paragraphs = [
         "Against the reference loop (the article's way), ragged lengths, float32, "
@@ -331,7 +357,7 @@ def main(arguments: list[str] | None = None) -> int:
     speed = load("cpu", name)
     if speed is None:
         parser.error(f"there is no {machine.RESULTS / f'cpu-{name}.json'}; run benchmarks/speed.py")
-    written = replaced(readme, block(name, speed, load("memory", name), load("model", name)))
+    written = replaced(readme, block(name, speed, load("memory", name), load("model", name), load("peers", name)))
     if given.check:
         if written != readme:
             print("README.md differs from benchmarks/results; run benchmarks/report.py", file=sys.stderr)

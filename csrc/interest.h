@@ -43,7 +43,7 @@ namespace dien_fast {
 enum class Activation : int64_t { kIdentity, kRelu, kPrelu, kSigmoid, kDice };
 
 constexpr int kMaxLayers = 8;
-constexpr int kTileRows = 48;  // rows that go through a product together
+constexpr int kTileRows = 64;  // rows that go through a product together
 
 // What a channel's sums are sums of; a row of padded channels each.
 enum Moment { kSum, kSquares, kDeviations, kMoments };

@@ -322,14 +322,16 @@ class _AuxiliaryLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Any, ...]:
-        gradients = _scaled_gradients(dloss, ctx.saved_tensors, ctx.shapes)
+        # Mostly the loss is added to another as it is; then what is saved is the gradient.
+        scale = None if dloss == 1 else dloss
+        gradients = _scaled_gradients(scale, ctx.saved_tensors, ctx.shapes)
         return *gradients[:3], None, *gradients[3:]
 
 
-def _scaled_gradients(dloss: Tensor, saved: Sequence[Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
+def _scaled_gradients(dloss: Tensor | None, saved: Sequence[Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
     if torch.is_grad_enabled():
         raise NotImplementedError("auxiliary_loss has no second derivative; use_backend('reference') has one")
-    *rows, flat = [dloss * gradient for gradient in saved]
+    *rows, flat = saved if dloss is None else [dloss * gradient for gradient in saved]
     parts = flat.split([shape.numel() for shape in shapes])
     return [*rows, *[part.view(shape) for part, shape in zip(parts, shapes, strict=True)]]
 

@@ -20,6 +20,7 @@ a cell is a rule for z, the share of the state that a step replaces, from u and 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,6 +33,9 @@ from dien_fast.reference.gru import attention_gru as packed_loop
 GATES = {cell: 2 if cell == "agru" else 3 for cell in CELLS}
 
 _NATIVE_DTYPES = (torch.float32, torch.float64)
+
+# Whether calls on CUDA wait for the device to check lengths and offsets; the kernels cut them to what is there.
+_CHECK = os.environ.get("DIEN_FAST_CHECK") == "1"
 
 _Sizes = tuple[Tensor | None, Tensor | None, Tensor | None]  # lengths, offsets, batch_sizes
 
@@ -127,7 +131,7 @@ def _run_native(leaves: _Leaves, layout: _Sizes, cell: str, return_states: bool)
         # What a graph can know before it runs; the operator checks everything when it does.
         _check(leaves, layout, cell, "after")
     if cell == "gru" and att is not None:
-        if att.shape != x.shape[:-1]:
+        if att.shape != x.shape[:-1] or att.dtype not in (x.dtype, torch.float32) or att.device != x.device:
             _check(leaves, layout, cell, "after")
         att = None
     # float64 may come with float32 attention and state.
@@ -317,11 +321,16 @@ def _check_integer(name: str, value: Tensor, size: int | None) -> Tensor:
 
 
 def check_lengths(name: str, lengths: Tensor, batch: int, longest: int) -> Tensor:
-    """Return ``lengths`` as int64, or raise unless they are B integers in ``[0, T]``."""
+    """Return ``lengths`` as int64, or raise unless they are B integers in ``[0, T]``.
+
+    Those on another device than the CPU are cut to ``[0, T]``; to look at them would wait for it.
+    """
     lengths = _check_integer(name, lengths, batch)
     if torch.compiler.is_compiling():
         # A length has no value while a graph is traced; the graph checks it when it runs.
         torch._assert_async(((lengths >= 0) & (lengths <= longest)).all(), f"{name} must lie in [0, T]")
+    elif not lengths.is_cpu and not _CHECK:
+        return lengths.clamp(0, longest)
     elif batch and (int(lengths.min()) < 0 or int(lengths.max()) > longest):
         raise ValueError(f"{name} must lie in [0, {longest}], got [{int(lengths.min())}, {int(lengths.max())}]")
     return lengths

@@ -43,6 +43,17 @@ class Ragged(NamedTuple):
         # What offsets hold is unknown while code is traced; the operators check it when it runs.
         return not torch.compiler.is_compiling() and torch.equal(self.offsets, other.offsets)
 
+    def fits(self, other: Ragged) -> bool:
+        """Whether both may have sequences of the same lengths.
+
+        Lengths are compared on the CPU alone, elsewhere that would wait for the device; their number everywhere.
+        """
+        if torch.compiler.is_compiling():
+            return True
+        if self.offsets.shape != other.offsets.shape or self.values.size(0) != other.values.size(0):
+            return False
+        return not self.offsets.is_cpu or self.same_offsets(other)
+
     def check(self, name: str) -> None:
         """Raise ValueError, in one sentence about ``name``, unless the three parts fit together.
 
@@ -87,9 +98,11 @@ class Ragged(NamedTuple):
         if _copies_natively(self.values):
             return padded_from_rows(self.values, self.offsets, self.max_length)
         batch = self.offsets.numel() - 1
-        padded = self.values.new_zeros((batch, self.max_length, *self.values.shape[1:]))
-        padded[self.mask()] = self.values
-        return padded
+        owner = self.owners()
+        step = torch.arange(owner.numel(), device=owner.device) - self.offsets[owner]
+        padded = self.values.new_zeros((batch * self.max_length, *self.values.shape[1:]))
+        padded = padded.index_copy(0, owner * self.max_length + step, self.values)
+        return padded.view(batch, self.max_length, *self.values.shape[1:])
 
     def take(self, sequences: Tensor) -> Ragged:
         """Return sequences by their numbers ``[C]``, each as often as it is named."""

@@ -13,7 +13,7 @@ CAPABILITIES = ("baseline", "avx2", "avx512vl", "avx512")
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 PACKAGE = ROOT / "build" / "sanitize"
-FILES = ("test_ops.py", "test_ops_hypothesis.py", "test_interest_ops.py", "test_functional.py")
+FILES = ("test_ops.py", "test_ops_hypothesis.py", "interest_ops", "test_functional.py")
 # Other processes, threads of their own, compilers: nothing that the kernels see, and slow here.
 LEFT_OUT = "instruction_set or opcheck or script or Backend or 257 or without_channels"
 # The generated cases take float64, and calls without biases, through the same lines.

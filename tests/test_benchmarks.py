@@ -52,6 +52,14 @@ def test_losses_are_told(speed):
     assert report.show_ratio(0.999) == "0.99x"
 
 
+def test_other_libraries():
+    times = {"milliseconds": {"library": 50.0, "accelerated": 8.0}}
+    peers = {"recbole": {"sizes": [{"size": [128, 50, 32], "recurrence": times, "step": times}]}}
+    assert report.peers_table(peers).splitlines()[2:] == [
+        "| recbole | 128, 50, 32 | **6.2x** (50 → 8.00) | **6.2x** (50 → 8.00) |"
+    ]
+
+
 def test_the_section(speed):
     memory = {"rows": [{"provider": "dien-fast", "B": 10, "T": 200, "extra / (N H)": 0.26}]}
     section = report.block("some-cpu", speed, memory)

@@ -150,3 +150,15 @@ def test_gru_with_attention_names_x_before_its_attention(backend):
     x, weights = torch.randn(1, 0, 1), (torch.randn(3, 0), torch.randn(3, 1))
     with dien_fast.use_backend(backend), pytest.raises(ValueError, match=r"x must have shape \(\*, 0\)"):
         attention_gru(x, torch.rand(1), *weights, batch_sizes=torch.tensor([1]), cell="gru")
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_gru_refuses_attention_of_another_dtype(backend):
+    if backend == "native" and dien_fast.backend().name != "native":
+        pytest.skip("the native backend is not in use")
+    x, weights = torch.randn(3, 2), (torch.randn(3, 2), torch.randn(3, 1))
+    with (
+        dien_fast.use_backend(backend),
+        pytest.raises(TypeError, match=r"att must have the dtype of x, torch\.float32"),
+    ):
+        attention_gru(x, torch.ones(3, dtype=torch.int64), *weights, offsets=torch.tensor([0, 3]), cell="gru")

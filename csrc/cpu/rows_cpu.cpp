@@ -25,7 +25,8 @@ struct Rows {
     // Calls f(byte in the padded array, byte in the ragged one, bytes) for every history.
     template <typename F>
     void each(const F& f) const {
-        const std::vector<int64_t> begins = share_out(offsets, row_bytes);
+        constexpr int64_t kOperationsOfAByte = 4;  // a quarter of a megabyte is worth a thread
+        const std::vector<int64_t> begins = share_out(offsets, kOperationsOfAByte * row_bytes);
         for_each_thread(begins.size() - 1, [&](int64_t thread) {
             for (int64_t b = begins[thread]; b < begins[thread + 1]; ++b)
                 f(b * steps * row_bytes, offsets[b] * row_bytes, (offsets[b + 1] - offsets[b]) * row_bytes);

@@ -110,7 +110,9 @@ class Run {
         return out;
     }
     void add_sums() { add_threads(sums_memory_.data(), sums_.size(), sums_.size(), threads); }
-    const double* reductions(int64_t l) const { return sums_memory_.data() + reductions_[l]; }
+    const double* reductions(int64_t l, int64_t thread = 0) const {
+        return sums_memory_.data() + thread * sums_.size() + reductions_[l];
+    }
     const double* last() const { return sums_memory_.data() + last_; }
 
     // Mean and variance of layer l, from the threads' moments, kept with the rows for backward.
@@ -406,9 +408,10 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> run_backward(
         double slope = 0;
         for (int64_t c = 0; c < from.width; ++c) {
             double total[kReductions] = {};
-            for (int64_t thread = 0; thread < run.threads; ++thread)
-                for (int64_t i = 0; i < kReductions; ++i)
-                    total[i] += run.sums(thread).reductions[l][i * width + c];
+            for (int64_t thread = 0; thread < run.threads; ++thread) {
+                const double* own = run.reductions(l, thread) + c;
+                for (int64_t i = 0; i < kReductions; ++i) total[i] += own[i * width];
+            }
             const ChannelGradients g = gradients(from, batch, run.channel_of(l, c), total[kDy],
                                                  total[kDyCentred], total[kDgate], total[kDgateCentred]);
             if (dgamma != nullptr) dgamma[c] = T(g.gamma), dbeta[c] = T(g.beta);

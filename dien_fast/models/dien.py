@@ -259,7 +259,7 @@ class DIEN(reference.DIEN):
         histories = [(pair["pos_hist"], ids) for pair, ids in zip(group.pairs, clicked, strict=True)]
         if with_negatives and self.use_negsampling and all(pair["neg_hist"] in x for pair in group.pairs):
             sampled = self._histories(group, "neg_hist", x)
-            if not torch.compiler.is_compiling() and not sampled[0].same_offsets(clicked[0]):
+            if not sampled[0].fits(clicked[0]):
                 raise ValueError(f"sampled histories of group {group.name!r} must be as long as the clicked ones")
             histories += [(pair["neg_hist"], ids) for pair, ids in zip(group.pairs, sampled, strict=True)]
         return list(histories)

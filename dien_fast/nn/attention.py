@@ -170,13 +170,13 @@ class AuxiliaryNet(reference.AuxiliaryNet):
         parameters = self._native_parameters()
         if parameters is not None and ops.runs_natively(states.values, events, negatives, parameters[0]):
             return ops.auxiliary_loss(states.values, events, negatives, states.offsets, parameters)
-        before = torch.ones(events.size(0), dtype=torch.bool, device=events.device)
-        ends = states.offsets[1:][states.lengths() > 0]
-        before[ends - 1] = False
-        step = torch.nonzero(before).squeeze(1)
-        click, noclick = self.logits(states.values[step], events[step + 1], negatives[step + 1])
-        # log(1 + exp(-x)) for a click, log(1 + exp(x)) for a negative.
-        return (F.softplus(-click).sum() + F.softplus(noclick).sum()) / max(2 * step.numel(), 1)
+        # Every row against the next one, also across histories: picking rows would wait for a device.
+        rows, owner = (states.values[:-1], events[1:], negatives[1:]), states.owners()
+        valid = owner[:-1] == owner[1:]
+        if any(map(_uses_batch_statistics, self.mlp.modules())):
+            rows, valid = (rows[0][valid], rows[1][valid], rows[2][valid]), valid[valid]
+        click, noclick = self.logits(*rows)
+        return masked_mean_loss(click, noclick, valid)
 
     def _native_parameters(self) -> list[Tensor] | None:
         """Return weights and biases if the net is what the operator computes: hidden layers with sigmoids."""
@@ -194,7 +194,7 @@ class AuxiliaryNet(reference.AuxiliaryNet):
         return parameters
 
     def logits(self, states: Tensor, *events: Tensor) -> list[Tensor]:
-        """Return the logits ``[M]`` of each of several events ``[M, D]`` after the same ``states`` ``[M, D]``.
+        """Return the logits ``[...]`` of each of several events ``[..., D]`` after the ``states`` ``[..., D]``.
 
         The states' share of the first layer is computed once.
         """
@@ -206,8 +206,15 @@ class AuxiliaryNet(reference.AuxiliaryNet):
             hidden = state_term + F.linear(event, w_event)
             for layer in rest:
                 hidden = layer(hidden)
-            logits.append(hidden.squeeze(1))
+            logits.append(hidden.squeeze(-1))
         return logits
+
+
+def masked_mean_loss(click: Tensor, noclick: Tensor, valid: Tensor) -> Tensor:
+    """Return the mean cross entropy of logits of clicks and of negatives where ``valid``; 0 where nothing is."""
+    # log(1 + exp(-x)) for a click, log(1 + exp(x)) for a negative.
+    errors = torch.where(valid, F.softplus(-click) + F.softplus(noclick), 0)
+    return errors.sum() / (2 * valid.sum()).clamp(min=1)
 
 
 def first_linear(layers: nn.Sequential) -> tuple[nn.Linear, list[nn.Module]]:

@@ -14,6 +14,7 @@ from dien_fast._ops import native_attention_gru, wants_native
 from dien_fast.functional import attention_gru, check_lengths, packed_schedule
 from dien_fast.nn.attention import Attention, AuxiliaryNet
 from dien_fast.nn.gru import DynamicGRU
+from dien_fast.nn.padded import padded_interest
 from dien_fast.ragged import Ragged
 
 
@@ -76,6 +77,9 @@ class Interest(reference.Interest):
         Raises:
             ValueError: for a wrong shape, a length outside ``[0, T]``, or missing negatives.
         """
+        if isinstance(keys, Tensor) and _stays_padded(keys):
+            lengths, sampled = self._padded_inputs(query, keys, keys_length, neg_keys)
+            return padded_interest(self, query, keys, lengths, sampled)
         rows, negatives = self._ragged_inputs(query, keys, keys_length, neg_keys)
         states = self._extract(rows)
         auxiliary_loss = None
@@ -247,7 +251,6 @@ class Interest(reference.Interest):
 
     def _histories(self, keys: Tensor | Ragged, keys_length: Tensor | None) -> Ragged:
         """Check histories, padded, ragged, or a single one."""
-        size = self.interest_extractor.input_size
         if isinstance(keys, Ragged):
             if keys_length is not None:
                 raise ValueError("keys_length must be None for ragged keys, got a tensor")
@@ -256,16 +259,52 @@ class Interest(reference.Interest):
         elif keys.dim() == 2 and keys_length is None:
             rows = Ragged(keys, torch.tensor([0, keys.size(0)], device=keys.device), keys.size(0))
         else:
-            if keys_length is None:
-                raise ValueError("keys_length must be given for padded keys, got None")
-            if keys.dim() != 3:
-                raise ValueError(f"keys must have shape (B, T, {size}), got {tuple(keys.shape)}")
-            lengths = check_lengths("keys_length", keys_length.reshape(-1), keys.size(0), keys.size(1))
-            rows = Ragged.from_padded(keys, lengths.to(keys.device))
-        if rows.values.dim() != 2 or rows.values.size(1) != size:
-            got = tuple(rows.values.shape[1:])
-            raise ValueError(f"keys must have {size} channels in the last dimension, got {got}")
+            rows = Ragged.from_padded(keys, self._padded_lengths(keys, keys_length))
+        self._check_channels(rows.values, 2)
         return rows
+
+    def _padded_lengths(self, keys: Tensor, keys_length: Tensor | None) -> Tensor:
+        """Check padded histories; return their lengths ``[B]`` int64, where the keys are."""
+        if keys_length is None:
+            raise ValueError("keys_length must be given for padded keys, got None")
+        if keys.dim() != 3:
+            size = self.interest_extractor.input_size
+            raise ValueError(f"keys must have shape (B, T, {size}), got {tuple(keys.shape)}")
+        return check_lengths("keys_length", keys_length.reshape(-1), keys.size(0), keys.size(1)).to(keys.device)
+
+    def _check_channels(self, keys: Tensor, dimensions: int) -> None:
+        size = self.interest_extractor.input_size
+        if keys.dim() != dimensions or keys.size(-1) != size:
+            got = tuple(keys.shape[dimensions - 1 :])
+            raise ValueError(f"keys must have {size} channels in the last dimension, got {got}")
+
+    def _padded_inputs(
+        self, query: Tensor, keys: Tensor, keys_length: Tensor | None, neg_keys: Tensor | Ragged | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Check the arguments of forward for padded keys; return lengths and negatives."""
+        self._check_negatives(keys, neg_keys)
+        lengths = self._padded_lengths(keys, keys_length)
+        self._check_channels(keys, 3)
+        self._check_query(query, keys.size(0))
+        assert not isinstance(neg_keys, Ragged)
+        return lengths, neg_keys
+
+    def _check_negatives(self, keys: Tensor | Ragged, neg_keys: Tensor | Ragged | None) -> None:
+        if neg_keys is None:
+            if self.use_negsampling and self.training:
+                raise ValueError("neg_keys must be given in training with use_negsampling=True, got None")
+            return
+        if isinstance(neg_keys, Ragged) != isinstance(keys, Ragged):
+            raise ValueError("neg_keys must be ragged where keys is, and padded where it is")
+        if isinstance(neg_keys, Tensor) and isinstance(keys, Tensor) and neg_keys.shape != keys.shape:
+            raise ValueError(
+                f"neg_keys must have shape {tuple(keys.shape)} as keys has, got {tuple(neg_keys.shape)}"
+            )
+
+    def _check_query(self, query: Tensor, batch: int) -> None:
+        size = self.interest_extractor.input_size
+        if query.shape != (batch, size):
+            raise ValueError(f"query must have shape ({batch}, {size}), got {tuple(query.shape)}")
 
     def _ragged_inputs(
         self,
@@ -275,29 +314,18 @@ class Interest(reference.Interest):
         neg_keys: Tensor | Ragged | None,
     ) -> tuple[Ragged, Tensor | None]:
         """Check the arguments of forward; return the history and the rows of negatives."""
-        if self.use_negsampling and self.training and neg_keys is None:
-            raise ValueError("neg_keys must be given in training with use_negsampling=True, got None")
         if isinstance(keys, Tensor) and keys_length is None:
             raise ValueError("keys_length must be given for padded keys, got None")
         rows = self._histories(keys, keys_length)
-        size = self.interest_extractor.input_size
-        batch = rows.offsets.numel() - 1
-        if query.shape != (batch, size):
-            raise ValueError(f"query must have shape ({batch}, {size}), got {tuple(query.shape)}")
+        self._check_query(query, rows.offsets.numel() - 1)
+        self._check_negatives(keys, neg_keys)
         if neg_keys is None:
             return rows, None
-        if isinstance(neg_keys, Ragged) != isinstance(keys, Ragged):
-            raise ValueError("neg_keys must be ragged where keys is, and padded where it is")
-        if isinstance(neg_keys, Ragged):
-            same = torch.compiler.is_compiling() or neg_keys.same_offsets(rows)
-            if neg_keys.values.shape != rows.values.shape or not same:
-                raise ValueError("neg_keys must have the offsets and channels of keys")
-            return rows, neg_keys.values
-        if isinstance(keys, Tensor) and neg_keys.shape != keys.shape:
-            raise ValueError(
-                f"neg_keys must have shape {tuple(keys.shape)} as keys has, got {tuple(neg_keys.shape)}"
-            )
-        return rows, Ragged.rows_of(neg_keys, rows.offsets)
+        if isinstance(neg_keys, Tensor):
+            return rows, Ragged.rows_of(neg_keys, rows.offsets)
+        if neg_keys.values.shape != rows.values.shape or not neg_keys.fits(rows):
+            raise ValueError("neg_keys must have the offsets and channels of keys")
+        return rows, neg_keys.values
 
     def _extract(self, rows: Ragged) -> Ragged:
         return self._gru_states(self.interest_extractor, rows)
@@ -351,6 +379,11 @@ class Interest(reference.Interest):
         packed = gru(PackedSequence(rows.values[schedule.rows], sizes))[0]
         states = torch.empty_like(packed.data).index_copy(0, schedule.rows, packed.data)
         return states, last_rows(rows._replace(values=states))
+
+
+def _stays_padded(keys: Tensor) -> bool:
+    """Whether padded keys are computed where they are: on a device, which must not be waited for."""
+    return not keys.is_cpu
 
 
 def last_rows(rows: Ragged) -> Tensor:

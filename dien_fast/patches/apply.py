@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from dien_fast._ops import backend, wants_native
 from dien_fast.patches.library import Change, Library, Plan
 from dien_fast.patches.probe import RefusedError
 from dien_fast.patches.registry import LIBRARIES, looked_for, plan_of
@@ -132,6 +133,14 @@ def _add_notes(report: Report, modules: list[nn.Module]) -> None:
     already = sum(isinstance(module, Accelerated) for module in modules) - len(report.fast)
     if report.fast:
         report.notes.append(_PICKLES)
+        devices = {str(parameter.device) for module in modules for parameter in module.parameters(recurse=False)}
+        if devices - {"cpu", "meta"}:
+            report.notes.append(
+                f"there is no kernel for {', '.join(sorted(devices - {'cpu', 'meta'}))}: "
+                "there the original code runs"
+            )
+        if not wants_native():
+            report.notes.append(f"the backend is {backend()}: until another is chosen the original code runs")
     if already:
         report.notes.append(f"{already} modules were fast already")
     if not report.fast and not report.left and not already:
@@ -155,7 +164,8 @@ class _Construction:
         self.report = Report(library.name, lambda: _restore_construction(self))
         self.active = True
         self.originals: list[tuple[type[nn.Module], Any, Any]] = []
-        for cls in library.classes():
+        classes = library.classes()
+        for cls in classes:
             original = cls.__dict__["__init__"]
             wrapper = self._wrap(cls, original)
             cls.__init__ = wrapper  # type: ignore[method-assign]
@@ -206,7 +216,12 @@ def _accelerate_library(library: Library) -> Report:
         report = Report(library.name, lambda: None)
         report.left.append(Entry("", library.name, str(why)))
         return report
-    construction = _Construction(library)
+    try:
+        construction = _Construction(library)
+    except (ImportError, AttributeError) as error:
+        report = Report(library.name, lambda: None)
+        report.left.append(Entry("", library.name, f"its classes cannot be imported: {error}"))
+        return report
     _constructions[library.name] = construction
     construction.report.notes.append(_PICKLES)
     return construction.report

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -71,6 +73,24 @@ class Library(NamedTuple):
     def classes(self) -> list[type[nn.Module]]:
         """Import the library and return the classes of ``parts``."""
         return [getattr(importlib.import_module(module), name) for module, name in self.parts]
+
+
+def check_source(cls: type[nn.Module], **digests: str) -> None:
+    """Raise RefusedError unless methods of a class have the source that they were replaced for.
+
+    For a whole model, of which no copy can be run: its tables may be too large for a second one.
+
+    Args:
+        cls: the class.
+        digests: of each the first 16 digits of the SHA-256 of its source, stripped.
+    """
+    for name, digest in digests.items():
+        try:
+            source = inspect.getsource(cls.__dict__[name]).strip()
+        except (KeyError, OSError, TypeError):
+            source = ""
+        if hashlib.sha256(source.encode()).hexdigest()[:16] != digest:
+            raise RefusedError(f"as a whole, because its {name} is not the one that is known")
 
 
 def gru_changes(owner: nn.Module, *names: str) -> Plan:

@@ -41,6 +41,8 @@ def plan_of(cls: type) -> Callable[[Any], Plan] | None:
         return None
     elif cls.__name__ in seed.PARTS:
         return seed.PARTS[cls.__name__]
+    elif cls.__name__ in seed.COPIES:
+        return seed.COPIES[cls.__name__]
     for base in cls.__mro__[1:]:
         library = library_of(base)
         if library is not None and (base.__module__, base.__qualname__) in library.parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable
 from typing import Any, ClassVar, NamedTuple
 
@@ -66,6 +67,14 @@ def swap(module: nn.Module, recipe: Recipe) -> None:
 def swap_back(module: nn.Module) -> bool:
     """Give a module its own class again; whether it had another."""
     if not isinstance(module, Accelerated):
+        return False
+    if type(module) is not _classes.get(module._dien_fast):
+        # As parametrizations and FSDP do; what they put on top would be lost.
+        warnings.warn(
+            f"dien_fast cannot restore a {type(module).__name__} whose class was changed again since",
+            RuntimeWarning,
+            stacklevel=3,
+        )
         return False
     module.__class__ = module._dien_fast.original  # type: ignore[assignment]
     return True

@@ -66,14 +66,19 @@ class Attention(nn.Module):
         q = query.unsqueeze(1).expand(-1, max_length, -1)
         rows = torch.cat([q, keys, q - keys, q * keys], dim=-1).view(batch_size * max_length, -1)
         logits = self.fc(self.mlp(rows)).view(batch_size, max_length) / dim**0.5
-        lengths = keys_length.view(-1, 1)
-        padding = torch.arange(max_length, device=keys_length.device) >= lengths
-        # An empty history would be softmax of nothing but -inf, which is NaN.
-        logits = logits.masked_fill(padding & (lengths > 0), -torch.inf)
-        scores = F.softmax(logits, dim=1).masked_fill(padding, 0.0)
+        scores = masked_softmax(logits, keys_length)
         if self.return_scores:
             return scores
         return torch.matmul(scores.unsqueeze(1), keys).squeeze(1)
+
+
+def masked_softmax(logits: Tensor, lengths: Tensor) -> Tensor:
+    """Softmax of the first ``lengths[b]`` of each row of ``logits`` ``[B, T]``; 0 behind them."""
+    lengths = lengths.view(-1, 1)
+    padding = torch.arange(logits.size(1), device=lengths.device) >= lengths
+    # An empty history would be softmax of nothing but -inf, which is NaN.
+    logits = logits.masked_fill(padding & (lengths > 0), -torch.inf)
+    return F.softmax(logits, dim=1).masked_fill(padding, 0.0)
 
 
 class AuxiliaryNet(nn.Module):

@@ -7,6 +7,7 @@ import pickle
 import peer_models
 import pytest
 import torch
+import torch._dynamo
 from equality import assert_equal_runs, classes, pair, randomised, run
 from torch.overrides import TorchFunctionMode
 
@@ -135,6 +136,22 @@ class PeerSuite:
             for twin in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
                 assert classes(twin) == classes(part)
                 twin.load_state_dict(part.state_dict(), strict=True)
+
+    def test_a_copy_of_the_whole_model(self, peer):
+        dien_fast.accelerate(peer.model)
+        twin = copy.deepcopy(peer.model)
+        assert classes(twin) == classes(peer.model)
+        assert_equal_runs(run(twin, peer.call), run(peer.model, peer.call))
+
+    def test_compile(self, peer):
+        plain, fast, _ = pair(peer.model)
+        torch._dynamo.reset()
+        compiled = torch.compile(fast, backend="eager")
+        got = run(compiled, peer.call)
+        torch._dynamo.reset()
+        gradients = {name.removeprefix("_orig_mod."): value for name, value in got[1].items()}
+        outputs, wanted, _ = run(plain, peer.call)
+        assert_equal_runs((got[0], gradients, {}), (outputs, wanted, {}))
 
     def test_models_that_the_library_makes(self):
         before = peer_of(self.name, **self.variants[0]).model

@@ -1,5 +1,8 @@
 """FuxiCTR 2.3.10."""
 
+import importlib.util
+import sys
+
 import pytest
 import torch
 from equality import assert_equal_runs, pair, run
@@ -21,6 +24,20 @@ class TestFuxiCTR(PeerSuite):
         plain, fast, report = pair(peer.model)
         assert f"its attention_type is {attention_type!r}" in str(report)
         assert_equal_runs(run(fast, peer.call), run(plain, peer.call))
+
+    def test_a_copy_of_the_zoo(self, peer, monkeypatch):
+        """The model zoo is meant to be copied: the same source under another name is the same model."""
+        original = importlib.import_module("model_zoo.LongCTR.DIEN.DIEN")
+        spec = importlib.util.spec_from_file_location("my_zoo", original.__file__)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "my_zoo", module)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(original, "DIEN", module.DIEN)
+        copied = peer_of(self.name)
+        assert type(copied.model).__module__ == "my_zoo"
+        plain, fast, report = pair(copied.model)
+        assert {entry.path for entry in report.fast} == self.fast
+        assert_equal_runs(run(fast, copied.call), run(plain, copied.call))
 
     def test_some_empty_histories(self):
         peer = peer_of(self.name, SIZES._replace(lengths=torch.tensor([7, 0, 3, 0, 2, 5])))

@@ -214,9 +214,22 @@ def test_on_the_meta_device(model):
     model.to_empty(device="cpu")
 
 
+def test_what_is_put_on_top_is_not_lost(model):
+    dien_fast.accelerate(model)
+    gru = model.layer.interest_extractor
+    nn.utils.parametrizations.weight_norm(gru, "weight_hh_l0")
+    with pytest.warns(RuntimeWarning, match="cannot restore a ParametrizedGRU whose class was changed"):
+        dien_fast.restore(model)
+    assert nn.utils.parametrize.is_parametrized(gru)
+    call(model)
+
+
 def test_reference_backend_runs_the_original(model):
     plain = copy.deepcopy(model)
-    dien_fast.accelerate(model)
+    with dien_fast.use_backend("reference"):
+        report = dien_fast.accelerate(model)
+    assert len(report.fast) == 3
+    assert "until another is chosen the original code runs" in str(report)
     with dien_fast.use_backend("reference"):
         assert_equal_runs(run(model, call), run(plain, call), outputs=0, gradients=0)
         assert operators(model) == 0

@@ -1,5 +1,6 @@
 """torch-rechub 0.9.0."""
 
+import peer_models
 import pytest
 import torch
 from equality import assert_compares, assert_equal_runs, pair, randomised, run
@@ -14,7 +15,7 @@ require("torch-rechub", "0.9.0")
 class TestTorchRecHub(PeerSuite):
     name = "torch-rechub"
     variants = [{}]
-    fast = {"interest_extractor_layers.0", "interest_evolving_layers.0"}
+    fast = {"", "interest_extractor_layers.0", "interest_evolving_layers.0"}
 
     @pytest.mark.parametrize("lengths", [[7, 0, 3, 0, 2, 5], [0] * 6, [0, 0, 0, 4, 0, 0]])
     def test_empty_histories(self, lengths):
@@ -56,3 +57,14 @@ class TestTorchRecHub(PeerSuite):
         report = dien_fast.accelerate(peer.model)
         assert {entry.path for entry in report.fast} == {"interest_extractor_layers.0"}
         assert "has hooks" in str(report)
+        assert "because one of its AUGRU was left" in str(report)
+
+    def test_ids_that_are_no_prefix(self):
+        """Padding in front or between runs through the library's own steps."""
+        peer = peer_of(self.name)
+        given = peer_models.ids(SIZES)
+        history = given.history.flip(1)
+        history[:, 3] = 0
+        batch = {"user": given.user, "item": given.item, "history": history, "negatives": given.negatives}
+        plain, fast, _ = pair(peer.model)
+        assert_equal_runs(run(fast, lambda m: m(batch)), run(plain, lambda m: m(batch)))

@@ -1,0 +1,109 @@
+"""The auxiliary loss against plain PyTorch."""
+
+import os
+
+import pytest
+import torch
+from comparison import assert_same, assert_within_twice
+from interest_cases import DTYPES, LOSS_SHAPES, SOME, Pairs, loss_outcome, native_loss, pairs, plain_loss
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
+)
+
+
+class TestAuxiliaryLoss:
+    @pytest.mark.parametrize("shape", LOSS_SHAPES)
+    def test_shapes(self, shape):
+        p = pairs(*LOSS_SHAPES[shape])
+        found = loss_outcome(native_loss, p)
+        assert_same(found, loss_outcome(plain_loss, p), 1e-9, 1e-9)
+        with torch.no_grad():
+            assert torch.equal(native_loss(p), found["loss"])
+
+    @pytest.mark.parametrize(("depth", "widths"), [(18, (36, 20)), (36, (100, 50)), (3, (7,))])
+    def test_float32(self, depth, widths):
+        single = pairs([length % 61 for length in range(0, 800, 13)], depth, widths, torch.float32)
+        exact = single.to(torch.float64)
+        assert_within_twice(
+            loss_outcome(native_loss, single), loss_outcome(plain_loss, single), loss_outcome(plain_loss, exact)
+        )
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("scale", [30.0, 1e4])
+    def test_certain_and_wrong(self, scale, dtype):
+        """Large logits of either sign; nothing overflows, and log(1 + e^x) is x."""
+        p = pairs([60, 3, 0, 20], dtype=dtype)
+        with torch.no_grad():
+            p.parameters[-2].mul_(scale)
+        found, want = loss_outcome(native_loss, p), loss_outcome(plain_loss, p.to(torch.float64))
+        tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+        largest = max(value.abs().max() for value in want.values())
+        for name, value in want.items():
+            torch.testing.assert_close(
+                found[name].double(), value, rtol=tolerance, atol=tolerance * largest, msg=name
+            )
+
+    def test_gradcheck(self):
+        p = pairs([3, 0, 2, 1], 3, (4, 3))
+
+        def loss(*leaves):
+            return native_loss(Pairs(list(leaves[:3]), p.offsets, list(leaves[3:])))
+
+        assert torch.autograd.gradcheck(loss, tuple(p.leaves().values()))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_what_no_pair_has_is_not_looked_at(self, dtype):
+        """A history's first event and negative, and its last state."""
+        p = pairs([3, 0, 60, 1, 2], dtype=dtype)
+        clean = loss_outcome(native_loss, p)
+        first, last = torch.tensor([0, 3, 63, 64]), torch.tensor([2, 62, 63, 65])
+        with torch.no_grad():
+            p.rows[0][last] = torch.nan
+            p.rows[1][first] = torch.nan
+            p.rows[2][first] = torch.nan
+        found = loss_outcome(native_loss, p)
+        assert_same(found, clean, 0, 0)
+        assert not found["gradient of states"][last].any()
+        assert not found["gradient of events"][first].any()
+        assert not found["gradient of negatives"][first].any()
+
+    def test_a_nan_shows(self):
+        for index in range(3):
+            p = pairs([3, 0, 60, 1, 2])
+            with torch.no_grad():
+                p.rows[index][20, 1] = torch.nan
+            assert native_loss(p).isnan()
+
+    @pytest.mark.parametrize("lengths", [[1, 0, 1], [0, 0], []])
+    def test_nothing_to_tell_apart(self, lengths):
+        """0, and still attached to the graph."""
+        p = pairs(lengths)
+        loss = native_loss(p)
+        assert loss == 0
+        assert loss.requires_grad
+        assert not any(gradient.any() for gradient in torch.autograd.grad(loss, list(p.leaves().values())))
+
+    def test_second_derivative_is_refused(self):
+        p = pairs(SOME)
+        loss = native_loss(p)
+        with pytest.raises(NotImplementedError, match="auxiliary_loss has no second derivative"):
+            torch.autograd.grad(loss, p.rows[0], create_graph=True)[0].sum().backward()
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_threads(self, dtype):
+        p = pairs([60, 3, 0, 41] * 12, 18, (100, 50), dtype)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(2)
+            two, again = loss_outcome(native_loss, p), loss_outcome(native_loss, p)
+        finally:
+            torch.set_num_threads(before)
+        one = loss_outcome(native_loss, p)
+        assert_same(again, two, 0, 0)
+        assert_same(loss_outcome(native_loss, p), one, 0, 0)
+        for name in ("gradient of states", "gradient of events", "gradient of negatives"):
+            # Tiles may cut the histories of two threads elsewhere, which moves no row's own numbers.
+            torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-9, msg=name)
+        tolerance = 1e-9 if dtype == torch.float64 else 1e-5
+        assert_same(two, one, tolerance, tolerance)

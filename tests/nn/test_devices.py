@@ -1,0 +1,123 @@
+"""The interest layer as it runs on a device: the reference's numbers, and nothing that waits for the device."""
+
+import os
+from functools import partial
+
+import pytest
+import torch
+from comparison import assert_same, outcome
+from test_interest import GRU_TYPES, forward
+from test_native_interest import ACTIVATIONS, LENGTHS, MODES, batch, layers_of
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dien_fast import Ragged, ragged
+from dien_fast import _interest_ops as ops
+from dien_fast.nn import interest as interest_module
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
+)
+
+# What a device can answer only when it has done everything before. Factories of known sizes are not among them.
+WAITING = (
+    "aten._local_scalar_dense",
+    "aten.equal",
+    "aten.is_nonzero",
+    "aten.masked_select",
+    "aten.nonzero",
+    "aten.unique",
+)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises for operators whose result, or its shape, depends on numbers of a tensor."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        waits = name.startswith(WAITING)
+        if name.startswith(("aten.index.", "aten.index_put")):
+            waits = any(value is not None and value.dtype == torch.bool for value in args[1])
+        if name.startswith("aten.repeat_interleave"):
+            waits = (kwargs or {}).get("output_size") is None
+        assert not waits, f"{name} waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def _on_a_device(monkeypatch):
+    """What is written for devices runs here; the recurrences keep their kernels."""
+    monkeypatch.setattr(interest_module, "_stays_padded", lambda keys: True)
+    monkeypatch.setattr(ragged, "_copies_natively", lambda values: False)
+    monkeypatch.setattr(ops, "runs_natively", lambda *tensors: False)
+    monkeypatch.setattr(Ragged, "check", lambda rows, name: None)
+    monkeypatch.setattr(Ragged, "fits", lambda rows, other: True)
+    monkeypatch.setattr(interest_module, "check_lengths", lambda name, lengths, batch, longest: lengths.long())
+
+
+@MODES
+@pytest.mark.parametrize("layout", ["padded", "ragged"])
+@pytest.mark.parametrize("norm", [True, False], ids=["norm", "no norm"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gru_type", GRU_TYPES)
+def test_equals_the_reference(gru_type, activation, norm, layout, training):
+    eager, fast = layers_of(gru_type, att_activation=activation, att_batchnorm=norm)
+    eager.train(training)
+    fast.train(training)
+    want, got = both(eager, fast, *batch(), layout)  # NaN behind the ends
+    assert_same(got, want, 1e-9, 1e-9)
+
+
+def both(eager, fast, leaves, lengths, layout):
+    """Outcomes of the reference and of the layer, from the same random numbers."""
+    found = []
+    for layer, given in ((eager, "reference"), (fast, layout)):
+        torch.manual_seed(3)
+        run = partial(forward, layer, leaves, lengths, given)
+        found.append(outcome(layer, run, leaves))
+    return found
+
+
+@pytest.mark.parametrize("layout", ["padded", "ragged"])
+@pytest.mark.parametrize("lengths", [[0, 0, 0], [1, 0, 1], [7, 7, 7]], ids=["all empty", "no pairs", "full"])
+@pytest.mark.parametrize("gru_type", GRU_TYPES)
+def test_lengths_that_hurt(gru_type, lengths, layout):
+    eager, fast = layers_of(gru_type, att_activation="dice")
+    want, got = both(eager, fast, *batch(lengths), layout)
+    assert_same(got, want, 1e-9, 1e-9)
+
+
+@pytest.mark.parametrize("gru_type", GRU_TYPES)
+def test_padded_rows_draw_the_dropout_of_the_listing(gru_type):
+    want, got = both(*layers_of(gru_type, att_dropout=0.3), *batch(), "padded")
+    assert_same(got, want, 1e-9, 1e-9)
+
+
+@MODES
+@pytest.mark.parametrize("layout", ["padded", "ragged"])
+@pytest.mark.parametrize("gru_type", GRU_TYPES)
+def test_nothing_waits_for_the_device(gru_type, layout, training):
+    layer = layers_of(gru_type, torch.float32, att_activation="dice", att_dropout=0.2)[1].train(training)
+    leaves, lengths = batch(LENGTHS, dtype=torch.float32)
+    query, keys, negatives = (leaves[name].detach() for name in ("query", "keys", "negatives"))
+    given = [keys, lengths, negatives]
+    if layout == "ragged":
+        rows, others = Ragged.from_padded(keys, lengths), Ragged.from_padded(negatives, lengths)
+        given = [rows, None, others]
+    with NoWaiting():
+        interest, auxiliary_loss = layer(query, *given)
+        torch.autograd.grad(interest.sum() + auxiliary_loss, list(layer.parameters()))
+
+
+def test_the_check_sees_what_waits():
+    values = torch.arange(3.0)
+    waits = [
+        lambda: int(values[0]),
+        lambda: bool((values > 1).any()),
+        lambda: values[values > 1],
+        lambda: torch.nonzero(values),
+        lambda: torch.equal(values, values + 1),
+        lambda: torch.repeat_interleave(values, torch.tensor([1, 2, 3])),
+    ]
+    for wait in waits:
+        with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
+            wait()
