@@ -6,8 +6,9 @@ Five trainings a library, each in a process of its own. Three are unpatched: wit
 and the instructions of a machine without AVX, for other orders of the same float32 sums. Two are accelerated,
 with 1 thread and with 2. An accelerated training may differ from the unpatched one of as many threads by twice
 what two unpatched ones differ by: in its loss (the mean of every `WINDOW` steps, the largest difference of the
-epoch) and in its test AUC. Its first loss, before any update, must be the same up to rounding. Nothing is
-skipped: an environment or a figure that is missing is a failure.
+epoch) and in its test AUC. Its first loss, before any update, must be the same up to rounding, and nothing of
+the library's DIEN may be left as it was. Nothing is skipped: an environment or a figure that is missing is a
+failure.
 
 Writes every figure to benchmarks/results/peers-MACHINE.json, and ends with "N passed, N failed". With names of
 libraries it trains those alone, and keeps what the file says of the others.
@@ -119,6 +120,8 @@ def judge(results):
         loss, auc = distance(results[name], plain)
         first = abs(results[name]["losses"][0] / plain["losses"][0] - 1)
         figures[name] = {"loss": loss, "AUC": auc, "first loss, relative": first}
+        if not results[name]["fast"] or results[name]["left"]:
+            wrong.append(f"{name}: not made fast: {', '.join(results[name]['left']) or 'anything'}")
         if not loss <= loss_limit:
             wrong.append(f"{name}: losses differ by {loss:.2e}, the limit is {loss_limit:.2e}")
         if not auc <= auc_limit:
@@ -130,7 +133,7 @@ def judge(results):
 
 def summary(result):
     """Return what the results file keeps of one training."""
-    names = ("auc", "epoch_seconds", "epoch_cpu_seconds")
+    names = ("auc", "epoch_seconds", "epoch_cpu_seconds", "fast")
     return {name: result[name] for name in names} | {
         "losses": [round(loss, 6) for loss in curve(result["losses"])]
     }

@@ -59,7 +59,7 @@ class Recorder:
         torch.Tensor.backward = self._backward
         self._hook.remove()
 
-    def save(self, arguments, library, *, auc, batch_size, epochs=1):
+    def save(self, arguments, library, *, auc, batch_size, epochs=1, report=None):
         steps = len(self.times)
         assert steps == len(self.losses) > 1, f"{len(self.losses)} losses in {steps} steps"
         # From the end of the first step to the end of the last, for as many intervals as there are steps: without
@@ -69,6 +69,8 @@ class Recorder:
             "library": library,
             "version": version(library),
             "accelerated": arguments.accelerate,
+            "fast": [str(entry) for model in report.models for entry in model.fast] if report else [],
+            "left": [str(entry) for model in report.models for entry in model.left] if report else [],
             "threads": arguments.threads,
             "torch": torch.__version__,
             "numpy": np.__version__,

@@ -7,10 +7,10 @@ from compare import RUNS, curve, judge
 STEPS = np.arange(25)
 
 
-def run(shift=0.0, auc=0.75, steps=25, first=1.0):
+def run(shift=0.0, auc=0.75, steps=25, first=1.0, fast=("Interest",), left=()):
     losses = 1 / (1 + STEPS[:steps]) + shift
     losses[0] = first
-    return {"losses": losses.tolist(), "auc": auc}
+    return {"losses": losses.tolist(), "auc": auc, "fast": fast, "left": left}
 
 
 def results(accelerated):
@@ -41,6 +41,8 @@ def test_within_twice_the_spread_passes():
         (run(shift=2.1e-3), "accelerated, 1 thread: losses differ"),
         (run(auc=0.7489), "accelerated, 2 threads: AUC differs"),
         (run(first=1.0001), "the first losses differ"),
+        (run(fast=()), "accelerated, 1 thread: not made fast: anything"),
+        (run(left=("Attention: dropout",)), "accelerated, 1 thread: not made fast: Attention"),
         (run(steps=24), "number of steps"),
         (run(shift=np.nan), "losses differ"),
         (run(auc=np.nan), "AUC differs"),

@@ -46,10 +46,11 @@ def inputs(part):
     return {name: values[name] for name in get_feature_names(columns)}
 
 
+report = None
 if arguments.accelerate:
     import dien_fast
 
-    dien_fast.accelerate("deepctr-torch")
+    report = dien_fast.accelerate("deepctr-torch")
 
 torch.manual_seed(SEED)
 model = DIEN(columns, ["movie"], gru_type="AUGRU", use_negsampling=True, init_std=0.01, seed=SEED)
@@ -63,4 +64,5 @@ run.save(
     auc=roc_auc_score(test.label, np.ravel(scores)),
     batch_size=BATCH_SIZE,
     epochs=arguments.epochs,
+    report=report,
 )

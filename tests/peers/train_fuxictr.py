@@ -86,10 +86,11 @@ settings = {
 feature_map = FeatureMap(directory.name, str(directory))
 feature_map.load(str(directory / "feature_map.json"), {"embedding_dim": EMBEDDING})
 
+report = None
 if arguments.accelerate:
     import dien_fast
 
-    dien_fast.accelerate("fuxictr")
+    report = dien_fast.accelerate("fuxictr")
 
 seed_everything(SEED)
 train, valid, test = RankDataLoader(feature_map, stage="both", **settings)
@@ -107,4 +108,4 @@ model = DIEN(
 with Recorder() as run:
     model.fit(train, epochs=arguments.epochs, validation_data=valid)
 auc = model.evaluate(test)["AUC"]
-run.save(arguments, "fuxictr", auc=auc, batch_size=BATCH_SIZE, epochs=arguments.epochs)
+run.save(arguments, "fuxictr", auc=auc, batch_size=BATCH_SIZE, epochs=arguments.epochs, report=report)

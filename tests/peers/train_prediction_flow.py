@@ -61,10 +61,11 @@ features = Features(
 )
 pairs = [{"ad": "movie", "pos_hist": "history", "neg_hist": "negatives"}]
 
+report = None
 if arguments.accelerate:
     import dien_fast
 
-    dien_fast.accelerate("prediction-flow")
+    report = dien_fast.accelerate("prediction-flow")
 
 torch.manual_seed(SEED)
 model = DIEN(
@@ -94,4 +95,5 @@ run.save(
     auc=roc_auc_score(test.label, np.ravel(scores)),
     batch_size=BATCH_SIZE,
     epochs=arguments.epochs,
+    report=report,
 )

@@ -46,11 +46,19 @@ settings = {
     "use_gpu": False,
 }
 
+report = None
 if arguments.accelerate:
     import dien_fast
 
-    dien_fast.accelerate("recbole")
+    report = dien_fast.accelerate("recbole")
 
 with Recorder() as run:
     result = run_recbole(model="DIEN", dataset="ml-100k", config_dict=settings, saved=False)
-run.save(arguments, "recbole", auc=result["test_result"]["auc"], batch_size=BATCH_SIZE, epochs=arguments.epochs)
+run.save(
+    arguments,
+    "recbole",
+    auc=result["test_result"]["auc"],
+    batch_size=BATCH_SIZE,
+    epochs=arguments.epochs,
+    report=report,
+)

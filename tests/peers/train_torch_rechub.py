@@ -29,10 +29,11 @@ def inputs(part):
 arguments = parse_arguments(__doc__)
 train, valid, test = load(arguments.data)
 
+report = None
 if arguments.accelerate:
     import dien_fast
 
-    dien_fast.accelerate("torch-rechub")
+    report = dien_fast.accelerate("torch-rechub")
 
 torch.manual_seed(SEED)
 loaders = DataGenerator(inputs(train), train.label).generate_dataloader(
@@ -49,4 +50,4 @@ trainer = CTRTrainer(model, n_epoch=arguments.epochs, loss_mode=False)
 with Recorder() as run:
     trainer.fit(loaders[0])
 auc = trainer.evaluate(trainer.model, loaders[2])
-run.save(arguments, "torch-rechub", auc=auc, batch_size=BATCH_SIZE, epochs=arguments.epochs)
+run.save(arguments, "torch-rechub", auc=auc, batch_size=BATCH_SIZE, epochs=arguments.epochs, report=report)
