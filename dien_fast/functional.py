@@ -35,9 +35,6 @@ GATES = {cell: 2 if cell == "agru" else 3 for cell in CELLS}
 # Whether calls on CUDA wait for the device to check lengths and offsets; the kernels cut them to what is there.
 _CHECK = os.environ.get("DIEN_FAST_CHECK") == "1"
 
-# Whether calls on CUDA wait for the device to check lengths and offsets; the kernels cut them to what is there.
-_CHECK = os.environ.get("DIEN_FAST_CHECK") == "1"
-
 _Sizes = tuple[Tensor | None, Tensor | None, Tensor | None]  # lengths, offsets, batch_sizes
 
 

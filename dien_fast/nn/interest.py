@@ -382,8 +382,8 @@ class Interest(reference.Interest):
 
 
 def _stays_padded(keys: Tensor) -> bool:
-    """Whether padded keys are computed where they are: on a device, which must not be waited for."""
-    return not keys.is_cpu
+    """Whether padded keys are computed where they are: on a device with kernels, which must not be waited for."""
+    return not keys.is_cpu and has_kernels(keys) and wants_native()
 
 
 def last_rows(rows: Ragged) -> Tensor:
