@@ -187,6 +187,13 @@ class TestSameBits:
             got = self.run(module, cell, layout, order="random", shared_bytes=kilobytes * 1024, **settings)
             assert_same_bits(got, want)
 
+    @pytest.mark.parametrize("kilobytes", [23, 24])
+    def test_steps_fetched_ahead(self, module, cell, layout, kilobytes):
+        """One or two of them where there is no room for four."""
+        want = self.run(module, cell, layout, multiprocessors=64)
+        got = self.run(module, cell, layout, multiprocessors=64, shared_bytes=kilobytes * 1024)
+        assert_same_bits(got, want)
+
     @pytest.mark.parametrize("chunk_bytes", [1, 9_000, 30_000])
     def test_chunks(self, module, cell, layout, chunk_bytes):
         """Sums over rows are cut in other places; all else is the same."""
