@@ -52,7 +52,7 @@ bool try_forward_scan(ForwardScan<T> scan, const Device& device, Stream stream) 
             }
     }
     scan.ahead = 2;
-    for (; scan.panels.stage >= 8; scan.panels.stage /= 2) {
+    for (; scan.panels.stage >= 4; scan.panels.stage /= 2) {
         const int bytes = forward_shared_bytes<T, kGates, kRows, false>(scan.panels, scan.ahead);
         // What is fetched ahead needs two stages to arrive in.
         if (bytes > device.shared_bytes || scan.panels.depth <= scan.panels.stage) continue;
