@@ -10,9 +10,9 @@ export DIEN_FAST_CACHE ?= $(CURDIR)/.cache
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-NATIVE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NATIVE_SOURCES := $(shell find csrc -name '*.c*' -o -name '*.h')
 
 $(READY): requirements-dev.txt pyproject.toml setup.py $(NATIVE_SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -52,6 +52,10 @@ $(PEERS)/%/.ready: tests/peers/requirements/%.txt
 test-peers: $(READY) $(PEERS_READY) ## train the supported libraries' own DIEN, plain and accelerated
 	$(BIN)/python tests/peers/compare.py --environments $(PEERS) $(ARGS)
 
+.PHONY: test-cuda-emulated
+test-cuda-emulated: $(READY) ## run every case of the CUDA kernels on the host, without a GPU
+	DIEN_FAST_EMULATED=all $(BIN)/python -m pytest tests/test_cuda_emulated.py tests/test_cuda_operators.py $(ARGS)
+
 .PHONY: sanitize
 sanitize: $(READY) ## test the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/python tests/run_sanitized.py
@@ -70,7 +74,7 @@ lint: $(READY) ## check formatting, lint and types
 format: $(READY) ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' | xargs -r $(BIN)/clang-format -i
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format -i
 
 .PHONY: bench
 bench: $(READY) ## run the benchmarks and write their figures into the README

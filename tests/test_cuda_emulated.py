@@ -187,6 +187,13 @@ class TestSameBits:
             got = self.run(module, cell, layout, order="random", shared_bytes=kilobytes * 1024, **settings)
             assert_same_bits(got, want)
 
+    @pytest.mark.parametrize("kilobytes", [23, 24])
+    def test_steps_fetched_ahead(self, module, cell, layout, kilobytes):
+        """One or two of them where there is no room for four."""
+        want = self.run(module, cell, layout, multiprocessors=64)
+        got = self.run(module, cell, layout, multiprocessors=64, shared_bytes=kilobytes * 1024)
+        assert_same_bits(got, want)
+
     @pytest.mark.parametrize("chunk_bytes", [1, 9_000, 30_000])
     def test_chunks(self, module, cell, layout, chunk_bytes):
         """Sums over rows are cut in other places; all else is the same."""
@@ -302,3 +309,15 @@ def test_large_hidden_size(emulated, shared_kilobytes):
     gradients = incoming(leaves, arguments)
     got = emulated.outcome(leaves, CELLS["augru"], **arguments, **gradients)
     assert_close(got, leaves, arguments, "augru", gradients)
+
+
+def test_double_in_little_shared_memory(emulated):
+    """The largest hidden size in float64 where a block has 99 KB, and the sentence beyond it."""
+    emulated.shared_bytes = 99 * 1024
+    leaves, arguments = make((5, 2, 3, 560), "augru", "ragged", torch.float64)
+    gradients = incoming(leaves, arguments)
+    got = emulated.outcome(leaves, CELLS["augru"], **arguments, **gradients)
+    assert_close(got, leaves, arguments, "augru", gradients)
+    leaves, arguments = make((2, 1, 1, 700), "augru", "ragged", torch.float64)
+    with pytest.raises(RuntimeError, match="hidden size 700 needs more shared memory than a block has"):
+        emulated.outcome(leaves, CELLS["augru"], **arguments)

@@ -73,9 +73,10 @@ bool try_backward_scan(BackwardScan<T> scan, const Device& device, Stream stream
 template <typename T, int kGates>
 void enqueue_backward_scan(const BackwardScan<T>& scan, Stream stream) {
     const Device device = current_device();
-    if (tile_rows(scan.histories.batch, device) == 8 && sizeof(T) < 8 &&
-        try_backward_scan<T, kGates, 8>(scan, device, stream))
-        return;
+    if constexpr (sizeof(T) < 8)  // 8 rows of double take more registers than there are
+        if (tile_rows(scan.histories.batch, device) == 8 &&
+            try_backward_scan<T, kGates, 8>(scan, device, stream))
+            return;
     if (!try_backward_scan<T, kGates, 4>(scan, device, stream))
         throw std::runtime_error("hidden size " + std::to_string(scan.hidden) +
                                  " needs more shared memory than a block has on this device");

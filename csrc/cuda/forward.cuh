@@ -52,7 +52,7 @@ bool try_forward_scan(ForwardScan<T> scan, const Device& device, Stream stream) 
             }
     }
     scan.ahead = 2;
-    for (; scan.panels.stage >= 8; scan.panels.stage /= 2) {
+    for (; scan.panels.stage >= 4; scan.panels.stage /= 2) {
         const int bytes = forward_shared_bytes<T, kGates, kRows, false>(scan.panels, scan.ahead);
         // What is fetched ahead needs two stages to arrive in.
         if (bytes > device.shared_bytes || scan.panels.depth <= scan.panels.stage) continue;
@@ -65,9 +65,10 @@ bool try_forward_scan(ForwardScan<T> scan, const Device& device, Stream stream) 
 template <typename T, int kGates>
 void enqueue_forward_scan(const ForwardScan<T>& scan, Stream stream) {
     const Device device = current_device();
-    if (tile_rows(scan.histories.batch, device) == 8 && sizeof(T) < 8 &&
-        try_forward_scan<T, kGates, 8>(scan, device, stream))
-        return;
+    if constexpr (sizeof(T) < 8)  // 8 rows of double take more registers than there are
+        if (tile_rows(scan.histories.batch, device) == 8 &&
+            try_forward_scan<T, kGates, 8>(scan, device, stream))
+            return;
     if (!try_forward_scan<T, kGates, 4>(scan, device, stream))
         throw std::runtime_error("hidden size " + std::to_string(scan.hidden) +
                                  " needs more shared memory than a block has on this device");

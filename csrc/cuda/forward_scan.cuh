@@ -97,9 +97,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
         }
         copy_async_wait<0>();
     } else {
-        fetch(0, 0, 0);
-        copy_async_commit();
-        copy_async_wait<0>();
+        fetch(0, 0, 0);  // joins the group of the first stage below
     }
     load_att(0);
     __syncthreads();

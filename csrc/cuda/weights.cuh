@@ -75,7 +75,7 @@ struct Panels {
     int blocks;
     int depth;
     int stride;
-    int stage;  // rows that are streamed at once, where not all fit: a multiple of 8
+    int stage;  // rows that are streamed at once, where not all fit: whole turns of the scan
 };
 
 constexpr int kWarpColumns = 8;  // columns of the result that a warp computes
