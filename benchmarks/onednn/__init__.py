@@ -47,7 +47,7 @@ def load() -> ctypes.CDLL:
                 (cache / "libdnnl.so.3").write_bytes(wheel.read(name))
         compiler = os.environ.get("CXX") or shutil.which("c++") or "c++"
         flags = ["-std=c++17", "-O2", "-fPIC", "-shared", *(f"-isystem{path}" for path in include_paths())]
-        link = [str(cache / "libdnnl.so.3"), f"-Wl,-rpath,{cache.resolve()}"]
+        link = [str(cache / "libdnnl.so.3"), "-Wl,-rpath,$ORIGIN"]
         subprocess.run([compiler, *flags, str(source), *link, "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library.resolve()))
     loaded.augru_create.restype = ctypes.c_void_p

@@ -58,8 +58,8 @@ class Run:
     environment: tuple[tuple[str, str], ...] = ()
 
 
-# Threads alone hardly change DeepCTR-Torch's sums: its losses are bit-equal for a hundred steps, and plain
-# instructions make five times the difference.
+# Threads alone hardly change DeepCTR-Torch's sums: its losses are bit-equal for some fifty steps. Plain instructions
+# make five times the difference.
 PLAIN = (("ATEN_CPU_CAPABILITY", "default"), ("MKL_CBWR", "COMPATIBLE"))
 RUNS = {
     "unpatched, 1 thread": Run(1),
