@@ -10,7 +10,7 @@ epoch) and in its test AUC. Its first loss, before any update, must be the same 
 the library's DIEN may be left as it was. Nothing is skipped: an environment or a figure that is missing is a
 failure.
 
-Writes every figure to benchmarks/results/peers-MACHINE.json, and ends with "N passed, N failed". With names of
+Writes every figure to benchmarks/results/trainings-MACHINE.json, and ends with "N passed, N failed". With names of
 libraries it trains those alone, and keeps what the file says of the others.
 """
 
@@ -58,8 +58,8 @@ class Run:
     environment: tuple[tuple[str, str], ...] = ()
 
 
-# Threads alone hardly change DeepCTR-Torch's sums: its losses are bit-equal for some fifty steps. Plain instructions
-# make five times the difference.
+# Threads alone hardly change DeepCTR-Torch's sums: its losses are bit-equal for some fifty steps. Plain
+# instructions make five times the difference.
 PLAIN = (("ATEN_CPU_CAPABILITY", "default"), ("MKL_CBWR", "COMPATIBLE"))
 RUNS = {
     "unpatched, 1 thread": Run(1),
@@ -175,7 +175,7 @@ def main():
     ml_100k.build(data)
 
     result = machine.description(threads=2) | {"window": WINDOW}
-    output = arguments.output or machine.RESULTS / f"peers-{result['machine']['name']}.json"
+    output = arguments.output or machine.RESULTS / f"trainings-{result['machine']['name']}.json"
     result["libraries"] = json.loads(output.read_text())["libraries"] if output.exists() else {}
     failed = []
     for library in libraries:
