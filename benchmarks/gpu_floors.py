@@ -77,7 +77,8 @@ def main() -> None:
                 least = floors(0.625 * batch * steps, hidden, 4, backward)
                 figures = [*least, 1e3 * steps * LEAST_STEP * (2 if backward else 1)]
                 time = predicted(batch, steps, hidden, backward)
-                cells += [f"{figure:.2g}" for figure in (*figures, time)] + [f"{max(figures) / time:.2f}"]
+                cells += [f"{figure:.2g}" if figure < 99 else f"{figure:.0f}" for figure in (*figures, time)]
+                cells += [f"{max(figures) / time:.2f}"]
             print("| " + " | ".join(cells) + " |")
 
 
