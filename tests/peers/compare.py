@@ -45,7 +45,7 @@ ROUNDING = 1e-5
 # Few runs make few draws of what AUCs differ by, and where these are small by chance another run exceeds twice the
 # largest. Layers before batch normalisation have biases without a gradient; Adam makes steps of their rounding
 # errors, which training does not see and the averages of evaluation follow late, so that AUCs differ where losses
-# agree to six digits. The recorded figures do not need this limit.
+# agree to six digits.
 AUC_FLOOR = 1e-3
 
 
