@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import subprocess
 import sys
 
 import copies
@@ -64,6 +65,15 @@ def test_context_manager(library):
         assert isinstance(model[0], Accelerated)
     assert library.Interest.__init__ is original
     assert type(library.Interest(4)) is library.Interest
+
+
+def test_nothing_of_torch_changes(library):
+    watched = (torch, torch.nn.functional, nn.Module, nn.GRU, nn.GRUCell, torch.Tensor)
+    before = [dict(vars(owner)) for owner in watched]
+    with dien_fast.accelerate("shop"):
+        assert isinstance(library.Interest(4), Accelerated)
+        for owner, names in zip(watched, before, strict=True):
+            assert all(vars(owner)[name] is value for name, value in names.items()), owner
 
 
 def test_twice_is_once(library):
@@ -171,4 +181,5 @@ def test_own_models_are_left_quietly():
 def test_the_names_are_lazy():
     assert {"accelerate", "restore"} <= set(dien_fast.__all__)
     assert dien_fast.accelerate is apply.accelerate
-    assert torch.nn.Module.__init__.__module__ == "torch.nn.modules.module"
+    code = "import sys, dien_fast; assert 'dien_fast.patches' not in sys.modules; dien_fast.accelerate"
+    subprocess.run([sys.executable, "-c", code], check=True)
