@@ -172,6 +172,19 @@ void release_barrier() {
     for (Fiber& fiber : block.fibers) fiber.state = State::kReady;
 }
 
+// Warps in any order, and the lanes of each; the last warp, which may be broken, stays last.
+void shuffle_warps(std::vector<int>& order, std::mt19937& random) {
+    const int warps = int(order.size()) / kWarp;
+    std::vector<int> warp(warps);
+    std::iota(warp.begin(), warp.end(), 0);
+    std::shuffle(warp.begin(), warp.end(), random);
+    for (int i = 0; i < warps; ++i) {
+        const auto begin = order.begin() + i * kWarp;
+        std::iota(begin, begin + kWarp, warp[i] * kWarp);
+        std::shuffle(begin, begin + kWarp, random);
+    }
+}
+
 void run_block(int threads, std::vector<int>& order, std::mt19937& random) {
     block.fibers.resize(threads);
     block.warps.assign((threads + kWarp - 1) / kWarp, Warp{});
@@ -186,17 +199,25 @@ void run_block(int threads, std::vector<int>& order, std::mt19937& random) {
         fiber.open_group.clear();
         start(fiber.context, stack_of(i), entry);
     }
+    // A warp runs as far as it can before the next one does, so that what it writes early is seen too soon.
     for (int done = 0; done < threads;) {
-        if (settings().order == Order::kRandom) std::shuffle(order.begin(), order.end(), random);
+        if (settings().order == Order::kRandom) shuffle_warps(order, random);
         bool progress = false;
-        for (const int thread : order) {
-            if (!can_run(thread)) continue;
-            progress = true;
-            block.current = thread;
-            threadIdx = dim3(unsigned(thread));
-            change(block.scheduler, block.fibers[thread].context);
-            if (!block.error.empty()) fail(block.error);
-            done += block.fibers[thread].state == State::kDone;
+        for (int first = 0; first < threads; first += kWarp) {
+            const int end = std::min(first + kWarp, threads);
+            for (bool again = true; again;) {
+                again = false;
+                for (int i = first; i < end; ++i) {
+                    const int thread = order[i];
+                    if (!can_run(thread)) continue;
+                    again = progress = true;
+                    block.current = thread;
+                    threadIdx = dim3(unsigned(thread));
+                    change(block.scheduler, block.fibers[thread].context);
+                    if (!block.error.empty()) fail(block.error);
+                    done += block.fibers[thread].state == State::kDone;
+                }
+            }
         }
         if (progress || done == threads) continue;
         for (const Fiber& fiber : block.fibers)

@@ -2,8 +2,9 @@
 //
 // What a kernel must not rely on is made visible: memory that nobody wrote is NaN, between the pieces of
 // shared memory and of the workspace are guard zones, asynchronous copies arrive when they are waited for and
-// not before, threads run in a chosen order, and what hardware leaves undefined (a barrier or shuffle that
-// not all threads reach, misaligned copies) raises. Memory ordering, registers and speed are not modelled.
+// not before, warps run ahead of one another in a chosen order, and what hardware leaves undefined (a barrier
+// or shuffle that not all threads reach, misaligned copies) raises. Memory ordering, registers and speed are
+// not modelled.
 
 #pragma once
 
