@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dien_fast import _interest_ops as ops
 from dien_fast.functional import check_lengths
 from dien_fast.patches.layers import (
+    evolve,
     inside,
     mlp_scores,
     needs_fast,
     next_event_loss,
     run_gru,
-    run_loop,
     runs_ragged,
 )
 from dien_fast.patches.library import Change, Library, Plan, gru_changes
@@ -99,12 +98,7 @@ class Evolving(Accelerated):
             if self.gru_type == "GRU":
                 return attended
             scores = Ragged.rows_of(attended, states.offsets)
-        if self.gru_type == "GRU":
-            return ops.weighted_sum(states.values, scores, states.offsets)
-        if self.gru_type == "AIGRU":
-            scaled = states._replace(values=states.values * scores.unsqueeze(1))
-            return run_gru(self.interest_evolution, scaled, return_states=False)[1]
-        return run_loop(self.interest_evolution, states, scores)
+        return evolve(self.interest_evolution, self.gru_type, states, scores)
 
 
 def interest_extractor(module: Any) -> Plan:

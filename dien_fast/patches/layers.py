@@ -63,6 +63,16 @@ def run_loop(module: Any, rows: Ragged, scores: Tensor) -> Tensor:
     return last
 
 
+def evolve(module: Any, gru_type: str, states: Ragged, scores: Tensor) -> Tensor:
+    """Evolve the interest ``[B, H]`` from scored states; for ``"GRU"``, whose loop comes before, weigh them."""
+    if gru_type == "GRU":
+        return ops.weighted_sum(states.values, scores, states.offsets)
+    if gru_type == "AIGRU":
+        scaled = states._replace(values=states.values * scores.unsqueeze(1))
+        return run_gru(module, scaled, return_states=False)[1]
+    return run_loop(module, states, scores)
+
+
 def needs_fast(module: nn.Module, *names: str) -> None:
     """Raise RefusedError unless the recurrences of a layer were made fast, and nothing inside has a hook."""
     for name, part in module.named_modules():

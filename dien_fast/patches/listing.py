@@ -11,18 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dien_fast import _interest_ops as ops
 from dien_fast.functional import check_lengths
 from dien_fast.layers import Dice
 from dien_fast.patches.layers import (
     Inside,
+    evolve,
     inside,
     mlp_scores,
     needs_fast,
     next_event_loss,
     only_sequential,
     run_gru,
-    run_loop,
     runs_ragged,
 )
 from dien_fast.patches.library import Change, Plan, gru_changes
@@ -86,12 +85,7 @@ class ListingInterest(Accelerated):
             if self.gru_type == "GRU":
                 return attended.view(query.shape), loss
             scores = Ragged.rows_of(attended, states.offsets)
-        if self.gru_type == "GRU":
-            return ops.weighted_sum(states.values, scores, states.offsets), loss
-        if self.gru_type == "AIGRU":
-            scaled = states._replace(values=states.values * scores.unsqueeze(1))
-            return run_gru(self.interest_evolution, scaled, return_states=False)[1], loss
-        return run_loop(self.interest_evolution, states, scores), loss
+        return evolve(self.interest_evolution, self.gru_type, states, scores), loss
 
     def _are_fast(self) -> bool:
         return isinstance(self.interest_extractor, PackedGRU) and isinstance(

@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dien_fast import _interest_ops as ops
 from dien_fast.functional import check_lengths
 from dien_fast.patches.layers import (
+    evolve,
     inside,
     mlp_scores,
     needs_fast,
     next_event_loss,
     only_sequential,
     run_gru,
-    run_loop,
     runs_ragged,
 )
 from dien_fast.patches.library import Change, Library, Plan, gru_changes
@@ -83,12 +82,7 @@ class Evolving(Accelerated):
             if self.gru == "GRU":
                 return attended
             scores = Ragged.rows_of(attended, states.offsets)
-        if self.gru == "GRU":
-            return ops.weighted_sum(states.values, scores, states.offsets)
-        if self.gru == "AIGRU":
-            scaled = states._replace(values=states.values * scores.unsqueeze(1))
-            return run_gru(self.dynamic_rnn, scaled, return_states=False)[1]
-        return run_loop(self.dynamic_rnn, states, scores)
+        return evolve(self.dynamic_rnn, self.gru, states, scores)
 
 
 def interest_extractor(module: Any) -> Plan:
