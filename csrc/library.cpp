@@ -34,6 +34,7 @@ STABLE_TORCH_LIBRARY(dien_fast, m) {
     m.def(
         "weighted_sum_backward(Tensor dsum, Tensor values, Tensor weights, Tensor offsets) "
         "-> (Tensor dvalues, Tensor dweights)");
+    m.def("add_rows_(Tensor(a!) out, Tensor rows, Tensor ids, int padding) -> ()");
     m.def("cpu_capability() -> str");
     m.def("vector_bytes(int[] widths) -> int");
 }

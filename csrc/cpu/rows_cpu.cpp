@@ -1,4 +1,5 @@
-// Between padded and ragged rows: copies of what is there, of any dtype. And weighted sums of ragged rows.
+// Between padded and ragged rows: copies of what is there, of any dtype. Weighted sums of ragged rows. And
+// the gradient of an embedding table.
 
 #include <cstring>
 #include <tuple>
@@ -139,6 +140,41 @@ std::tuple<Tensor, Tensor> weighted_sum_backward(Tensor dsum, Tensor values, Ten
                                        : sum_rows_backward<double>(dsum, values, weights, offsets);
 }
 
+// out[ids[i]] += rows[i] in the order of i, whatever the number of threads; rows of `padding` are left out.
+template <typename T>
+void add_rows(const Tensor& out, const Tensor& rows, const Tensor& ids_tensor, int64_t padding) {
+    check_shape("out", out, {-1, -1});
+    const int64_t size = out.size(0), depth = out.size(1), count = ids_tensor.numel();
+    data<T>("out", out, {size, depth});
+    const T* from = data<T>("rows", rows, {count, depth});
+    check_shape("ids", ids_tensor, {count});
+    STD_TORCH_CHECK(ids_tensor.scalar_type() == ScalarType::Long && ids_tensor.is_contiguous(),
+                    "ids must be contiguous int64");
+    const int64_t* ids = static_cast<const int64_t*>(ids_tensor.const_data_ptr());
+    for (int64_t i = 0; i < count; ++i)
+        STD_TORCH_CHECK(ids[i] >= 0 && ids[i] < size, "ids must lie in [0, ", size, "), got ", ids[i]);
+    T* to = static_cast<T*>(out.mutable_data_ptr());
+    // A thread adds to every so manieth eight rows: ids are often sorted by how frequent they are.
+    constexpr int64_t kBlock = 8, kNumbersWorthAThread = 1 << 20;
+    const int64_t threads =
+        std::clamp<int64_t>(torch::stable::get_num_threads(), 1, count * depth / kNumbersWorthAThread + 1);
+    for_each_thread(threads, [&](int64_t thread) {
+        for (int64_t i = 0; i < count; ++i) {
+            if (ids[i] == padding || ids[i] / kBlock % threads != thread) continue;
+            T* sum = to + ids[i] * depth;
+            const T* row = from + i * depth;
+            for (int64_t d = 0; d < depth; ++d) sum[d] += row[d];
+        }
+    });
+}
+
+void add_rows_(Tensor out, Tensor rows, Tensor ids, int64_t padding) {
+    if (is_single("out", out))
+        add_rows<float>(out, rows, ids, padding);
+    else
+        add_rows<double>(out, rows, ids, padding);
+}
+
 }  // namespace
 }  // namespace dien_fast
 
@@ -147,4 +183,5 @@ STABLE_TORCH_LIBRARY_IMPL(dien_fast, CPU, m) {
     m.impl("padded_from_rows", TORCH_BOX(&dien_fast::padded_from_rows));
     m.impl("weighted_sum", TORCH_BOX(&dien_fast::weighted_sum));
     m.impl("weighted_sum_backward", TORCH_BOX(&dien_fast::weighted_sum_backward));
+    m.impl("add_rows_", TORCH_BOX(&dien_fast::add_rows_));
 }

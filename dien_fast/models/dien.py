@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dien_fast import reference
 from dien_fast.attention_group import AttentionGroup
+from dien_fast.layers import MaxPooling, SumPooling
+from dien_fast.nn.embedding import Embedding
 from dien_fast.nn.interest import Interest, candidate_owners
 from dien_fast.ragged import Ragged
 
@@ -68,6 +71,8 @@ class DIEN(reference.DIEN):
         torch.Size([2])
     """
 
+    embedding_type: ClassVar[type[nn.Embedding]] = Embedding
+
     def create_attention_fn(self, attention_group: AttentionGroup) -> nn.Module:
         """Return a new interest layer for a group."""
         return Interest(
@@ -104,7 +109,7 @@ class DIEN(reference.DIEN):
         embedded = {feature: _values(next(vectors)) for feature, _ in candidates}
         inputs = [_feature(x, feature).reshape(-1, 1) for feature in self.num_features]
         inputs += embedded.values()
-        inputs += [pool(_pad(next(vectors))) for pool in self.sequence_poolings.values()]
+        inputs += [_pool(pool, next(vectors)) for pool in self.sequence_poolings.values()]
         auxiliary_losses = []
         for group, histories in zip(self.attention_groups, groups, strict=True):
             rows = [next(vectors) for _ in histories]
@@ -152,7 +157,7 @@ class DIEN(reference.DIEN):
         own = [(f, _feature(candidates if f in candidates else user, f)) for f in self.cat_features]
         vectors = iter(self._embed([*own, *pooled, *[pair for group in groups for pair in group]]))
         embedded = {feature: _values(next(vectors)) for feature, _ in own}
-        pools = [pool(_pad(next(vectors))) for pool in self.sequence_poolings.values()]
+        pools = [_pool(pool, next(vectors)) for pool in self.sequence_poolings.values()]
         histories = [[next(vectors) for _ in group] for group in groups]
         numbers = {f: _feature(candidates if f in candidates else user, f) for f in self.num_features}
         clicked = {pair["pos_hist"] for group in self.attention_groups for pair in group.pairs}
@@ -303,8 +308,16 @@ def _sequence(x: Batch, feature: str) -> Tensor | Ragged:
     return x[feature]
 
 
-def _pad(rows: Ragged | Tensor) -> Tensor:
-    return rows.pad() if isinstance(rows, Ragged) else rows
+def _pool(pool: nn.Module, rows: Ragged | Tensor) -> Tensor:
+    """Pool padded vectors; of ragged ones no more padding is made than changes the result."""
+    if isinstance(rows, Ragged):
+        known = rows.offsets.is_cpu and rows.offsets.numel() > 1 and not torch.compiler.is_compiling()
+        if known and isinstance(pool, (MaxPooling, SumPooling)):
+            # One step of padding counts as much as many.
+            rows = rows._replace(max_length=min(rows.max_length, int(rows.lengths().max()) + 1))
+        rows = rows.pad()
+    out: Tensor = pool(rows)
+    return out
 
 
 def _common_prefix(rows: list[Ragged]) -> list[Ragged]:

@@ -2,6 +2,7 @@
 
 from dien_fast.layers import MLP, Dice, MaxPooling, SumPooling
 from dien_fast.nn.attention import Attention, AuxiliaryNet
+from dien_fast.nn.embedding import Embedding
 from dien_fast.nn.gru import AttentionGRUCell, AttentionUpdateGateGRUCell, DynamicGRU
 from dien_fast.nn.interest import Interest
 
@@ -13,6 +14,7 @@ __all__ = [
     "AuxiliaryNet",
     "Dice",
     "DynamicGRU",
+    "Embedding",
     "Interest",
     "MaxPooling",
     "SumPooling",

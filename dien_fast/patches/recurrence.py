@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from dien_fast._ops import wants_native
+from dien_fast._ops import has_kernels, wants_native
 from dien_fast.functional import attention_gru
 from dien_fast.patches.cells import LAYOUTS, CellRule, is_altered, layout_of
 from dien_fast.patches.probe import RefusedError, check_same, packed_inputs, rule_of
@@ -36,8 +36,13 @@ class Loop(NamedTuple):
 
 
 def takes_kernel(x: Tensor) -> bool:
-    """Whether there is a kernel for x; where there is none the library's own code runs."""
+    """Whether x is on the CPU and has a kernel; where this is not so the library's own code runs."""
     return x.is_cpu and x.is_floating_point() and wants_native()
+
+
+def _replaces_loop(x: Tensor) -> bool:
+    """Whether the recurrence over x has a kernel, on whatever device; cuDNN has the plain GRU's on a GPU."""
+    return wants_native() and has_kernels(x)
 
 
 class PackedLoop(Accelerated):
@@ -52,7 +57,7 @@ class PackedLoop(Accelerated):
         if (
             not isinstance(x, PackedSequence)
             or not isinstance(att, PackedSequence)
-            or not takes_kernel(x.data)
+            or not _replaces_loop(x.data)
             or not kwargs.keys() <= set(loop.arguments[len(args) :])
             or not runs_as_found(cell, loop)
         ):

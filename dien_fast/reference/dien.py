@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ class DIEN(nn.Module):
     Raises:
         ValueError: if the feature lists, sizes, groups and shared tables do not fit together.
     """
+
+    embedding_type: ClassVar[type[nn.Embedding]] = nn.Embedding
 
     def __init__(
         self,
@@ -83,7 +86,7 @@ class DIEN(nn.Module):
         for feature in features:
             if feature not in self.shared_embeddings:
                 self.add_module(
-                    f"embedding:{feature}", nn.Embedding(cat_nums[feature], sizes[feature], padding_idx=0)
+                    f"embedding:{feature}", self.embedding_type(cat_nums[feature], sizes[feature], padding_idx=0)
                 )
         for feature in self.pooled_features:
             self.add_module(f"pooling:{feature}", MaxPooling(1))

@@ -7,6 +7,7 @@ from equality import assert_compares, assert_equal_runs, pair, randomised, run
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import dien_fast
+from dien_fast.patches import recurrence
 from dien_fast.patches.layers import next_event_loss
 
 SIZE, STEPS = 6, 7
@@ -77,6 +78,24 @@ def test_loop(cell, bias, with_state):
 
     report = assert_compares(loop, call, (x, att, h0))
     assert report.fast[0].sentence == f"recurrence {RULES[cell]} as one operator"
+
+
+@pytest.mark.parametrize("there_is_one", [True, False])
+def test_loop_runs_where_there_is_a_kernel(monkeypatch, there_is_one):
+    loop = copies.DynamicGRU(SIZE, 4, gru_type="AUGRU")
+    dien_fast.accelerate(loop)
+    asked, steps = [], []
+    monkeypatch.setattr(recurrence, "has_kernels", lambda x: asked.append(x) or there_is_one)
+    monkeypatch.setattr(
+        copies.AttentionUpdateGateGRUCell, "forward", lambda *_: steps.append(1) or torch.zeros(5, 4)
+    )
+    x, att = (
+        pack_padded_sequence(v, torch.full((5,), STEPS), batch_first=True)
+        for v in (torch.randn(5, STEPS, SIZE), torch.rand(5, STEPS))
+    )
+    loop(x, att)
+    assert asked == [x.data]
+    assert len(steps) == (0 if there_is_one else STEPS)
 
 
 def test_small_trained_weights_do_not_mislead():
