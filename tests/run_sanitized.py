@@ -18,7 +18,7 @@ FILES = ("test_ops.py", "test_ops_hypothesis.py", "interest_ops", "test_function
 LEFT_OUT = "instruction_set or opcheck or script or Backend or 257 or without_channels"
 # The generated cases take float64, and calls without biases, through the same lines.
 REDUCED_FILES, REDUCED_LEFT_OUT, REDUCED_CASES = FILES[:3], f"{LEFT_OUT} or test_float64 or neither", "100"
-PROBE = "import dien_fast; print(dien_fast._ops.LIBRARY, dien_fast.backend().detail)"
+PROBE = "import dien_fast, torch; print(dien_fast._ops.LIBRARY, torch.ops.dien_fast.cpu_capability())"
 
 
 def runtime(name: str) -> str:

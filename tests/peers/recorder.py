@@ -75,6 +75,7 @@ class Recorder:
             "torch": torch.__version__,
             "numpy": np.__version__,
             "batch_size": batch_size,
+            "epochs": epochs,
             "steps": steps,
             "auc": float(auc),
             "epoch_seconds": round(seconds, 2),
