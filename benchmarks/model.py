@@ -14,6 +14,7 @@ was resident before it, in a process of its own. The results go to
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -310,19 +311,16 @@ def median_of(results: list[Any]) -> Any:
 
 def in_processes(section: str, threads: int, rounds: int) -> Any:
     """Return the medians of what a section says in processes of its own."""
+
+    def everywhere() -> None:
+        # OMP_PROC_BIND binds this thread to one processor, which children would inherit.
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
     results = []
     for _ in range(PROCESSES):
-        command = [
-            sys.executable,
-            __file__,
-            "--threads",
-            str(threads),
-            "--rounds",
-            str(rounds),
-            "--section",
-            section,
-        ]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        command = [sys.executable, __file__, "--threads", str(threads), "--rounds", str(rounds)]
+        command += ["--section", section]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, preexec_fn=everywhere)
         results.append(json.loads(done.stdout.splitlines()[-1]))
         print(section, json.dumps(results[-1]), flush=True)
     return median_of(results)

@@ -246,7 +246,8 @@ def block(
         whole = [
             "Whole models, float32, the same weights and the same fused Adam on both sides. The official sizes "
             "are those of the paper's code: item and category of 18 numbers each, H 36, histories of 25 to 100 "
-            "events, batch 128, tables of 100,000 rows:",
+            "events, batch 128, tables of 100,000 rows. Medians over three processes, whose plain loops differ by "
+            "a third and more:",
             model_table(model),
             "Where a training step of `Interest` spends its time, under a profiler, and in brackets the rate of "
             "each part's multiplications and additions, as a plain layer has them, as a share of sgemm's:",
