@@ -3,8 +3,9 @@
     python benchmarks/report.py [NAME | --here] [--check]
 
 NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``, beside which there may
-be ``model-zen3-2-threads.json``, ``memory-...`` and ``peers-...``; without it, the results that the README tells
-of now. ``--here`` means the results of this machine. ``--check`` changes nothing and fails if the README differs.
+be ``model-zen3-2-threads.json``, ``memory-...``, ``peers-...`` and ``trainings-...``; without it, the results that
+the README tells of now. ``--here`` means the results of this machine. ``--check`` changes nothing and fails if the
+README differs.
 """
 
 from __future__ import annotations
@@ -220,12 +221,25 @@ def peers_table(peers: dict[str, Any]) -> str:
     return table(["library", "B, T, H", "AUGRU forward + backward", "whole training step"], body)
 
 
+def trainings_table(libraries: dict[str, Any]) -> str:
+    """Return what an epoch through other libraries' own trainers takes, and the test AUC, on two threads."""
+    body = []
+    for library, result in sorted(libraries.items()):
+        before, after = (result["trainings"][f"{kind}, 2 threads"] for kind in ("unpatched", "accelerated"))
+        seconds, fewer = before["epoch_seconds"], after["epoch_seconds"]
+        cell = f"**{show_ratio(seconds / fewer)}** ({seconds:.1f} → {fewer:.1f})"
+        aucs = [f"{training['auc']:.4f}" for training in (before, after)]
+        body.append([f"{library} {result['version']}", cell, str(result["epochs"]), *aucs])
+    return table(["library", "an epoch", "epochs", "test AUC", "accelerated"], body)
+
+
 def block(
     name: str,
     speed: dict[str, Any],
     memory: dict[str, Any] | None,
     model: dict[str, Any] | None = None,
     peers: dict[str, Any] | None = None,
+    trainings: dict[str, Any] | None = None,
 ) -> str:
     """Return the README's section between its marks."""
     rows, peak = rows_of(speed), speed["sgemm GFLOP/s"]
@@ -259,6 +273,12 @@ def block(
             "feature of H numbers, AUGRU, with negatives where the library has them, Adam, float32; in brackets "
             "the milliseconds of both:",
             peers_table(peers),
+        ]
+    if trainings:
+        whole += [
+            "Their DIEN trained on MovieLens-100K through the libraries' own trainers, data loading included, "
+            "batch 256, by `make test-peers`; in brackets the seconds of both:",
+            trainings_table(trainings["libraries"]),
         ]
     paragraphs = [
         "Against the reference loop (the article's way), ragged lengths, float32, "
@@ -358,7 +378,8 @@ def main(arguments: list[str] | None = None) -> int:
     speed = load("cpu", name)
     if speed is None:
         parser.error(f"there is no {machine.RESULTS / f'cpu-{name}.json'}; run benchmarks/speed.py")
-    written = replaced(readme, block(name, speed, load("memory", name), load("model", name), load("peers", name)))
+    kinds = ("memory", "model", "peers", "trainings")
+    written = replaced(readme, block(name, speed, *(load(kind, name) for kind in kinds)))
     if given.check:
         if written != readme:
             print("README.md differs from benchmarks/results; run benchmarks/report.py", file=sys.stderr)

@@ -60,6 +60,17 @@ def test_other_libraries():
     ]
 
 
+def test_trainings():
+    trainings = {
+        "unpatched, 2 threads": {"epoch_seconds": 27.31, "auc": 0.77825},
+        "accelerated, 2 threads": {"epoch_seconds": 5.8, "auc": 0.77831},
+    }
+    libraries = {"recbole": {"version": "1.2.1", "epochs": 3, "trainings": trainings}}
+    assert report.trainings_table(libraries).splitlines()[2:] == [
+        "| recbole 1.2.1 | **4.7x** (27.3 → 5.8) | 3 | 0.7782 | 0.7783 |"
+    ]
+
+
 def test_the_section(speed):
     memory = {"rows": [{"provider": "dien-fast", "B": 10, "T": 200, "extra / (N H)": 0.26}]}
     section = report.block("some-cpu", speed, memory)
