@@ -46,7 +46,8 @@ ROUNDING = 1e-5
 # Few runs make few draws of what AUCs differ by, and where these are small by chance another run exceeds twice the
 # largest. Layers before batch normalisation have biases without a gradient; Adam makes steps of their rounding
 # errors, which training does not see and the averages of evaluation follow late, so that AUCs differ where losses
-# agree to six digits.
+# agree to six digits. Seven trainings of prediction-flow for an epoch with 1 to 3 threads and other instructions:
+# 0.61388 with a deviation of 0.00016 unpatched, 0.61387 and 0.00017 accelerated.
 AUC_FLOOR = 1e-3
 
 
