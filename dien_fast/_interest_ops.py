@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -430,48 +429,6 @@ def _function(operator_name: str, setup: Any, backward: Any) -> type[torch.autog
 _RowsFromPadded = _function("rows_from_padded", _rows_setup, _rows_backward)
 _PaddedFromRows = _function("padded_from_rows", _padded_setup, _padded_backward)
 _WeightedSum = _function("weighted_sum", _sum_setup, _sum_backward)
-
-
-# ---- Embedding tables ----
-
-# Below so many ids the gradient gains less than a Python function costs.
-_IDS_WORTH_IT = 512
-
-
-def embedding(ids: Tensor, weight: Tensor, padding: int | None) -> Tensor:
-    """Look up rows ``[..., D]`` of a table.
-
-    Args:
-        ids: rows ``[...]``, integer.
-        weight: the table ``[V, D]``.
-        padding: row that has no gradient.
-    """
-    few = ids.numel() < _IDS_WORTH_IT or ids.dtype != torch.int64
-    if few or _through_dispatcher() or not _needs_gradient(weight):
-        return F.embedding(ids, weight, padding)
-    rows: Tensor = _Embedding.apply(weight, ids, -1 if padding is None else padding)
-    return rows
-
-
-class _Embedding(torch.autograd.Function):
-    """torch's embedding, with a gradient that adds whole rows."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding: int) -> Tensor:
-        ctx.rows, ctx.padding = weight.size(0), padding
-        ctx.save_for_backward(ids)
-        return torch.embedding(weight, ids, padding)
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
-        (ids,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # torch's own has a second derivative
-            return torch.ops.aten.embedding_dense_backward(dout, ids, ctx.rows, ctx.padding, False), None, None
-        dweight = dout.new_zeros(ctx.rows, dout.size(-1))
-        operator = torch.ops.dien_fast.add_rows_.default
-        dout, ids = dout.reshape(ids.numel(), -1).contiguous(), ids.reshape(-1).contiguous()
-        _below_autograd(operator, dweight, dout, ids, ctx.padding)
-        return dweight, None, None
 
 
 def _fake_rows(padded: Tensor, offsets: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ void add_rows(const Tensor& out, const Tensor& rows, const Tensor& ids_tensor, i
     for (int64_t i = 0; i < count; ++i)
         STD_TORCH_CHECK(ids[i] >= 0 && ids[i] < size, "ids must lie in [0, ", size, "), got ", ids[i]);
     T* to = static_cast<T*>(out.mutable_data_ptr());
-    // A thread adds to every so manieth eight rows: ids are often sorted by how frequent they are.
+    // Blocks of eight rows go to the threads in turn: ids are often sorted by how frequent they are.
     constexpr int64_t kBlock = 8, kNumbersWorthAThread = 1 << 20;
     const int64_t threads =
         std::clamp<int64_t>(torch::stable::get_num_threads(), 1, count * depth / kNumbersWorthAThread + 1);
