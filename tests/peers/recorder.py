@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-SEED = 2024
-
 
 def parse_arguments(description):
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -21,6 +19,7 @@ def parse_arguments(description):
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--accelerate", action="store_true", help="call dien_fast.accelerate")
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=2024, help="of parameters and of the order of rows")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     # The libraries leave logs and checkpoints where they run.

@@ -13,7 +13,7 @@ import torch
 from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat, get_feature_names
 from deepctr_torch.models import DIEN
 from ml_100k import MAX_LENGTH, MOVIES, USERS, load
-from recorder import SEED, Recorder, parse_arguments
+from recorder import Recorder, parse_arguments
 from sklearn.metrics import roc_auc_score
 
 BATCH_SIZE, EMBEDDING = 256, 16
@@ -52,8 +52,8 @@ if arguments.accelerate:
 
     report = dien_fast.accelerate("deepctr-torch")
 
-torch.manual_seed(SEED)
-model = DIEN(columns, ["movie"], gru_type="AUGRU", use_negsampling=True, init_std=0.01, seed=SEED)
+torch.manual_seed(arguments.seed)
+model = DIEN(columns, ["movie"], gru_type="AUGRU", use_negsampling=True, init_std=0.01, seed=arguments.seed)
 model.compile("adam", "binary_crossentropy", metrics=["auc"])
 with Recorder() as run:
     model.fit(inputs(train), train.label, batch_size=BATCH_SIZE, epochs=arguments.epochs, verbose=0)

@@ -22,7 +22,7 @@ from fuxictr.pytorch.dataloaders import RankDataLoader
 from fuxictr.pytorch.torch_utils import seed_everything
 from ml_100k import MAX_LENGTH, MOVIES, PARTS, USERS, load
 from model_zoo.LongCTR.DIEN.DIEN import DIEN
-from recorder import SEED, Recorder, parse_arguments
+from recorder import Recorder, parse_arguments
 
 sys.path.append(str(Path(model_zoo.LongCTR.__file__).parent))
 from longctr_dataloader import LongCTRDataLoader
@@ -92,7 +92,7 @@ if arguments.accelerate:
 
     report = dien_fast.accelerate("fuxictr")
 
-seed_everything(SEED)
+seed_everything(arguments.seed)
 train, valid, test = RankDataLoader(feature_map, stage="both", **settings)
 model = DIEN(
     feature_map,

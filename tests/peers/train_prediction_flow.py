@@ -20,7 +20,7 @@ from prediction_flow.features import Category, Features, Sequence
 from prediction_flow.pytorch import DIEN, AttentionGroup
 from prediction_flow.pytorch.data import Dataset
 from prediction_flow.pytorch.functions import fit, predict
-from recorder import SEED, Recorder, parse_arguments
+from recorder import Recorder, parse_arguments
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 
@@ -67,7 +67,7 @@ if arguments.accelerate:
 
     report = dien_fast.accelerate("prediction-flow")
 
-torch.manual_seed(SEED)
+torch.manual_seed(arguments.seed)
 model = DIEN(
     features,
     [AttentionGroup("movies", pairs, hidden_layers=[80, 40], gru_type="AUGRU")],

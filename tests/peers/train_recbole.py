@@ -19,7 +19,7 @@ Met on the way (recbole 1.2.1):
 import recbole.model.sequential_recommender
 import torch
 from recbole.quick_start import run_recbole
-from recorder import SEED, Recorder, parse_arguments
+from recorder import Recorder, parse_arguments
 
 BATCH_SIZE = 256
 
@@ -40,7 +40,7 @@ settings = {
     "valid_metric": "AUC",
     "epochs": arguments.epochs,
     "train_batch_size": BATCH_SIZE,
-    "seed": SEED,
+    "seed": arguments.seed,
     "metric_decimal_place": 10,
     "show_progress": False,
     "use_gpu": False,

@@ -9,7 +9,7 @@ Met on the way (torch-rechub 0.9.0):
 
 import torch
 from ml_100k import MOVIES, USERS, load
-from recorder import SEED, Recorder, parse_arguments
+from recorder import Recorder, parse_arguments
 from torch_rechub.basic.features import SequenceFeature, SparseFeature
 from torch_rechub.models.ranking import DIEN
 from torch_rechub.trainers import CTRTrainer
@@ -35,7 +35,7 @@ if arguments.accelerate:
 
     report = dien_fast.accelerate("torch-rechub")
 
-torch.manual_seed(SEED)
+torch.manual_seed(arguments.seed)
 loaders = DataGenerator(inputs(train), train.label).generate_dataloader(
     inputs(valid), valid.label, inputs(test), test.label, batch_size=BATCH_SIZE
 )
