@@ -229,8 +229,9 @@ def trainings_table(libraries: dict[str, Any]) -> str:
         seconds, fewer = before["epoch_seconds"], after["epoch_seconds"]
         cell = f"**{show_ratio(seconds / fewer)}** ({seconds:.1f} → {fewer:.1f})"
         aucs = [f"{training['auc']:.4f}" for training in (before, after)]
-        body.append([f"{library} {result['version']}", cell, str(result["epochs"]), *aucs])
-    return table(["library", "an epoch", "epochs", "test AUC", "accelerated"], body)
+        counts = [str(result["epochs"]), str(result.get("seeds", 1))]
+        body.append([f"{library} {result['version']}", cell, *counts, *aucs])
+    return table(["library", "an epoch", "epochs", "seeds", "test AUC", "accelerated"], body)
 
 
 def block(
@@ -277,7 +278,7 @@ def block(
     if trainings:
         whole += [
             "Their DIEN trained on MovieLens-100K through the libraries' own trainers, data loading included, "
-            "batch 256, by `make test-peers`; in brackets the seconds of both:",
+            "batch 256, by `make test-peers`; in brackets the seconds of both, AUCs are means over the seeds:",
             trainings_table(trainings["libraries"]),
         ]
     paragraphs = [

@@ -1,6 +1,9 @@
 import pytest
 import torch
 
+# Doctests would import these, which have one module name, after another was loaded under it.
+collect_ignore_glob = ["*/conftest.py"]
+
 # The tensors are tiny: a second thread only waits at barriers, 30 times as long on a busy machine.
 torch.set_num_threads(1)
 

@@ -67,8 +67,10 @@ def test_trainings():
     }
     libraries = {"recbole": {"version": "1.2.1", "epochs": 3, "trainings": trainings}}
     assert report.trainings_table(libraries).splitlines()[2:] == [
-        "| recbole 1.2.1 | **4.7x** (27.3 → 5.8) | 3 | 0.7782 | 0.7783 |"
+        "| recbole 1.2.1 | **4.7x** (27.3 → 5.8) | 3 | 1 | 0.7782 | 0.7783 |"
     ]
+    libraries["recbole"]["seeds"] = 8
+    assert report.trainings_table(libraries).splitlines()[2].split(" | ")[3] == "8"
 
 
 def test_the_section(speed):

@@ -78,17 +78,39 @@ struct Factor<double> {
     static constexpr double gate = 1, candidate = 1, from_candidate = 1;
 };
 
-// v between -limit and limit. NaN stays NaN: the instructions return their second operand for it, and
-// comparisons are false.
+// v between -limit and limit. NaN stays NaN: the instructions return their second operand for it. (Those of
+// 512 bits have masks, all ones here, because GCC takes the unmasked ones for uninitialised.)
 DIEN_FAST_INLINE Vec<float> clamp(Vec<float> v, float limit) {
     const Vec<float> high = limit - Vec<float>{};
-#if defined(__AVX2__) && (!defined(__AVX512F__) || defined(DIEN_FAST_HALF_VECTORS))
+#if defined(DIEN_FAST_HALF_VECTORS) || (defined(__AVX2__) && !defined(__AVX512F__))
     return (Vec<float>)_mm256_max_ps((__m256)-high, _mm256_min_ps((__m256)high, (__m256)v));
-#elif defined(__SSE2__) && !defined(__AVX2__)
+#elif defined(__AVX512F__)
+    const __m512 below = _mm512_maskz_min_ps(0xFFFF, (__m512)high, (__m512)v);
+    return (Vec<float>)_mm512_maskz_max_ps(0xFFFF, (__m512)-high, below);
+#elif defined(__SSE2__)
     return (Vec<float>)_mm_max_ps((__m128)-high, _mm_min_ps((__m128)high, (__m128)v));
 #else
     v = v > high ? high : v;
     return v < -high ? -high : v;
+#endif
+}
+// t's whole part, rounded, and 2 to its power, for |t| < 127. NaN stays NaN in the first.
+struct Whole {
+    Vec<float> part, power;
+};
+DIEN_FAST_INLINE Whole whole(Vec<float> t) {
+#if defined(DIEN_FAST_HALF_VECTORS)
+    const __m256 one = _mm256_set1_ps(1.0f);
+    const __m256 part = _mm256_roundscale_ps((__m256)t, _MM_FROUND_TO_NEAREST_INT);
+    return {(Vec<float>)part, (Vec<float>)_mm256_scalef_ps(one, part)};
+#elif defined(__AVX512F__)
+    const __m512 one = _mm512_set1_ps(1.0f);
+    const __m512 part = _mm512_maskz_roundscale_ps(0xFFFF, (__m512)t, _MM_FROUND_TO_NEAREST_INT);
+    return {(Vec<float>)part, (Vec<float>)_mm512_maskz_scalef_ps(0xFFFF, one, part)};
+#else
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    const Vec<float> shifted = t + magic;
+    return {shifted - magic, (Vec<float>)(((typename Vector<float>::bits)shifted + 127) << 23)};
 #endif
 }
 // 2^t in two parts, scale (1 + rest), for |t| < 127. The power of two of t's whole part is to be multiplied
@@ -97,16 +119,14 @@ struct PowerOfTwo {
     Vec<float> scale, rest;
 };
 DIEN_FAST_INLINE PowerOfTwo power_of_two(Vec<float> t) {
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-    const Vec<float> shifted = t + magic;
-    const Vec<float> scale = (Vec<float>)(((typename Vector<float>::bits)shifted + 127) << 23);
-    const Vec<float> f = t - (shifted - magic);
+    const Whole n = whole(t);
+    const Vec<float> f = t - n.part;
     Vec<float> p = f * 1.535336196e-4f + 1.339887502e-3f;  // minimax on [-1/2, 1/2], relative error 1.6e-8
     p = p * f + 9.618436918e-3f;
     p = p * f + 5.550332367e-2f;
     p = p * f + 2.402264774e-1f;
     p = p * f + 6.931471825e-1f;
-    return {scale, f * p};
+    return {n.power, f * p};
 }
 // The sigmoids of two vectors with one division; the clamp keeps the product of the denominators finite.
 DIEN_FAST_INLINE void sigmoids(Vec<float>& v, Vec<float>& w) {
