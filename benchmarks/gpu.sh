@@ -8,6 +8,9 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-build/gpu}
 mkdir -p "$OUT"
+# The package is built in place, not installed, and a script's own folder is all that Python looks in.
+PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH
 
 build() {
     # This machine's architecture alone; the two libraries side by side.
@@ -34,7 +37,7 @@ sanitize() {
     done
 }
 
-times() {
+measure() {
     "$PYTHON" benchmarks/gpu.py time --output "$OUT/gpu.json"
 }
 
@@ -42,12 +45,12 @@ case "${1:-all}" in
     build) build ;;
     test) tests ;;
     sanitize) sanitize ;;
-    time) times ;;
+    time) measure ;;
     all)
         build
         tests
         sanitize
-        times
+        measure
         ;;
     *)
         echo "usage: benchmarks/gpu.sh [build|test|sanitize|time]" >&2

@@ -1,7 +1,13 @@
-"""The README's figures come out of the committed results, by ``benchmarks/report.py``."""
+"""The README's figures come out of the committed results, by benchmarks/report.py; the script for GPUs runs."""
+
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import report
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def row(part, size, **milliseconds):
@@ -100,3 +106,54 @@ def test_the_readme_tells_the_committed_results(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(report, "README", changed)
     assert report.main(["--check"]) == 1
     assert "differs" in capsys.readouterr().err
+
+
+@pytest.fixture
+def gpu_script(tmp_path):
+    """Runs benchmarks/gpu.sh over an interpreter and a sanitizer that only note what they were asked for."""
+    commands = {
+        "python": """echo "$@ [$PYTHONPATH]" >>"$LOG"
+                     case "$*" in *capability*) echo 9.0 ;; *pytest*) echo "$SAYS" ;; esac""",
+        "compute-sanitizer": """while [ "$1" != "$PYTHON" ]; do shift; done; exec "$@\"""",
+    }
+    for name, command in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{command}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def run(*parts, says="3 passed in 1s"):
+        log = tmp_path / "log"
+        log.write_text("")
+        environment = os.environ | {
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "PYTHON": str(tmp_path / "python"),
+            "OUT": str(tmp_path / "out"),
+            "LOG": str(log),
+            "SAYS": says,
+        }
+        done = subprocess.run(
+            ["sh", ROOT / "benchmarks" / "gpu.sh", *parts],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done, log.read_text().splitlines()
+
+    return run
+
+
+def test_the_script_for_gpus_does_every_part(gpu_script):
+    done, lines = gpu_script()
+    assert done.returncode == 0, done.stderr
+    asked = ("setup.py", "dien_fast.backend", "tests/test_cuda.py", *["gpu.py sanitize"] * 3, "gpu.py time")
+    for word, line in zip(asked, lines[1:], strict=True):
+        assert word in line
+    assert all(f"[{ROOT}" in line for line in lines), "the package is found though it is not installed"
+
+
+@pytest.mark.parametrize(
+    ("parts", "says", "status"),
+    [(["test"], "1 failed, 2 passed in 1s", 1), (["test"], "no tests ran", 1), (["nonsense"], "", 2)],
+)
+def test_the_script_for_gpus_fails(gpu_script, parts, says, status):
+    assert gpu_script(*parts, says=says)[0].returncode == status
