@@ -1,8 +1,8 @@
 #!/bin/sh
 # Builds, tests, sanitizes and times the CUDA kernels, on a machine with a GPU, nvcc, compute-sanitizer and a torch
-# with CUDA; no network is needed. `benchmarks/gpu.sh` does all of it, in less than ten minutes on an H100;
-# `benchmarks/gpu.sh build|test|sanitize|time` one part. OUT is where logs and results go (build/gpu), PYTHON the
-# interpreter.
+# with CUDA; no network is needed. `benchmarks/gpu.sh` does all of it, which is meant to take ten minutes on an H100
+# (not yet run on a GPU); `benchmarks/gpu.sh build|test|sanitize|time` one part. OUT is where logs and results go
+# (build/gpu), PYTHON the interpreter.
 set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -32,7 +32,15 @@ sanitize() {
     for tool in memcheck racecheck synccheck; do
         echo "compute-sanitizer $tool"
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 150 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-            "$PYTHON" benchmarks/gpu.py sanitize >"$OUT/$tool.log" 2>&1 || { tail -n 40 "$OUT/$tool.log"; return 1; }
+            "$PYTHON" benchmarks/gpu.py sanitize >"$OUT/$tool.log" 2>&1 || {
+            # Some virtual machines hide from it what it needs; kernels can still be timed there.
+            if grep -q "Device not supported" "$OUT/$tool.log"; then
+                echo "NOT SANITIZED: compute-sanitizer says that it does not support this device"
+                return 0
+            fi
+            tail -n 40 "$OUT/$tool.log"
+            return 1
+        }
         tail -n 1 "$OUT/$tool.log"
     done
 }

@@ -114,13 +114,14 @@ def gpu_script(tmp_path):
     commands = {
         "python": """echo "$@ [$PYTHONPATH]" >>"$LOG"
                      case "$*" in *capability*) echo 9.0 ;; *pytest*) echo "$SAYS" ;; esac""",
-        "compute-sanitizer": """while [ "$1" != "$PYTHON" ]; do shift; done; exec "$@\"""",
+        "compute-sanitizer": """[ -z "$REFUSES" ] || { echo "$REFUSES"; exit 9; }
+                                while [ "$1" != "$PYTHON" ]; do shift; done; exec "$@\"""",
     }
     for name, command in commands.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{command}\n")
         (tmp_path / name).chmod(0o755)
 
-    def run(*parts, says="3 passed in 1s"):
+    def run(*parts, says="3 passed in 1s", refuses=""):
         log = tmp_path / "log"
         log.write_text("")
         environment = os.environ | {
@@ -129,6 +130,7 @@ def gpu_script(tmp_path):
             "OUT": str(tmp_path / "out"),
             "LOG": str(log),
             "SAYS": says,
+            "REFUSES": refuses,
         }
         done = subprocess.run(
             ["sh", ROOT / "benchmarks" / "gpu.sh", *parts],
@@ -157,3 +159,14 @@ def test_the_script_for_gpus_does_every_part(gpu_script):
 )
 def test_the_script_for_gpus_fails(gpu_script, parts, says, status):
     assert gpu_script(*parts, says=says)[0].returncode == status
+
+
+def test_the_script_for_gpus_without_a_sanitizer_that_works(gpu_script):
+    done, lines = gpu_script(refuses="Error: Device not supported")
+    assert done.returncode == 0
+    assert "NOT SANITIZED" in done.stdout
+    assert "gpu.py time" in lines[-1]
+    done, lines = gpu_script(refuses="Error: Invalid __global__ write of size 4 bytes")
+    assert done.returncode == 1
+    assert "Invalid __global__ write" in done.stdout
+    assert "gpu.py time" not in lines[-1]
