@@ -7,24 +7,23 @@ from dien_fast import _interest_ops as ops
 from dien_fast.nn import attention as attention_module
 
 
+def refuse_calls(monkeypatch, reason, *places):
+    def refuse(*_):
+        raise AssertionError(reason)
+
+    for owner, name in places:
+        monkeypatch.setattr(owner, name, refuse)
+
+
 @pytest.fixture
 def _no_fallback(monkeypatch):
     """Every way around the operators raises."""
-
-    def refuse(*_):
-        raise AssertionError("the layer went around the native operators")
-
-    monkeypatch.setattr(attention_module, "segment_softmax", refuse)
-    monkeypatch.setattr(attention_module, "first_linear", refuse)
-    monkeypatch.setattr(Ragged, "mask", refuse)
+    places = [(attention_module, "segment_softmax"), (attention_module, "first_linear"), (Ragged, "mask")]
+    refuse_calls(monkeypatch, "the layer went around the native operators", *places)
 
 
 @pytest.fixture
 def _only_fallback(monkeypatch):
     """The operators of attention and auxiliary loss raise."""
-
-    def refuse(*_):
-        raise AssertionError("the layer ran an operator that does not compute what its modules do")
-
-    monkeypatch.setattr(ops, "attention_scores", refuse)
-    monkeypatch.setattr(ops, "auxiliary_loss", refuse)
+    reason = "the layer ran an operator that does not compute what its modules do"
+    refuse_calls(monkeypatch, reason, (ops, "attention_scores"), (ops, "auxiliary_loss"))

@@ -78,8 +78,9 @@ struct Factor<double> {
     static constexpr double gate = 1, candidate = 1, from_candidate = 1;
 };
 
-// v between -limit and limit. NaN stays NaN: the instructions return their second operand for it. (Those of
-// 512 bits have masks, all ones here, because GCC takes the unmasked ones for uninitialised.)
+// v between -limit and limit. NaN stays NaN: the instructions return their second operand for it, and
+// comparisons are false. (Those of 512 bits have masks, all ones here, because GCC takes the unmasked ones
+// for uninitialised.)
 DIEN_FAST_INLINE Vec<float> clamp(Vec<float> v, float limit) {
     const Vec<float> high = limit - Vec<float>{};
 #if defined(DIEN_FAST_HALF_VECTORS) || (defined(__AVX2__) && !defined(__AVX512F__))
