@@ -271,8 +271,8 @@ def block(
     if peers:
         whole += [
             "Other libraries' DIEN, as they are and after `dien_fast.accelerate`: their own models of one item "
-            "feature of H numbers, AUGRU, with negatives where the library has them, Adam, float32; in brackets "
-            "the milliseconds of both:",
+            "feature of H numbers, AUGRU, with negatives where the library has them, Adam, float32, by "
+            "`benchmarks/peers.py`; in brackets the milliseconds of both:",
             peers_table(peers),
         ]
     if trainings:
