@@ -54,11 +54,11 @@ test-peers: $(READY) $(PEERS_READY) ## train the supported libraries' own DIEN, 
 
 .PHONY: test-cuda-emulated
 test-cuda-emulated: $(READY) ## run every case of the CUDA kernels on the host, without a GPU
-	DIEN_FAST_EMULATED=all $(BIN)/python -m pytest tests/test_cuda_emulated.py tests/test_cuda_operators.py $(ARGS)
+	DIEN_FAST_EMULATED=all $(BIN)/python -m pytest tests/cuda/test_cuda_emulated.py tests/cuda/test_cuda_operators.py $(ARGS)
 
 .PHONY: sanitize
 sanitize: $(READY) ## test the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(BIN)/python tests/run_sanitized.py
+	$(BIN)/python tests/support/run_sanitized.py
 
 .PHONY: wheel
 wheel: $(READY) ## build the wheel in dist/, one for every Python and torch

@@ -35,11 +35,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import dien_fast
-from dien_fast import AttentionGroup, Ragged, reference, runs
+from dien_fast import AttentionGroup, Ragged, reference
 from dien_fast.data import fit_encoders, pad_batch
-from dien_fast.pipeline import make_loaders
-from dien_fast.sources import Source
-from dien_fast.training import seed_everything
+from dien_fast.data.sources import Source
+from dien_fast.training import runs, seed_everything
+from dien_fast.training.pipeline import make_loaders
 
 SECTIONS = ("step", "epoch", "official", "serving", "parts", "memory")
 PROCESSES = 3

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import dien_fast
-from dien_fast import _ops, reference
+from dien_fast import reference
 from dien_fast.functional import attention_gru
+from dien_fast.ops import attention_gru as _ops
 from dien_fast.reference.gru import attention_gru as packed_loop
 
 Size = tuple[int, int, int]  # B, T, H

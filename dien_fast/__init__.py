@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dien_fast._ops import backend, use_backend
 from dien_fast._version import __version__
 from dien_fast.errors import CheckpointError, DataError, DienFastError
 from dien_fast.models import DIEN, DIN, AttentionGroup
@@ -25,12 +24,13 @@ from dien_fast.nn import (
     MaxPooling,
     SumPooling,
 )
+from dien_fast.ops.attention_gru import backend, use_backend
 from dien_fast.ragged import Ragged
 
 if TYPE_CHECKING:
     from dien_fast.data import CategoryEncoder, SequenceEncoder
     from dien_fast.patches import accelerate, restore
-    from dien_fast.runs import load
+    from dien_fast.training.runs import load
 
 
 __all__ = [
@@ -65,7 +65,7 @@ _LAZY = {
     "CategoryEncoder": "dien_fast.data",
     "SequenceEncoder": "dien_fast.data",
     "accelerate": "dien_fast.patches",
-    "load": "dien_fast.runs",
+    "load": "dien_fast.training.runs",
     "restore": "dien_fast.patches",
 }
 

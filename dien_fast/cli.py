@@ -20,8 +20,8 @@ from dien_fast.errors import DataError, DienFastError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dien_fast.runs import RunConfig
-    from dien_fast.sources import Source
+    from dien_fast.data.sources import Source
+    from dien_fast.training.runs import RunConfig
 
 _EXAMPLES = """\
 examples:
@@ -258,7 +258,7 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from dien_fast.pipeline import train_run
+    from dien_fast.training.pipeline import train_run
 
     directory = _output(arguments)
     source, config = _settings(arguments, directory)
@@ -276,8 +276,8 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _settings(arguments: argparse.Namespace, directory: Path) -> tuple[Source, RunConfig]:
     """Return what the flags say on top of the defaults or, when resuming, of the run's own settings."""
-    from dien_fast.runs import RunConfig, load_config
-    from dien_fast.sources import OVERRIDES, Source
+    from dien_fast.data.sources import OVERRIDES, Source
+    from dien_fast.training.runs import RunConfig, load_config
 
     config, source = RunConfig(), Source()
     if arguments.resume and (directory / "config.json").exists():
@@ -310,8 +310,8 @@ def _output(arguments: argparse.Namespace) -> Path:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from dien_fast.data import EpochLoader
-    from dien_fast.runs import load
-    from dien_fast.scoring import evaluate
+    from dien_fast.training.runs import load
+    from dien_fast.training.scoring import evaluate
 
     run = load(arguments.run)
     table = arguments.table if arguments.table is not None else _test_rows(run.config, run.directory)
@@ -329,7 +329,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _test_rows(config: RunConfig, directory: Path) -> pa.Table:
     from dien_fast.data import fit_encoders
-    from dien_fast.sources import Source
+    from dien_fast.data.sources import Source
 
     tables = Source.from_dict(config.data, directory).load(config.seed)
     if fit_encoders(tables.train, config.click_schema).fingerprint() != config.fingerprint:
@@ -344,8 +344,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     import pyarrow as pa
 
     from dien_fast.data import read_table
-    from dien_fast.runs import load
-    from dien_fast.sources import write_table
+    from dien_fast.data.sources import write_table
+    from dien_fast.training.runs import load
 
     output = Path(arguments.output)
     if output.suffix not in (".csv", ".parquet"):
@@ -371,7 +371,7 @@ def _info(arguments: argparse.Namespace) -> None:
         print(f"threads: {torch.get_num_threads()}; GPUs: {', '.join(devices) or 'none'}")
         print(f"backend: {dien_fast.backend()}")
         return
-    from dien_fast.runs import load, load_config, read_json
+    from dien_fast.training.runs import load, load_config, read_json
 
     directory = Path(arguments.run)
     config = load_config(directory)
@@ -381,7 +381,7 @@ def _info(arguments: argparse.Namespace) -> None:
     metrics = directory / "metrics.json"
     print("metrics: " + (json.dumps(read_json(metrics)) if metrics.exists() else "none, the run is not finished"))
     if arguments.attention is not None:
-        from dien_fast.attention_view import attention_view
+        from dien_fast.training.attention_view import attention_view
 
         paths = attention_view(
             load(directory),

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dien_fast._ops import CELLS, has_kernels, native_attention_gru, wants_native, warn_of_device
+from dien_fast.ops.attention_gru import CELLS, has_kernels, native_attention_gru, wants_native, warn_of_device
 from dien_fast.reference.gru import attention_gru as packed_loop
 
 GATES = {cell: 2 if cell == "agru" else 3 for cell in CELLS}

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dien_fast import reference
-from dien_fast.attention_group import AttentionGroup
-from dien_fast.layers import MaxPooling, SumPooling
 from dien_fast.nn.embedding import Embedding
 from dien_fast.nn.interest import Interest, candidate_owners
 from dien_fast.ragged import Ragged
+from dien_fast.reference.groups import AttentionGroup
+from dien_fast.reference.layers import MaxPooling, SumPooling
 
 Batch = Mapping[str, Tensor | Ragged]
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dien_fast.attention_group import AttentionGroup
 from dien_fast.models.dien import DIEN, Batch, _side_by_side, _values
 from dien_fast.nn.attention import Attention
 from dien_fast.ragged import Ragged
+from dien_fast.reference.groups import AttentionGroup
 
 _LENGTHS = "\0lengths"  # stands for the lengths of padded histories among features
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dien_fast import _interest_ops as ops
 from dien_fast import reference
 from dien_fast.functional import check_lengths
-from dien_fast.layers import Dice
+from dien_fast.ops import interest as ops
 from dien_fast.ragged import Ragged
+from dien_fast.reference.layers import Dice
 
 
 class Attention(reference.Attention):

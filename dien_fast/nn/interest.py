@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from dien_fast import reference
-from dien_fast._interest_ops import runs_natively
-from dien_fast._ops import has_kernels, native_attention_gru, wants_native
 from dien_fast.functional import attention_gru, check_lengths, packed_schedule
 from dien_fast.nn.attention import Attention, AuxiliaryNet
 from dien_fast.nn.gru import DynamicGRU
 from dien_fast.nn.padded import padded_interest
+from dien_fast.ops.attention_gru import has_kernels, native_attention_gru, wants_native
+from dien_fast.ops.interest import runs_natively
 from dien_fast.ragged import Ragged
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from dien_fast._ops import backend, wants_native
+from dien_fast.ops.attention_gru import backend, wants_native
 from dien_fast.patches.library import Change, Library, Plan
 from dien_fast.patches.probe import RefusedError
 from dien_fast.patches.registry import LIBRARIES, looked_for, plan_of

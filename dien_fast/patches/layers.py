@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dien_fast import _interest_ops as ops
 from dien_fast.functional import attention_gru
-from dien_fast.layers import Dice
 from dien_fast.nn.attention import native_scores, score_layers
+from dien_fast.ops import interest as ops
 from dien_fast.patches.cells import LAYOUTS, is_altered
 from dien_fast.patches.probe import RefusedError
 from dien_fast.patches.recurrence import Loop, PackedGRU, PackedLoop, gru_weights
 from dien_fast.patches.swap import Accelerated
 from dien_fast.ragged import Ragged
+from dien_fast.reference.layers import Dice
 
 # Below this the probability of a sigmoid is exact enough in float32 for its logarithm to be the logit's.
 _EXACT_LOGIT = 12.0

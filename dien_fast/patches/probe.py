@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
-from dien_fast._ops import LIBRARY, use_backend
+from dien_fast.ops.attention_gru import LIBRARY, use_backend
 from dien_fast.patches.cells import LAYOUTS, CellRule, Stacked, layout_of
 from dien_fast.patches.swap import Recipe, swap
 from dien_fast.reference.gru import replaced_share

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from dien_fast._ops import has_kernels, wants_native
 from dien_fast.functional import attention_gru
+from dien_fast.ops.attention_gru import has_kernels, wants_native
 from dien_fast.patches.cells import LAYOUTS, CellRule, is_altered, layout_of
 from dien_fast.patches.probe import RefusedError, check_same, packed_inputs, rule_of
 from dien_fast.patches.swap import Accelerated, Recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dien_fast.patches import deepctr_torch, fuxictr, prediction_flow, recbole, seed, torch_rechub
+from dien_fast.patches.libraries import deepctr_torch, fuxictr, prediction_flow, recbole, seed, torch_rechub
 from dien_fast.patches.library import Library, Plan
 from dien_fast.patches.probe import RefusedError
 

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dien_fast.attention_group import AttentionGroup, check_features
-from dien_fast.layers import MLP, MaxPooling, init_weights
+from dien_fast.reference.groups import AttentionGroup, check_features
 from dien_fast.reference.interest import Interest
+from dien_fast.reference.layers import MLP, MaxPooling, init_weights
 
 
 class DIEN(nn.Module):

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from dien_fast.layers import MLP, get_activation_layer
 from dien_fast.reference.gru import DynamicGRU
+from dien_fast.reference.layers import MLP, get_activation_layer
 
 
 class Attention(nn.Module):

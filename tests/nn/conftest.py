@@ -3,8 +3,8 @@
 import pytest
 
 from dien_fast import Ragged
-from dien_fast import _interest_ops as ops
 from dien_fast.nn import attention as attention_module
+from dien_fast.ops import interest as ops
 
 
 def refuse_calls(monkeypatch, reason, *places):

@@ -11,8 +11,8 @@ from test_interest import GRU_TYPES, forward
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dien_fast import Ragged, ragged
-from dien_fast import _interest_ops as ops
 from dien_fast.nn import interest as interest_module
+from dien_fast.ops import interest as ops
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"

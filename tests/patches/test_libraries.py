@@ -13,8 +13,8 @@ from torch import nn
 
 import dien_fast
 from dien_fast.patches import apply, registry
+from dien_fast.patches.libraries.listing import dynamic_gru, interest
 from dien_fast.patches.library import Library
-from dien_fast.patches.listing import dynamic_gru, interest
 from dien_fast.patches.swap import Accelerated
 
 

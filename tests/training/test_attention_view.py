@@ -5,11 +5,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dien_fast import plots
-from dien_fast.attention_view import attention_view
 from dien_fast.data import Schema, fit_encoders
 from dien_fast.errors import DataError
-from dien_fast.runs import Run, RunConfig, build_model
+from dien_fast.training import plots
+from dien_fast.training.attention_view import attention_view
+from dien_fast.training.runs import Run, RunConfig, build_model
 
 TABLE = pa.table(
     {

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from dien_fast.checkpoints import (
+from dien_fast.errors import CheckpointError
+from dien_fast.training.checkpoints import (
     load_checkpoint,
     load_weights,
     remove_unfinished,
     save_checkpoint,
     write_atomically,
 )
-from dien_fast.errors import CheckpointError
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

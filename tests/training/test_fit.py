@@ -8,12 +8,12 @@ import pytest
 import torch
 from tiny import TinyDataset, TinyLoader, TinyModel, loaders
 
-from dien_fast import training
-from dien_fast.checkpoints import load_checkpoint
 from dien_fast.errors import CheckpointError, DataError, DienFastError
-from dien_fast.metrics import auc, gauc, log_loss
-from dien_fast.scoring import collect, labels_of
 from dien_fast.training import evaluate, fit, predict
+from dien_fast.training import loop as training
+from dien_fast.training.checkpoints import load_checkpoint
+from dien_fast.training.metrics import auc, gauc, log_loss
+from dien_fast.training.scoring import collect, labels_of
 
 METRICS = ["train_loss", "train_aux_loss", "train_auc", "valid_loss", "valid_auc", "valid_logloss", "valid_gauc"]
 

@@ -1,11 +1,11 @@
 """DIEN finds planted, drifting interests: its AUC comes close to the best that any model can reach."""
 
 from dien_fast.data import fit_encoders, shuffle_histories, synthetic_clicks
-from dien_fast.metrics import auc
-from dien_fast.pipeline import make_loaders
-from dien_fast.runs import RunConfig, build_model
-from dien_fast.sources import Tables
+from dien_fast.data.sources import Tables
 from dien_fast.training import evaluate, fit, seed_everything
+from dien_fast.training.metrics import auc
+from dien_fast.training.pipeline import make_loaders
+from dien_fast.training.runs import RunConfig, build_model
 
 
 def trained_auc(table, schema, epochs):

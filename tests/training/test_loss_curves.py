@@ -6,11 +6,11 @@ import torch.nn.functional as F
 
 from dien_fast import backend, reference
 from dien_fast.data import fit_encoders, pad_batch
+from dien_fast.data.sources import Source
 from dien_fast.errors import DataError
-from dien_fast.pipeline import make_loaders
 from dien_fast.ragged import Ragged
-from dien_fast.runs import RunConfig, build_model
-from dien_fast.sources import Source
+from dien_fast.training.pipeline import make_loaders
+from dien_fast.training.runs import RunConfig, build_model
 
 STEPS = 200
 # The newest events of each history: the loop's time grows with them.

@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
-from dien_fast.metrics import auc, gauc, log_loss
+from dien_fast.training.metrics import auc, gauc, log_loss
 
 
 @pytest.mark.parametrize("levels", [3, 50, 10**9])

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dien_fast import plots
+from dien_fast.training import plots
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import dien_fast
-from dien_fast.checkpoints import load_checkpoint, save_checkpoint
 from dien_fast.data import Schema, synthetic_clicks
+from dien_fast.data.sources import Source
 from dien_fast.errors import CheckpointError, DataError, DienFastError
-from dien_fast.pipeline import train_run
-from dien_fast.runs import RunConfig, build_model, load, prepare_directory, without_negatives
-from dien_fast.sources import Source
+from dien_fast.training.checkpoints import load_checkpoint, save_checkpoint
+from dien_fast.training.metrics import auc
+from dien_fast.training.pipeline import train_run
+from dien_fast.training.runs import RunConfig, build_model, load, prepare_directory, without_negatives
 
 
 def small_run(directory, **settings):
@@ -80,7 +81,7 @@ def test_predict_takes_any_table_and_repeats_the_test_metrics(trained, tmp_path)
     expected = run.predict(table)
     assert expected.dtype == np.float32
     assert expected.shape == (table.num_rows,)
-    assert dien_fast.metrics.auc(table["label"].to_numpy(), expected) == pytest.approx(metrics["test_auc"])
+    assert auc(table["label"].to_numpy(), expected) == pytest.approx(metrics["test_auc"])
     pa.parquet.write_table(table, tmp_path / "t.parquet")
     features = ["itemId", "histItemIds"]
     for other in (

@@ -1,4 +1,4 @@
-// What the kernels and launchers ask of CUDA. tests/cuda_emulator/platform/platform.h gives the same names to
+// What the kernels and launchers ask of CUDA. tests/cuda/emulator/platform/platform.h gives the same names to
 // a host compiler; the include path chooses between the two.
 
 #pragma once

@@ -1,0 +1,1 @@
+"""What is known of each library's DIEN: a file a library."""

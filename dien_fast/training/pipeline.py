@@ -1,0 +1,209 @@
+"""From a source of clicks to a trained run in its directory: what ``dien-fast train`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from dien_fast.data import ClickDataset, EpochLoader, NegativeSampler, fit_encoders
+from dien_fast.data.sources import Source, Tables
+from dien_fast.errors import DataError
+from dien_fast.training import loop as training
+from dien_fast.training.runs import RunConfig, build_model, prepare_directory, without_negatives, write_json
+
+if TYPE_CHECKING:
+    from dien_fast.data import Encoders, Schema
+
+# Sequences scored in eval mode need no gradients, so more of them fit at once.
+_SCORING_BATCH = 1024
+
+
+def train_run(
+    source: Source,
+    config: RunConfig,
+    directory: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    cpu: bool = False,
+    num_workers: int = 0,
+    progress: bool = True,
+    log: Callable[[str], None] = training.print_line,
+) -> dict[str, Any]:
+    """Read the data, train, and report the metrics of the best epoch.
+
+    Data and settings are checked before ``directory`` is touched. Encoders, popularity and negatives learn
+    from the training rows alone.
+
+    Args:
+        source: where the rows come from.
+        config: model and hyper-parameters; its schema, data and fingerprint are filled in here.
+        directory: the run directory to write.
+        resume: go on where a killed run in ``directory`` stopped.
+        overwrite: replace the run in ``directory``.
+        cpu: stay on the CPU though there is a GPU.
+        num_workers: processes that prepare batches beside this one; 0 prepares them in the loop.
+        progress: show progress bars on stderr.
+        log: takes each line of the report; under several processes rank 0 alone reports.
+
+    Returns:
+        What ``metrics.json`` holds: best_epoch, valid_auc, valid_logloss, valid_gauc, test_auc, test_logloss,
+        test_gauc, and for synthetic data best_reachable_auc.
+
+    Raises:
+        DienFastError: one of its kinds, for whatever is wrong with data, settings or directory.
+
+    Example:
+        >>> train_run(Source("synthetic"), RunConfig(epochs=2), "runs/synthetic")  # doctest: +SKIP
+    """
+    accelerator = training.make_accelerator(config.mixed_precision, config.gradient_accumulation, cpu)
+    say = log if accelerator.is_main_process else _say_nothing
+    # One process downloads, the others find the files.
+    with accelerator.main_process_first():
+        tables = source.load(config.seed)
+    schema = tables.schema if config.model == "dien" else without_negatives(tables.schema)
+    encoders = fit_encoders(tables.train, schema, source=tables.names[0])
+    config = replace(config, schema=schema.to_dict(), data=asdict(source), fingerprint=encoders.fingerprint())
+    train, valid, test = make_loaders(
+        tables,
+        schema,
+        encoders,
+        config,
+        num_workers=num_workers,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    training.check_loaders(train, valid, accelerator)
+    training.seed_everything(config.seed, 0)
+    model = build_model(config, encoders)
+    say(
+        f"data: {source.dataset}, {len(train.dataset):,} training, {len(valid.dataset):,} validation "
+        f"and {len(test.dataset):,} test rows"
+    )
+    say(f"model: {_describe(config, model)}; {_describe_device(accelerator)}")
+    resuming = False
+    if accelerator.is_main_process:
+        resuming = prepare_directory(directory, config, encoders, resume=resume, overwrite=overwrite)
+    accelerator.wait_for_everyone()
+    if resume and accelerator.is_main_process:
+        say(f"resuming {directory}" if resuming else f"nothing to resume in {directory}: starting anew")
+    history = training.fit(
+        model,
+        train,
+        valid,
+        run_directory=directory,
+        epochs=config.epochs,
+        patience=config.patience,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        aux_weight=config.aux_weight,
+        seed=config.seed,
+        resume=resume,
+        fingerprint=config.fingerprint,
+        accelerator=accelerator,
+        progress=progress,
+        log=log,
+    )
+    scores = training.evaluate(model, test, aux_weight=config.aux_weight, progress=progress)
+    metrics = _metrics(history, scores, tables)
+    if accelerator.is_main_process:
+        write_json(Path(directory) / "metrics.json", metrics)
+    for line in report(metrics, directory):
+        say(line)
+    # No process leaves while another still waits for it.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return metrics
+
+
+def make_loaders(
+    tables: Tables,
+    schema: Schema,
+    encoders: Encoders,
+    config: RunConfig,
+    *,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> tuple[EpochLoader, EpochLoader, EpochLoader]:
+    """Return the loaders of the training (shuffled), validation and test rows, checked.
+
+    Negatives come from the training rows' catalogue: new ones each epoch in training, fixed ones elsewhere.
+    """
+    negatives = None
+    if schema.groups and schema.negatives in ("uniform", "popularity"):
+        try:
+            negatives = NegativeSampler.fit(tables.train, schema, encoders, seed=config.seed)
+        except DataError:
+            # What is wrong with the histories, a dataset says with file, column and row.
+            ClickDataset(tables.train, schema, encoders, source=tables.names[0])
+            raise
+    loaders: list[EpochLoader] = []
+    for table, name in zip((tables.train, tables.valid, tables.test), tables.names, strict=True):
+        training_rows = not loaders
+        loaders.append(
+            EpochLoader(
+                ClickDataset(table, schema, encoders, negatives=negatives, source=name),
+                config.batch_size if training_rows else _SCORING_BATCH,
+                shuffle=training_rows,
+                seed=config.seed,
+                num_workers=num_workers,
+                rank=rank,
+                world_size=world_size,
+                pin_memory=pin_memory,
+            )
+        )
+    return loaders[0], loaders[1], loaders[2]
+
+
+def report(metrics: dict[str, Any], directory: str | Path) -> list[str]:
+    """Return the lines that close a training run; the last is ``test AUC: 0.xxxx``."""
+    lines = [
+        f"best epoch {metrics['best_epoch']}: {_line(metrics, 'valid')}",
+        f"test rows: {_line(metrics, 'test')}",
+    ]
+    if metrics.get("best_reachable_auc") is not None:
+        lines.append(f"best reachable test AUC: {metrics['best_reachable_auc']:.4f}")
+    lines += [f"written to {directory}", f"test AUC: {metrics['test_auc']:.4f}"]
+    return lines
+
+
+def _line(metrics: dict[str, Any], part: str) -> str:
+    shown = [(name, metrics[f"{part}_{name}"]) for name in ("auc", "logloss", "gauc")]
+    return " ".join(f"{name} {value:.4f}" for name, value in shown if value == value)
+
+
+def _metrics(history: pd.DataFrame, scores: dict[str, float], tables: Tables) -> dict[str, Any]:
+    best = history.loc[history["valid_auc"].idxmax()]
+    metrics: dict[str, Any] = {"best_epoch": int(best["epoch"]), "epochs": len(history)}
+    metrics |= {f"valid_{name}": float(best[f"valid_{name}"]) for name in ("auc", "logloss", "gauc")}
+    metrics |= {f"test_{name}": scores[name] for name in ("auc", "logloss", "gauc")}
+    if tables.best_auc is not None:
+        metrics["best_reachable_auc"] = tables.best_auc
+    return metrics
+
+
+def _describe(config: RunConfig, model: torch.nn.Module) -> str:
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    name = "DIN" if config.model == "din" else f"DIEN ({config.gru_type}, negatives: {config.schema['negatives']})"
+    return f"{name}, {weights:,} weights"
+
+
+def _describe_device(accelerator: Any) -> str:
+    where = str(accelerator.device)
+    if accelerator.device.type == "cpu":
+        where += f", {torch.get_num_threads()} threads"
+    if accelerator.num_processes > 1:
+        where += f", {accelerator.num_processes} processes"
+    return where
+
+
+def _say_nothing(line: str) -> None:
+    """Take a line that another rank prints."""

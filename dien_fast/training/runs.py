@@ -1,0 +1,429 @@
+"""Runs: what a run directory holds, opened for use with :func:`load`.
+
+config.json     model, hyper-parameters, schema, where the data came from, versions
+encoders/       the vocabularies and quantiles, one JSON file per feature
+best.pt         weights of the epoch with the best validation AUC
+last.pt         weights, optimizer and history, to resume from
+history.csv     one row per epoch; loss.png and auc.png draw it
+metrics.json    metrics on the validation and test rows at the best epoch
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
+
+import numpy as np
+import torch
+
+import dien_fast
+from dien_fast.errors import CheckpointError, DataError, DienFastError
+from dien_fast.models import DIEN, DIN, AttentionGroup
+from dien_fast.training.checkpoints import load_checkpoint, load_weights, remove_unfinished, write_atomically
+from dien_fast.training.scoring import predict
+
+if TYPE_CHECKING:
+    from dien_fast.data.dataset import ClickDataset
+    from dien_fast.data.fitting import Encoders
+    from dien_fast.data.schema import Schema
+
+MODELS = {"dien": DIEN, "din": DIN}
+GRU_TYPES = ("AUGRU", "AGRU", "AIGRU", "GRU")
+
+_RUN_FILES = ("last.pt", "best.pt", "metrics.json", "history.csv", "loss.png", "auc.png")
+
+# These may change when a run is resumed: none of them alters an epoch that has been trained.
+_FREE_TO_CHANGE = ("epochs", "patience", "versions")
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides a run's outcome, as stored in ``config.json``.
+
+    The defaults are those of the article for MovieLens.
+
+    Attributes:
+        schema: :meth:`dien_fast.data.Schema.to_dict` of the table's columns.
+        data: where the rows came from (see :class:`dien_fast.data.sources.Source`).
+        model: "dien" or "din".
+        gru_type: how DIEN's interest evolves: "AUGRU", "AGRU", "AIGRU" or "GRU".
+        embedding_size: width of an embedding, unless the schema says otherwise for a feature.
+        attention_hidden: widths of the attention MLP's hidden layers.
+        attention_dropout: its dropout probability.
+        mlp_hidden: widths of the last MLP's hidden layers.
+        mlp_activation: its activation.
+        mlp_dropout: its dropout probability.
+        epochs, patience, batch_size, lr, weight_decay, aux_weight, seed, mixed_precision,
+            gradient_accumulation: as in :func:`dien_fast.training.fit`.
+        fingerprint: identity of the encoders that the weights belong to.
+        versions: of dien-fast, torch and Python, for the record.
+    """
+
+    schema: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    model: str = "dien"
+    gru_type: str = "AUGRU"
+    embedding_size: int = 16
+    attention_hidden: list[int] = field(default_factory=lambda: [16, 8])
+    attention_dropout: float = 0.1
+    mlp_hidden: list[int] = field(default_factory=lambda: [32, 16])
+    mlp_activation: str = "prelu"
+    mlp_dropout: float = 0.25
+    epochs: int = 20
+    patience: int = 3
+    batch_size: int = 128
+    lr: float = 2e-3
+    weight_decay: float = 1e-3
+    aux_weight: float = 1.0
+    seed: int = 0
+    mixed_precision: str = "no"
+    gradient_accumulation: int = 1
+    fingerprint: str = ""
+    versions: dict[str, str] = field(
+        default_factory=lambda: {
+            "dien-fast": dien_fast.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+    )
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            wanted = (int, float) if kind is float else get_origin(kind) or kind
+            if isinstance(value, bool) or not isinstance(value, wanted):
+                raise DienFastError(f"{name} must be of type {kind}, got {value!r}")
+        for name in ("attention_hidden", "mlp_hidden"):
+            sizes = getattr(self, name)
+            if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+                raise DienFastError(f"{name} must be whole numbers of at least 1, got {sizes!r}")
+        for name, known in (("model", tuple(MODELS)), ("gru_type", GRU_TYPES)):
+            if getattr(self, name) not in known:
+                raise DienFastError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name in ("embedding_size", "epochs", "patience", "gradient_accumulation", "batch_size"):
+            # Batch statistics need two rows.
+            least = 2 if name == "batch_size" else 1
+            if getattr(self, name) < least:
+                raise DienFastError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("lr", "weight_decay", "aux_weight", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise DienFastError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
+        for name in ("attention_dropout", "mlp_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise DienFastError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+
+    @property
+    def click_schema(self) -> Schema:
+        """The schema as an object."""
+        from dien_fast.data import Schema
+
+        return Schema.from_dict(self.schema)
+
+    def save(self, path: str | Path) -> None:
+        """Write the configuration as JSON, atomically."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunConfig:
+        """Read the configuration that :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: if the file is missing or is not such a configuration.
+        """
+        content = read_json(path)
+        names = {item.name for item in fields(cls)}
+        if not isinstance(content, dict) or set(content) != names:
+            differs = sorted(names ^ set(content)) if isinstance(content, dict) else []
+            hint = f": the setting {differs[0]!r} is missing or unknown" if differs else ""
+            raise CheckpointError(f"{path} is not the configuration of a dien-fast run{hint}")
+        try:
+            return cls(**content)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is not the configuration of a dien-fast run: {error}") from error
+
+    def check_same(self, other: RunConfig, directory: str | Path) -> None:
+        """Refuse to resume ``directory``, a run with this configuration, with ``other``.
+
+        Raises:
+            CheckpointError: naming the first setting that differs.
+        """
+        old, new = _flat(asdict(self)), _flat(asdict(other))
+        for name in old | new:
+            before, now = old.get(name), new.get(name)
+            if before == now or name in _FREE_TO_CHANGE:
+                continue
+            if name == "fingerprint":
+                raise CheckpointError(
+                    f"{directory} cannot be resumed: the training rows are not those it was trained on"
+                )
+            raise CheckpointError(
+                f"{directory} cannot be resumed: it was trained with {name} = {before!r}, now {name} = {now!r}"
+            )
+
+
+def build_model(config: RunConfig, encoders: Encoders) -> DIEN:
+    """Build the model that ``config`` describes, with new weights from torch's generator.
+
+    Args:
+        config: model, sizes and schema.
+        encoders: fitted to the training rows; they give the vocabulary sizes.
+
+    Raises:
+        DataError: if schema, encoders and sizes do not go together.
+
+    Example:
+        >>> model = build_model(run.config, run.encoders)  # doctest: +SKIP
+    """
+    schema = config.click_schema
+    negatives = schema.negatives != "none"
+    groups = [
+        AttentionGroup(
+            name=group.name,
+            pairs=[
+                {"ad": pair.ad, "pos_hist": pair.pos_hist} | ({"neg_hist": pair.neg_hist} if negatives else {})
+                for pair in group.pairs
+            ],
+            hidden_layers=config.attention_hidden,
+            att_dropout=config.attention_dropout,
+            gru_type=config.gru_type,
+        )
+        for group in schema.groups
+    ]
+    sequences = schema.sequence_features()
+    sizes = dict.fromkeys([*schema.categorical, *sequences], config.embedding_size)
+    owners = schema.shared_embeddings() or {}
+    for feature in sizes:
+        # A feature that uses another's table has its width; negatives without a width of their own, the history's.
+        sizes[feature] = schema.embedding_sizes.get(owners.get(feature, feature), config.embedding_size)
+    for pair in schema.pairs():
+        if negatives and pair.neg_hist not in schema.embedding_sizes:
+            sizes[pair.neg_hist] = sizes[pair.pos_hist]
+    try:
+        return MODELS[config.model](
+            num_features=schema.numeric,
+            cat_features=schema.categorical,
+            seq_features=sequences,
+            cat_nums=encoders.dimensions(),
+            embedding_size=sizes,
+            attention_groups=groups,
+            mlp_hidden_layers=config.mlp_hidden,
+            mlp_activation=config.mlp_activation,
+            mlp_dropout=config.mlp_dropout,
+            use_negsampling=negatives and bool(groups),
+            shared_embeddings=owners or None,
+        )
+    except (ValueError, KeyError) as error:
+        raise DataError(f"the schema does not fit the model: {error}") from error
+    except RuntimeError as error:
+        raise DienFastError(
+            f"the model does not fit into memory: embedding_size {config.embedding_size}, "
+            f"{sum(encoders.dimensions().values()):,} words"
+        ) from error
+
+
+@dataclass
+class Run:
+    """A trained model with what it needs to read a table.
+
+    Attributes:
+        directory: where it was loaded from.
+        config: its settings.
+        schema: the meaning of the table's columns.
+        encoders: its vocabularies.
+        model: in eval mode.
+    """
+
+    directory: Path
+    config: RunConfig
+    schema: Schema
+    encoders: Encoders
+    model: DIEN
+
+    def predict(
+        self, table: Any, *, batch_size: int = 1024, progress: bool = False, source: str | None = None
+    ) -> np.ndarray:
+        """Return the click probability of each row of ``table``.
+
+        Args:
+            table: path of a CSV or Parquet file, or anything that speaks Arrow: a pandas, Polars or pyarrow
+                table. It needs the feature columns of the schema, no label; words not seen in training and
+                empty histories are fine.
+            batch_size: rows scored at once; the result does not depend on it beyond rounding.
+            progress: show a progress bar on stderr.
+            source: what error messages call the table; by default its path.
+
+        Returns:
+            float32 ``[rows]`` in the table's order.
+
+        Raises:
+            DataError: if a column is missing or not what the schema says.
+
+        Example:
+            >>> dien_fast.load("runs/ml-100k").predict("new.csv")  # doctest: +SKIP
+            array([0.31, 0.87], dtype=float32)
+        """
+        from dien_fast.data import EpochLoader
+
+        return predict(self.model, EpochLoader(self.dataset(table, source=source), batch_size), progress=progress)
+
+    def dataset(self, table: Any, *, require_label: bool = False, source: str | None = None) -> ClickDataset:
+        """Return ``table`` (as in :meth:`predict`) as a dataset of this model's inputs, without negatives."""
+        from dien_fast.data import ClickDataset, read_table
+
+        if source is None:
+            source = str(table) if isinstance(table, str | Path) else "table"
+        # The negatives serve the auxiliary loss alone; a table to score need not have them.
+        schema = without_negatives(self.schema)
+        return ClickDataset(
+            read_table(table, schema), schema, self.encoders, require_label=require_label, source=source
+        )
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Run:
+    """Open a run directory with the weights of its best epoch.
+
+    Args:
+        path: the directory that ``dien-fast train`` wrote.
+        device: where to put the model.
+
+    Returns:
+        The run; its model is in eval mode.
+
+    Raises:
+        CheckpointError: if the directory is no run, or a file in it is missing, damaged or does not fit.
+
+    Example:
+        >>> dien_fast.load("runs/ml-100k").predict("new.parquet")  # doctest: +SKIP
+        array([0.31, 0.87], dtype=float32)
+    """
+    directory = Path(path)
+    config = load_config(directory)
+    from dien_fast.data import Encoders
+
+    try:
+        schema = config.click_schema
+        encoders = Encoders.load(directory / "encoders")
+        model = build_model(config, encoders)
+    except DataError as error:
+        raise CheckpointError(f"the run {directory} is damaged: {error}") from error
+    best = load_checkpoint(directory / "best.pt", ("model", "fingerprint"))
+    if best["fingerprint"] != encoders.fingerprint():
+        raise CheckpointError(
+            f"the encoders in {directory / 'encoders'} do not fit {directory / 'best.pt'}: "
+            "they were fitted to other data"
+        )
+    load_weights(model, best["model"], directory / "best.pt")
+    model.to(device).eval()
+    return Run(directory=directory, config=config, schema=schema, encoders=encoders, model=model)
+
+
+def load_config(directory: str | Path) -> RunConfig:
+    """Return the configuration of the run in ``directory``.
+
+    Raises:
+        CheckpointError: if there is no such directory or it is not a run.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"there is no run directory {directory}")
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(f"{directory} is not a run directory: it has no config.json")
+    return RunConfig.load(directory / "config.json")
+
+
+def prepare_directory(
+    directory: str | Path, config: RunConfig, encoders: Encoders, *, resume: bool = False, overwrite: bool = False
+) -> bool:
+    """Make ``directory`` ready for :func:`dien_fast.training.fit`, or refuse before anything is touched.
+
+    A new run gets ``config.json`` and ``encoders/``. Of a run that is already there, ``resume`` keeps the
+    checkpoints and ``overwrite`` removes the run's own files, and no others.
+
+    Returns:
+        Whether there is a checkpoint to resume from.
+
+    Raises:
+        CheckpointError: if there is a run and neither is asked for, or it had other settings.
+    """
+    directory = Path(directory)
+    for part in (directory, *directory.parents):
+        if part.exists() and not part.is_dir():
+            raise CheckpointError(f"{part} is a file; the run needs a directory")
+    exists = (directory / "config.json").exists()
+    if not exists:
+        if resume:
+            raise CheckpointError(f"{directory} holds no run to resume; train without --resume to start one")
+        for name in (*_RUN_FILES, "encoders"):
+            if (directory / name).exists():
+                raise CheckpointError(
+                    f"{directory} holds {name}, but no config.json, so it is not a run; choose another --output"
+                )
+    else:
+        # Also guards another program's config.json from being overwritten.
+        before = RunConfig.load(directory / "config.json")
+        if resume:
+            before.check_same(config, directory)
+        elif not overwrite:
+            raise CheckpointError(
+                f"{directory} already holds a run: go on with --resume, replace it with --overwrite, "
+                "or choose another --output"
+            )
+    resuming = exists and resume and (directory / "last.pt").exists()
+    remove_unfinished(directory)
+    if not resuming:
+        # First of all, so that a directory with any other of a run's files is always known as a run.
+        config.save(directory / "config.json")
+        for name in _RUN_FILES:
+            (directory / name).unlink(missing_ok=True)
+        for stale in (directory / "encoders").glob("*.json"):
+            stale.unlink()
+        encoders.save(directory / "encoders")
+    else:
+        config.save(directory / "config.json")
+    return resuming
+
+
+def without_negatives(schema: Schema) -> Schema:
+    """Return the schema of a model without the auxiliary loss."""
+    from dien_fast.data import Schema
+
+    settings = schema.to_dict() | {"negatives": "none"}
+    gone = set(schema.negative_features())
+    settings["embedding_sizes"] = {
+        feature: size for feature, size in schema.embedding_sizes.items() if feature not in gone
+    }
+    return Schema.from_dict(settings)
+
+
+def read_json(path: str | Path) -> Any:
+    """Return the content of a JSON file, or say in a CheckpointError why there is none."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: it is damaged or not from dien-fast") from error
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """Write ``content`` as JSON, atomically; NaN, which JSON lacks, becomes null."""
+    plain = {
+        name: None if isinstance(value, float) and np.isnan(value) else value for name, value in content.items()
+    }
+    with write_atomically(path) as unfinished:
+        unfinished.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings in order, with those of schema and data under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in ("schema", "data"):
+            flat |= {f"{name}.{inner}": inner_value for inner, inner_value in value.items()}
+        else:
+            flat[name] = value
+    return flat

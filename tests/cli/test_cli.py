@@ -1,0 +1,313 @@
+"""The command as a user runs it: own data in, a run directory out, and what is done with one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import torch
+from shop import REPOSITORY, failure, finish, make_shop, start
+
+from dien_fast import cli
+from dien_fast.cli import main
+from dien_fast.training import pipeline
+from dien_fast.training.checkpoints import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    return make_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture
+def run_copy(shop, tmp_path):
+    return shutil.copytree(shop / "run", tmp_path / "run")
+
+
+# training
+
+
+def test_training_on_own_data_reports_and_ends_with_the_test_auc(tmp_path, shop, capsys):
+    table = shop / "clicks.csv"
+    arguments = ["train", "--dataset", str(table), "--schema", str(shop / "clicks.toml"), "--cpu"]
+    assert main([*arguments, "--output", str(tmp_path / "run"), "--epochs", "1", "--split", "global"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0] == f"data: {table}, 320 training, 40 validation and 40 test rows"
+    assert lines[1].startswith("model: DIEN (AUGRU, negatives: uniform), ")
+    assert lines[2].startswith("epoch 1: train loss ")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert lines[-1] == f"test AUC: {metrics['test_auc']:.4f}"
+    assert "epoch 1/1" in captured.err
+
+
+def test_flags_reach_the_run(tmp_path, capsys):
+    arguments = "train --dataset synthetic --rows 200 --model din --gru-type AGRU --embedding-size 3 --epochs 1"
+    arguments += " --attention-hidden 5,4 --mlp-hidden 6 --separate-embeddings --min-count 2 --max-length 7"
+    arguments += " --exclude-clicked --workers 1 --negatives popularity --batch-size 32 --lr 0.01 --seed 4"
+    arguments += " --quiet --cpu --output"
+    assert main([*arguments.split(), str(tmp_path / "run")]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    expected = {"model": "din", "gru_type": "AGRU", "embedding_size": 3, "attention_hidden": [5, 4], "lr": 0.01}
+    expected |= {"mlp_hidden": [6], "seed": 4, "batch_size": 32, "weight_decay": 0.0}
+    assert {name: config[name] for name in expected} == expected
+    schema = config["schema"]
+    assert (schema["share_vocabulary"], schema["min_count"], schema["max_length"]) == (False, 2, 7)
+    # DIN has no auxiliary loss, whatever negatives it is offered.
+    assert (schema["exclude_clicked"], schema["negatives"]) == (True, "none")
+
+
+def test_the_output_directory_is_named_after_the_dataset():
+    parse = cli.build_parser().parse_args
+    assert cli._output(parse(["train"])) == Path("runs/ml-100k")
+    assert cli._output(parse(["train", "--dataset", "/data/clicks.csv.gz"])) == Path("runs/clicks")
+
+
+def test_the_articles_weight_decay_is_the_default_on_movielens_alone(tmp_path):
+    def weight_decay(*arguments):
+        parsed = cli.build_parser().parse_args(["train", *arguments])
+        return cli._settings(parsed, tmp_path)[1].weight_decay
+
+    assert weight_decay() == 1e-3
+    assert weight_decay("--dataset", "synthetic") == 0
+    assert weight_decay("--dataset", "synthetic", "--weight-decay", "0.1") == 0.1
+
+
+def test_a_finished_run_is_reported_again_with_resume_and_kept_otherwise(run_copy, capsys):
+    before = {path.name: path.read_bytes() for path in run_copy.glob("*.pt")}
+    metrics = json.loads((run_copy / "metrics.json").read_text())
+    assert main(["train", "--output", str(run_copy), "--resume", "--quiet", "--cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"resuming {run_copy}" in lines
+    assert not any(line.startswith("epoch ") for line in lines)
+    assert lines[-1] == f"test AUC: {metrics['test_auc']:.4f}"
+    assert json.loads((run_copy / "metrics.json").read_text()) == metrics
+    config = json.loads((run_copy / "config.json").read_text())
+    source = ["--dataset", config["data"]["dataset"], "--schema", config["data"]["schema"]]
+    sentence = failure(capsys, "train", *source, "--output", run_copy, "--cpu", "--quiet")
+    assert sentence.endswith("go on with --resume, replace it with --overwrite, or choose another --output")
+    sentence = failure(capsys, "train", "--output", run_copy, "--resume", "--lr", "0.5", "--cpu", "--quiet")
+    assert sentence == f"{run_copy} cannot be resumed: it was trained with lr = 0.002, now lr = 0.5"
+    assert {path.name: path.read_bytes() for path in run_copy.glob("*.pt")} == before
+
+
+def test_more_epochs_may_be_added_and_a_run_overwritten(run_copy, capsys):
+    arguments = ["train", "--output", str(run_copy), "--cpu", "--quiet"]
+    assert main([*arguments, "--resume", "--epochs", "3"]) == 0
+    assert pd.read_csv(run_copy / "history.csv")["epoch"].tolist() == [1, 2, 3]
+    arguments += ["--dataset", "synthetic", "--rows", "200", "--epochs", "1", "--embedding-size", "4"]
+    assert main([*arguments, "--overwrite"]) == 0
+    assert pd.read_csv(run_copy / "history.csv")["epoch"].tolist() == [1]
+    assert [path.name for path in (run_copy / "encoders").iterdir()].count("brand.json") == 0
+
+
+def test_resume_needs_a_run(tmp_path, capsys):
+    arguments = ["train", "--dataset", "synthetic", "--rows", "200", "--epochs", "1", "--cpu", "--quiet"]
+    arguments += ["--output", str(tmp_path / "run")]
+    assert f"{tmp_path / 'run'} holds no run to resume" in failure(capsys, *arguments, "--resume")
+    assert main(arguments) == 0
+    # Killed in its first epoch a run has no checkpoint yet: it starts anew, with its own settings.
+    (tmp_path / "run" / "last.pt").unlink()
+    capsys.readouterr()
+    assert main([*arguments, "--resume"]) == 0
+    assert f"nothing to resume in {tmp_path / 'run'}: starting anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["best.pt", "history.csv", "encoders/mine.json"])
+def test_a_directory_of_other_files_is_left_alone(tmp_path, capsys, name):
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    arguments = ["train", "--dataset", "synthetic", "--rows", "200", "--cpu", "--quiet"]
+    arguments += ["--output", str(tmp_path / "mine"), "--overwrite"]
+    assert f"holds {name.split('/')[0]}, but no config.json, so it is not a run" in failure(capsys, *arguments)
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("flags", [("--lr", "inf"), ("--mixed-precision", "fp16")])
+def test_a_refused_overwrite_keeps_the_run(run_copy, capsys, flags):
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+    arguments = ["train", "--dataset", "synthetic", "--rows", "200", "--cpu", "--quiet", "--overwrite"]
+    failure(capsys, *arguments, "--output", str(run_copy), *flags)
+    assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
+
+
+def test_bf16_trains_on_the_cpu(tmp_path):
+    arguments = ["train", "--dataset", "synthetic", "--rows", "400", "--epochs", "1", "--cpu", "--quiet"]
+    assert main([*arguments, "--output", str(tmp_path / "run"), "--mixed-precision", "bf16"]) == 0
+
+
+def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(tmp_path):
+    arguments = ["train", "--dataset", "synthetic", "--rows", "4000", "--epochs", "3", "--lr", "0.01"]
+    arguments += ["--batch-size", "16", "--embedding-size", "8", "--cpu"]
+    killed = start(*arguments, "--output", tmp_path / "killed", "--quiet")
+    for line in killed.stdout:
+        if line.startswith("epoch 1:"):
+            break
+    # In the midst of epoch 2: its 190 steps take longer than this.
+    time.sleep(0.3)
+    killed.kill()
+    killed.wait()
+    assert killed.returncode == -signal.SIGKILL
+    assert load_checkpoint(tmp_path / "killed" / "last.pt")["epoch"] == 1
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    whole = start(*arguments, "--output", tmp_path / "whole", "--quiet")
+    resumed = finish(start("train", "--output", tmp_path / "killed", "--resume", "--cpu", "--quiet"))
+    finish(whole)
+    assert [line[:8] for line in resumed.splitlines() if line.startswith("epoch ")] == ["epoch 2:", "epoch 3:"]
+    timing = ["seconds", "rows_per_second"]
+    histories = [pd.read_csv(tmp_path / name / "history.csv").drop(columns=timing) for name in ("whole", "killed")]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
+    for name in ("metrics.json", "config.json"):
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "killed" / name).read_text()
+    for name in ("best.pt", "last.pt"):
+        states = [load_checkpoint(tmp_path / part / name)["model"] for part in ("whole", "killed")]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_two_processes_train_together_and_score_every_row_once(tmp_path):
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = ["train", "--dataset", "synthetic", "--rows", "1000", "--epochs", "2", "--cpu", "--quiet"]
+    arguments += ["--gradient-accumulation", "2", "--batch-size", "33", "--embedding-size", "4"]
+    result = subprocess.run(
+        [*launch, "-m", "dien_fast.cli", *arguments, "--output", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert "2 processes" in lines[1]
+    assert [line[:8] for line in lines if line.startswith("epoch ")] == ["epoch 1:", "epoch 2:"]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert lines[-1] == f"test AUC: {metrics['test_auc']:.4f}"
+    # One process scores the same rows: a row left out or scored twice would have raised, a wrong one differs here.
+    process = start("evaluate", tmp_path / "run", "--quiet")
+    assert f"AUC: {metrics['test_auc']:.4f}" in finish(process).splitlines()
+
+
+def test_an_interrupted_run_tells_how_to_go_on(run_copy, tmp_path, monkeypatch, capsys):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "train_run", interrupt)
+    assert main(["train", "--output", str(run_copy), "--resume"]) == 130
+    assert capsys.readouterr().err.endswith(
+        f"interrupted; go on with: dien-fast train --output {run_copy} --resume\n"
+    )
+    assert main(["train", "--output", str(tmp_path / "none")]) == 130
+    assert capsys.readouterr().err == "\ndien-fast: interrupted\n"
+
+
+# predict, evaluate and info
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_predict_adds_a_column_to_the_rows_in_their_order(shop, tmp_path, capsys, ending):
+    output = tmp_path / f"scored.{ending}"
+    assert main(["predict", str(shop / "run"), str(shop / "new.parquet"), "--output", str(output), "--quiet"]) == 0
+    assert capsys.readouterr().out == f"50 rows written to {output}\n"
+    scored = pd.read_parquet(output) if ending == "parquet" else pd.read_csv(output, keep_default_na=False)
+    table = pd.read_parquet(shop / "new.parquet")
+    assert scored.columns.tolist() == [*table.columns, "probability"]
+    assert scored["item"].tolist() == table["item"].tolist()
+    assert scored["probability"].between(0, 1).all()
+    assert scored["probability"].nunique() > 10
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+def test_predict_takes_unseen_words_empty_histories_and_no_labels(shop, tmp_path):
+    table = pd.read_parquet(shop / "new.parquet").drop(columns=["clicked", "who", "when"])
+    table.loc[:9, ["item", "brand", "country"]] = ["never", "seen", "XX"]
+    table.loc[5:14, ["past_items", "past_brands"]] = ""
+    table.loc[10:14, "price"] = None
+    table.to_csv(tmp_path / "new.csv", index=False)
+    arguments = ["predict", str(shop / "run"), str(tmp_path / "new.csv"), "--quiet", "--column", "p"]
+    assert main([*arguments, "--output", str(tmp_path / "scored.parquet")]) == 0
+    assert pd.read_parquet(tmp_path / "scored.parquet")["p"].notna().all()
+
+
+def test_evaluate_repeats_the_test_metrics_and_takes_other_tables(shop, capsys):
+    metrics = json.loads((shop / "run" / "metrics.json").read_text())
+    assert main(["evaluate", str(shop / "run"), "--quiet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "rows: 40"
+    assert lines[1] == f"AUC: {metrics['test_auc']:.4f}"
+    assert lines[2] == f"LogLoss: {metrics['test_logloss']:.4f}"
+    assert main(["evaluate", str(shop / "run"), str(shop / "new.parquet"), "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("rows: 50\nAUC: 0.")
+
+
+def test_evaluate_says_what_is_undefined(shop, tmp_path, capsys):
+    table = pa.parquet.read_table(shop / "new.parquet")
+    table = table.filter(pa.compute.equal(table["clicked"], 1))
+    pa.parquet.write_table(table, tmp_path / "clicks.parquet")
+    assert main(["evaluate", str(shop / "run"), str(tmp_path / "clicks.parquet"), "--quiet"]) == 0
+    assert "AUC: undefined for these rows" in capsys.readouterr().out.splitlines()
+
+
+def test_info_shows_versions_and_a_run(shop, run_copy, capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in out
+    assert "backend: " in out
+    assert main(["info", str(shop / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "model: dien" in out
+    assert '"test_auc"' in out
+    (run_copy / "metrics.json").unlink()
+    assert main(["info", str(run_copy)]) == 0
+    assert "metrics: none, the run is not finished" in capsys.readouterr().out
+
+
+def test_info_draws_what_the_model_attends_to(shop, tmp_path, capsys):
+    arguments = ["info", str(shop / "run"), "--attention", str(tmp_path / "pictures")]
+    assert main([*arguments, "--user", "u3", "--candidates", "i1, i2,i3"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("written: ")
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["attention.png", "interest.png"]
+    sentence = failure(capsys, *arguments, "--candidates", "i1,unheard", "--row", "1")
+    assert sentence == "candidate 'unheard' is in no row of the table, so its 'brand' is not known"
+    assert failure(capsys, "info", "--attention", "x").startswith("--attention needs a run directory")
+
+
+def test_help_explains_itself(capsys):
+    for arguments in (["--help"], ["train", "--help"], ["predict", "--help"], ["info", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        assert "dien-fast" in capsys.readouterr().out
+    for arguments in (
+        ["train", "--mlp-hidden", "0"],
+        ["train", "--mlp-hidden", "a"],
+        ["train", "--resume", "--overwrite"],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_the_package_alone_imports_nothing_of_training():
+    code = "import sys, dien_fast; print(*sorted(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    )
+    # torch itself imports tqdm where it is installed.
+    extras = {"accelerate", "matplotlib", "pandas", "pyarrow", "sklearn"}
+    own = {"cli", "training", "scoring", "runs", "sources", "pipeline", "plots", "metrics", "checkpoints"}
+    assert not (extras | {f"dien_fast.{name}" for name in own}) & set(loaded.stdout.split())

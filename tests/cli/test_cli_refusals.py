@@ -1,0 +1,165 @@
+"""Bad input to the command: one sentence, status 2, nothing half-written."""
+
+import shutil
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from shop import failure, make_shop, shop_table, start
+
+from dien_fast.training.checkpoints import load_checkpoint, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    return make_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture
+def run_copy(shop, tmp_path):
+    return shutil.copytree(shop / "run", tmp_path / "run")
+
+
+def spoil(shop, tmp_path, **columns):
+    """Write the shop's table with some columns replaced (or, for None, dropped) and return its path."""
+    table = pd.read_csv(shop / "clicks.csv", keep_default_na=False)
+    for name, values in columns.items():
+        table = table.drop(columns=name) if values is None else table.assign(**{name: values})
+    table.to_csv(tmp_path / "bad.csv", index=False)
+    return tmp_path / "bad.csv"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"item": None}, "no column 'item'"),
+        ({"clicked": None}, "no column 'clicked'"),
+        ({"clicked": 3}, "got 3 in row 0"),
+        ({"past_items": 7.5}, "past_items"),
+        ({"past_items": "i1;i2"}, "should describe the same events"),
+        ({"past_items": "__PAD__;i1"}, "without padding"),
+        ({"price": "cheap"}, "price"),
+    ],
+)
+def test_bad_tables_are_refused_before_a_directory_is_made(shop, tmp_path, capsys, columns, message):
+    table = spoil(shop, tmp_path, **columns)
+    arguments = ["--dataset", table, "--schema", shop / "clicks.toml", "--output", tmp_path / "run"]
+    sentence = failure(capsys, "train", *arguments, "--quiet", "--cpu")
+    assert message in sentence
+    assert str(table) in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_files_and_schemas_are_named(shop, tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n")
+    (tmp_path / "empty.csv").write_text(",".join(shop_table(1).column_names) + "\n")
+    (tmp_path / "bad.toml").write_text('categorical = ["item"\n')
+    (tmp_path / "unknown.toml").write_text('categoricals = ["item"]\n')
+    train = ["train", "--output", tmp_path / "run", "--cpu", "--quiet", "--dataset"]
+    table, schema = shop / "clicks.csv", shop / "clicks.toml"
+    assert "no such file" in failure(capsys, *train, tmp_path / "none.csv", "--schema", schema)
+    assert "t.csv: cannot read the table" in failure(capsys, *train, tmp_path / "t.csv", "--schema", schema)
+    assert "empty.csv" in failure(capsys, *train, tmp_path / "empty.csv", "--schema", schema)
+    assert "not valid TOML" in failure(capsys, *train, table, "--schema", tmp_path / "bad.toml")
+    assert "did you mean 'categorical'" in failure(capsys, *train, table, "--schema", tmp_path / "unknown.toml")
+    assert "needs a schema file" in failure(capsys, *train, table)
+    assert "lr must be a finite number of at least 0" in failure(capsys, *train, "synthetic", "--lr", "-1")
+    (tmp_path / "file").write_text("")
+    sentence = failure(capsys, "train", "--dataset", "synthetic", "--rows", "200", "--output", tmp_path / "file")
+    assert sentence.endswith("is a file; the run needs a directory")
+    assert not (tmp_path / "run").exists()
+
+
+def test_predict_refuses_before_it_writes(shop, tmp_path, capsys):
+    new = shop / "new.parquet"
+    predict = ["predict", shop / "run"]
+    assert failure(capsys, *predict, new, "--output", tmp_path / "p.txt").endswith("must end in .csv or .parquet")
+    assert "does not exist" in failure(capsys, *predict, new, "--output", tmp_path / "no" / "p.csv")
+    assert "no such file" in failure(capsys, *predict, tmp_path / "none.csv", "--output", tmp_path / "p.csv")
+    column = ["--output", tmp_path / "p.csv", "--column", "price"]
+    assert "has a column 'price' already" in failure(capsys, *predict, new, *column)
+    table = spoil(shop, tmp_path, past_items=None)
+    assert f"{table}: no column 'past_items'" in failure(capsys, *predict, table, "--output", tmp_path / "p.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.csv"]
+
+
+def test_an_error_of_the_system_is_one_sentence_too(shop, tmp_path, capsys, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device", str(tmp_path / "p.csv"))
+
+    monkeypatch.setattr("dien_fast.data.sources.write_table", full)
+    sentence = failure(
+        capsys, "predict", shop / "run", shop / "new.parquet", "--output", tmp_path / "p.csv", "--quiet"
+    )
+    assert sentence == f"{tmp_path / 'p.csv'}: No space left on device"
+
+
+def _truncate(run):
+    path = run / "best.pt"
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def _foreign(run):
+    torch.save({"epoch": 3}, run / "best.pt")
+
+
+def _text(run):
+    (run / "best.pt").write_text("not a checkpoint")
+
+
+def _missing_weight(run):
+    content = load_checkpoint(run / "best.pt")
+    content["model"].pop(next(iter(content["model"])))
+    save_checkpoint(run / "best.pt", content)
+
+
+def _wrong_shape(run):
+    content = load_checkpoint(run / "best.pt")
+    key = next(iter(content["model"]))
+    content["model"][key] = torch.zeros(2, 2)
+    save_checkpoint(run / "best.pt", content)
+
+
+def _other_encoders(run):
+    content = load_checkpoint(run / "best.pt")
+    save_checkpoint(run / "best.pt", content | {"fingerprint": "of other encoders"})
+
+
+def test_bad_checkpoints_end_the_command_with_one_sentence(shop, tmp_path):
+    expected = {
+        _truncate: "damaged, cut short",
+        _foreign: "is not a checkpoint of dien-fast",
+        _text: "damaged, cut short or not from dien-fast",
+        _missing_weight: "does not fit the model: it lacks the weight",
+        _wrong_shape: "must have shape",
+        _other_encoders: "they were fitted to other data",
+    }
+    processes = {}
+    for damage in expected:
+        run = shutil.copytree(shop / "run", tmp_path / damage.__name__)
+        damage(run)
+        processes[damage] = start("predict", run, shop / "new.parquet", "--output", tmp_path / "p.csv")
+        if len(processes) % 2 == 0:
+            processes[damage].wait()
+    for damage, process in processes.items():
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 2, err
+        assert out == ""
+        assert err.startswith("dien-fast: error: ")
+        assert err.count("\n") == 1
+        assert expected[damage] in err
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_a_missing_package_is_one_sentence_too(shop, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "dien_fast.training.pipeline")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    sentence = failure(capsys, "train", "--dataset", "synthetic", "--output", shop / "none")
+    assert sentence == 'pandas is not installed: pip install "dien-fast[train]"'
+
+
+def test_a_bad_last_checkpoint_is_not_resumed(run_copy, capsys):
+    (run_copy / "last.pt").write_bytes((run_copy / "last.pt").read_bytes()[:3000])
+    sentence = failure(capsys, "train", "--output", run_copy, "--resume", "--epochs", "3", "--cpu", "--quiet")
+    assert "last.pt cannot be read as a checkpoint" in sentence

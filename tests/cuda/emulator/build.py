@@ -1,0 +1,111 @@
+"""Compiles the kernels and operators of csrc/cuda with the emulator, cached by the content of the sources."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+NAME = "dien_fast_cuda_emulated"
+# The device contracts products and sums too; -march=native has the instruction for it.
+FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+]
+
+
+def find_compiler():
+    """The C++ compiler, or None."""
+    return os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+
+
+def cached(name, flags, contents):
+    """The path of an output in the cache, named after everything that it is made from."""
+    content = hashlib.sha256(" ".join([find_compiler(), *map(str, flags)]).encode())
+    for path in sorted(contents, key=lambda path: path.name):
+        content.update(path.name.encode() + path.read_bytes())
+    cache = Path(os.environ.get("DIEN_FAST_CACHE") or ROOT / ".cache") / "cuda_emulator"
+    return cache / content.hexdigest()[:20] / name
+
+
+def make(target, command):
+    """Run a compiler whose output is ``target``, unless it is there."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{os.getpid()}.{target.name}")  # another process may make the same
+        subprocess.run([find_compiler(), *FLAGS, *command, "-o", partial], check=True)
+        partial.rename(target)
+    return target
+
+
+def kernels(sources):
+    """The objects of the kernels under ``sources``, and of the emulator."""
+    headers = [HERE / "emulator.h", *HERE.glob("platform/*.h")]
+    own = [*headers, *sources.rglob("*.cuh"), *sources.rglob("*.h")]
+    units = [(path, own) for path in sources.glob("cuda/*.cu")] + [(HERE / "emulator.cpp", headers)]
+
+    def compile_unit(unit):
+        path, needs = unit
+        target = cached(f"{path.stem}.o", FLAGS, [path, *needs])
+        return make(target, [f"-I{HERE / 'platform'}", "-x", "c++", "-c", path])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_unit, units))
+
+
+def build(sources=ROOT / "csrc"):
+    """Return the path of the Python module for the kernels under ``sources``, built if it is not there yet."""
+    import pybind11
+
+    objects = kernels(sources)
+    flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    headers = [ROOT / "csrc" / "attention_gru.h", ROOT / "csrc" / "cuda" / "attention_gru_cuda.h"]
+    path = HERE / "module.cpp"
+    binding = make(
+        cached("module.o", [*FLAGS, *flags], [path, HERE / "emulator.h", *headers]), [*flags, "-c", path]
+    )
+    target = cached(NAME + sysconfig.get_config_var("EXT_SUFFIX"), FLAGS, [binding, *objects])
+    return make(target, ["-shared", binding, *objects])
+
+
+def build_operators():
+    """Return the path of the library of operators, over the kernels of this checkout."""
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    objects, sources = kernels(ROOT / "csrc"), ROOT / "csrc"
+    flags = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    flags += [f"-isystem{path}" for path in include_paths()]
+    path = HERE / "operators.cpp"
+    needs = [
+        path,
+        HERE / "emulator.h",
+        sources / "library.cpp",
+        sources / "cpu" / "checks.h",
+        sources / "attention_gru.h",
+    ]
+    needs += [sources / "cuda" / "attention_gru_cuda.h", sources / "cuda" / "attention_gru_cuda.cpp"]
+    unit = make(cached("operators.o", [*FLAGS, *flags], needs), [*flags, "-c", path])
+    libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-ltorch"]
+    target = cached("libdien_fast_cuda_emulated.so", FLAGS, [unit, *objects])
+    return make(target, ["-shared", unit, *objects, *libraries])
+
+
+def load(path):
+    """Import the module at ``path``."""
+    spec = importlib.util.spec_from_file_location(NAME, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

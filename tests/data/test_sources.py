@@ -1,0 +1,194 @@
+"""Where rows come from, how they are divided, and that scores are written whole."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from dien_fast.data import sources
+from dien_fast.data.sources import Source, cache_directory, write_table
+from dien_fast.errors import CheckpointError, DataError
+
+SCHEMA = """
+label = "clicked"
+categorical = ["item"]
+sequences = ["past"]
+min_count = 1
+[[groups]]
+name = "items"
+pairs = [{ ad = "item", pos_hist = "past" }]
+"""
+
+
+def shop_table(rows=100, seed=0):
+    rng = np.random.default_rng(seed)
+    return pa.table(
+        {
+            "who": [f"u{number % 10}" for number in range(rows)],
+            "when": pa.array(np.arange(rows)),
+            "clicked": pa.array(rng.integers(0, 2, rows)),
+            "item": [f"i{number}" for number in rng.integers(0, 9, rows)],
+            "past": [
+                "|".join(f"i{number}" for number in rng.integers(0, 9, count))
+                for count in rng.integers(0, 4, rows)
+            ],
+        }
+    )
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """Write a table and a schema; returns a function that makes a source of them."""
+    pa.csv.write_csv(shop_table(), tmp_path / "clicks.csv")
+    pa.parquet.write_table(shop_table(20, seed=1), tmp_path / "later.parquet")
+
+    def source(columns="", **settings):
+        (tmp_path / "clicks.toml").write_text(columns + SCHEMA)
+        return Source(str(tmp_path / "clicks.csv"), schema=str(tmp_path / "clicks.toml"), **settings)
+
+    return source
+
+
+def sizes(tables):
+    return tables.train.num_rows, tables.valid.num_rows, tables.test.num_rows
+
+
+def test_by_user_where_user_and_time_are_known(shop):
+    tables = shop('user = "who"\ntime = "when"\n').load()
+    assert sizes(tables) == (80, 10, 10)
+    train, test = tables.train.to_pandas(), tables.test.to_pandas()
+    last_seen = train.groupby("who")["when"].max()
+    assert (test.set_index("who")["when"] > last_seen).all()
+
+
+def test_by_time_where_only_that_is_known(shop):
+    tables = shop('time = "when"\n').load()
+    assert sizes(tables) == (80, 10, 10)
+    assert tables.test["when"].to_pylist() == list(range(90, 100))
+
+
+def test_by_chance_otherwise_the_same_for_the_same_seed(shop):
+    tables = shop().load(seed=3)
+    assert sizes(tables) == (80, 10, 10)
+    whole = pa.concat_tables([tables.train, tables.valid, tables.test])
+    assert sorted(map(int, whole["when"].to_pylist())) == list(range(100))
+    kept = [int(when) for when in tables.test["when"].to_pylist()]
+    assert kept == sorted(kept)
+    assert tables.test.equals(shop().load(seed=3).test)
+    assert not tables.test.equals(shop().load(seed=4).test)
+
+
+def test_files_of_ones_own_for_validation_and_test(shop, tmp_path):
+    later = str(tmp_path / "later.parquet")
+    tables = shop(valid=later, test=later).load()
+    assert sizes(tables) == (100, 20, 20)
+    assert tables.names == (str(tmp_path / "clicks.csv"), later, later)
+    assert sizes(shop(valid=later).load()) == (90, 20, 10)
+    assert sizes(shop('time = "when"\n', test=later).load()) == (90, 10, 20)
+    assert sizes(shop('time = "when"\n', valid=later, test=later).load()) == (100, 20, 20)
+
+
+def test_the_schema_may_be_overridden(shop):
+    schema = shop(overrides={"min_count": 3, "negatives": "popularity"}).load().schema
+    assert schema.min_count == 3
+    assert schema.negatives == "popularity"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": "user"}, "--split user needs a user column"),
+        ({"split": "global"}, "--split global needs a time column"),
+        ({"split": "weekly"}, "split must be one of user, global, random, got 'weekly'"),
+        ({"valid": "nothing.csv"}, "nothing.csv: no such file"),
+        ({"overrides": {"min_count": 0}}, "min_count must be a whole number"),
+    ],
+)
+def test_bad_settings_are_named(shop, settings, message):
+    with pytest.raises(DataError, match=message):
+        shop(**settings).load()
+
+
+def test_too_few_rows_to_divide(shop, tmp_path):
+    pa.csv.write_csv(shop_table(3), tmp_path / "clicks.csv")
+    with pytest.raises(DataError, match="there are none; the table has 3 rows, too few to divide"):
+        shop().load()
+
+
+def test_unknown_places_are_named(tmp_path):
+    with pytest.raises(DataError, match="no such file or directory; --dataset also takes ml-100k and synthetic"):
+        Source(str(tmp_path / "nothing.csv")).load()
+    (tmp_path / "t.csv").write_text("a\n1\n")
+    with pytest.raises(DataError, match="needs a schema file"):
+        Source(str(tmp_path / "t.csv")).load()
+    with pytest.raises(DataError, match="expected MovieLens files"):
+        Source(str(tmp_path)).load()
+    with pytest.raises(DataError, match="--schema goes with a table of your own"):
+        Source("synthetic", schema="s.toml").load()
+    with pytest.raises(DataError, match="rows must be at least 100"):
+        Source("synthetic", rows=3).load()
+
+
+def movielens(directory):
+    """A directory in the layout of ml-latest with 10 users of 20 ratings each."""
+    directory.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    ratings = pd.DataFrame(
+        {
+            "userId": np.repeat(np.arange(1, 11), 20),
+            "movieId": rng.integers(1, 13, 200),
+            "rating": rng.integers(1, 6, 200).astype(float),
+            "timestamp": np.arange(200) * 60,
+        }
+    )
+    ratings.to_csv(directory / "ratings.csv", index=False)
+    movies = pd.DataFrame({"movieId": range(1, 13), "title": "film", "genres": "Drama|War"})
+    movies.to_csv(directory / "movies.csv", index=False)
+    return directory
+
+
+def test_a_movielens_directory_is_recognised_and_ml_100k_is_fetched_once(tmp_path, monkeypatch):
+    directory = movielens(tmp_path / "ml-latest-small")
+    assert Source(str(directory)).is_movielens
+    tables = Source(str(directory), overrides={"max_length": 5}).load()
+    assert sizes(tables) == (160, 20, 20)
+    assert max(map(len, tables.test["histHighRatedMovieIds"].to_pylist())) == 5
+    fetched = []
+    monkeypatch.setenv("DIEN_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources, "fetch_ml_100k", lambda place: fetched.append(place) or directory)
+    assert sizes(Source("ml-100k", split="global").load()) == (160, 20, 20)
+    assert fetched == [tmp_path / "cache" / "ml-100k"]
+    with pytest.raises(DataError, match="--valid goes with a table of your own"):
+        Source("ml-100k", valid="v.csv").load()
+
+
+def test_the_cache_is_in_the_home_directory_unless_told_otherwise(tmp_path, monkeypatch):
+    monkeypatch.delenv("DIEN_FAST_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / ".cache" / "dien-fast"
+
+
+def test_a_stored_source_is_read_back_or_refused(tmp_path):
+    source = Source("synthetic", rows=300)
+    assert Source.from_dict(vars(source), tmp_path) == source
+    with pytest.raises(CheckpointError, match=r"config\.json does not say where the run's rows came from"):
+        Source.from_dict({"dataset": "synthetic"}, tmp_path)
+
+
+def test_tables_are_written_as_parquet_and_csv(tmp_path):
+    table = pa.table({"id": [1, 2, 3], "past": [[7, 8], [], None], "tags": [["a"], ["b", "c"], []]})
+    write_table(table, tmp_path / "t.parquet")
+    assert pa.parquet.read_table(tmp_path / "t.parquet").equals(table)
+    write_table(table, tmp_path / "t.csv", separator="|")
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    assert lines == ['"id","past","tags"', '1,"7|8","a"', '2,"","b|c"', '3,,""']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv", "t.parquet"]
+
+
+def test_what_csv_cannot_hold_is_named_and_nothing_is_written(tmp_path):
+    for column in ([{"a": 1}], [[{"a": 1}]]):
+        with pytest.raises(DataError, match=r"column 'x' of type .* write \.parquet instead"):
+            write_table(pa.table({"x": column}), tmp_path / "t.csv")
+    assert not list(tmp_path.iterdir())

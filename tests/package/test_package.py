@@ -1,0 +1,116 @@
+"""What ``import dien_fast`` offers, and what it must not import."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import dien_fast
+
+CORE = [
+    "AttentionGRUCell",
+    "AttentionUpdateGateGRUCell",
+    "DynamicGRU",
+    "Attention",
+    "AuxiliaryNet",
+    "MLP",
+    "Dice",
+    "MaxPooling",
+    "SumPooling",
+    "Interest",
+    "AttentionGroup",
+    "DIEN",
+    "DIN",
+    "Ragged",
+]
+LAZY = ["CategoryEncoder", "SequenceEncoder", "load"]
+REFERENCE = [
+    "AttentionGRUCell",
+    "AttentionUpdateGateGRUCell",
+    "DynamicGRU",
+    "Attention",
+    "AuxiliaryNet",
+    "Interest",
+    "DIEN",
+]
+
+
+@pytest.mark.parametrize("name", CORE + LAZY)
+def test_public_names(name):
+    assert callable(getattr(dien_fast, name))
+    assert name in dien_fast.__all__
+    assert name in dir(dien_fast)
+
+
+def test_reference_names():
+    assert sorted(dien_fast.reference.__all__) == sorted(REFERENCE)
+    assert all(hasattr(dien_fast.reference, name) for name in REFERENCE)
+
+
+def test_every_exported_name_exists():
+    assert all(hasattr(dien_fast, name) for name in dien_fast.__all__)
+
+
+def test_the_core_needs_torch_and_numpy_alone():
+    heavy = {"pyarrow", "sklearn", "pandas", "matplotlib", "accelerate", "tqdm", "scipy"}
+    code = f"import sys, dien_fast, dien_fast.functional; print(sorted({heavy} & sys.modules.keys()))"
+    # torch itself may import some of them where they are installed, so what it brings is not ours.
+    torch_code = f"import sys, torch; print(sorted({heavy} & sys.modules.keys()))"
+    ours, torchs = (
+        subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True).stdout
+        for source in (code, torch_code)
+    )
+    assert ours == torchs
+    assert not {"pyarrow", "sklearn", "pandas", "matplotlib"} & set(eval(ours))
+
+
+def test_unknown_attribute():
+    with pytest.raises(AttributeError, match="module 'dien_fast' has no attribute 'Attentoin'"):
+        dien_fast.Attentoin  # noqa: B018
+
+
+def failing_import(monkeypatch, missing):
+    def import_module(name):
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_a_missing_extra_is_named(name, monkeypatch):
+    failing_import(monkeypatch, "pyarrow")
+    message = rf"dien_fast\.{name} needs pyarrow, which is not installed: pip install 'dien-fast\[train\]'"
+    with pytest.raises(ImportError, match=message):
+        getattr(dien_fast, name)
+
+
+def test_a_missing_module_of_our_own_is_not_blamed_on_an_extra(monkeypatch):
+    failing_import(monkeypatch, "dien_fast.training.runs")
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'dien_fast\.training\.runs'"):
+        dien_fast.load  # noqa: B018
+
+
+def test_a_missing_extra_in_a_fresh_process():
+    """With pyarrow blocked the core works, and the encoders say what to install."""
+    code = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "import dien_fast\n"
+        "dien_fast.Interest(4)\n"
+        "try:\n    dien_fast.CategoryEncoder\nexcept ImportError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'dien-fast[train]'" in done.stdout
+
+
+def test_backend_prints_what_runs():
+    found = dien_fast.backend()
+    assert found.name in ("native", "reference")
+    assert str(found) == f"{found.name} ({found.detail})"
+    assert len(found.detail) > 10
+
+
+def test_errors_have_one_base():
+    for error in (dien_fast.DataError, dien_fast.CheckpointError):
+        assert issubclass(error, dien_fast.DienFastError)
+    assert issubclass(dien_fast.DienFastError, ValueError)
