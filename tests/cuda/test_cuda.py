@@ -1,12 +1,12 @@
-"""The CUDA kernels on a GPU, over the public functions; tests/test_cuda_emulated.py runs them without one."""
+"""The CUDA kernels on a GPU, over the public functions; test_cuda_emulated.py runs them without one."""
 
 import copy
 
 import pytest
 import torch
 from comparison import assert_within_twice
-from test_cuda_emulated import DTYPES, LAYOUTS, SHAPES, make, reference
-from test_cuda_emulated import incoming as incoming_gradients
+from cuda_cases import DTYPES, LAYOUTS, SHAPES, make, reference
+from cuda_cases import incoming as incoming_gradients
 
 import dien_fast
 from dien_fast import Interest, Ragged

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from cuda_cases import LAYOUTS, assert_close, incoming, make
 from emulator.build import build_operators, find_compiler
-from test_cuda_emulated import LAYOUTS, assert_close, incoming, make
 
 from dien_fast.functional import GATES
 from dien_fast.ops import attention_gru as _ops

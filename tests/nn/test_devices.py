@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 from comparison import assert_same, outcome
+from interest_layers import GRU_TYPES, forward
 from native_cases import ACTIVATIONS, LENGTHS, MODES, batch, layers_of
-from test_interest import GRU_TYPES, forward
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dien_fast import Ragged, ragged

@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 from comparison import assert_same, assert_within_twice, outcome
+from interest_layers import GRU_TYPES, forward, pair
 from native_cases import ACTIVATIONS, LENGTHS, MODES, D, T, batch, compare, layers_of, needs_native
-from test_interest import GRU_TYPES, forward, pair
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -1,14 +1,12 @@
 """The native operators against the reference loop, on shapes that hurt, and what the dispatcher asks of them."""
 
 import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 from comparison import assert_within_twice
+from recurrence_cases import SHAPES, outcome, problem
 
 import dien_fast
 from dien_fast.functional import GATES, attention_gru
@@ -17,47 +15,6 @@ from dien_fast.ops import attention_gru as _ops
 pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
 )
-
-# (B, T, I, H): one of everything, odd sizes, whole and broken vectors, many tiles, more rows than a chunk.
-SHAPES = [(1, 1, 1, 1), (3, 2, 3, 18), (13, 63, 36, 36), (257, 5, 5, 3), (30, 20, 64, 64), (4, 6, 20, 257)]
-
-
-def problem(shape, cell, dtype=torch.float64, bias=True, initial=True):
-    """Leaves of one call, scaled so that the recurrence is not chaotic, and its lengths: 0 and T among them."""
-    batch, steps, inputs, hidden = shape
-    rows = GATES[cell] * hidden
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*size, scale=1.0):
-        value = scale * torch.randn(*size, generator=generator, dtype=torch.float64)
-        return value.to(dtype).requires_grad_()
-
-    lengths = torch.randint(0, steps + 1, (batch,), generator=generator)
-    lengths[0] = steps
-    leaves = {
-        "x": draw(batch, steps, inputs),
-        "att": None if cell == "gru" else draw(batch, steps, scale=0.5),
-        "weight_ih": draw(rows, inputs, scale=inputs**-0.5),
-        "weight_hh": draw(rows, hidden, scale=0.6 * hidden**-0.5),
-        "bias_ih": draw(rows) if bias else None,
-        "bias_hh": draw(rows) if bias else None,
-        "h0": draw(batch, hidden) if initial else None,
-    }
-    return leaves, lengths
-
-
-def outcome(backend, leaves, lengths, cell):
-    """States, last states and every gradient, by name."""
-    with dien_fast.use_backend(backend):
-        states, last = attention_gru(**leaves, lengths=lengths, cell=cell)
-        generator = torch.Generator().manual_seed(1)
-        loss = sum(
-            (value * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)).sum()
-            for value in (states, last)
-        )
-        given = {name: value for name, value in leaves.items() if value is not None}
-        gradients = torch.autograd.grad(loss, list(given.values()))
-    return {"states": states, "last": last} | {f"d{name}": g for name, g in zip(given, gradients, strict=True)}
 
 
 def test_library_was_built():
@@ -142,48 +99,6 @@ def test_bad_numbers_stay_in_their_history(cell, dtype, bad):
     if bad != bad:
         assert states[4, 3].isnan().all()
         assert last[4].isnan().all()
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512vl", "avx512"])
-def test_every_instruction_set_of_this_machine(capability):
-    """Each in a process of its own, as the choice is made once."""
-    code = (
-        "import test_attention_gru_operator as t, torch\n"
-        "if torch.ops.dien_fast.cpu_capability() != CAPABILITY: raise SystemExit(3)\n"
-        "for cell in t.GATES:\n"
-        "    for shape in t.SHAPES:\n"
-        "        leaves, lengths = t.problem(shape, cell)\n"
-        "        expected = t.outcome('reference', leaves, lengths, cell)\n"
-        "        for name, value in t.outcome('native', leaves, lengths, cell).items():\n"
-        "            torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-12, msg=name)\n"
-        "        if shape[0] > 1:\n"
-        "            single = t.problem(shape, cell, torch.float32)\n"
-        "            outcomes = (t.outcome(backend, *single, cell) for backend in ('native', 'reference'))\n"
-        "            t.assert_within_twice(*outcomes, expected)\n"
-    ).replace("CAPABILITY", repr(capability))
-    environment = os.environ | {"DIEN_FAST_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment | {"PYTHONPATH": str(Path(__file__).parents[1] / "support")},
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "must name an instruction set of this machine" in result.stderr:
-        pytest.skip(f"this machine has no {capability}")
-    assert result.returncode == 0, result.stderr
-
-
-def test_unknown_instruction_set():
-    result = subprocess.run(
-        [sys.executable, "-c", "import dien_fast; print(dien_fast.backend())"],
-        env=os.environ | {"DIEN_FAST_CPU_CAPABILITY": "avx3"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "DIEN_FAST_CPU_CAPABILITY must be baseline, avx2, avx512vl or avx512, got avx3" in result.stderr
 
 
 class TestDispatcher:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from comparison import assert_same, assert_within_twice
+from comparison import assert_within_twice
 from interest_cases import (
     NATIVE,
     ROW_LENGTHS,
@@ -16,6 +16,7 @@ from interest_cases import (
     plain_rows,
     plain_sum,
 )
+from interest_checks import check_copies, check_weighted_sum
 
 from dien_fast.ops import interest as ops
 
@@ -39,14 +40,7 @@ class TestRows:
     @pytest.mark.parametrize("shape", ROW_LENGTHS)
     @pytest.mark.parametrize("tail", [(), (1,), (18,), (2, 3), (257,), (0,)], ids=str)
     def test_there_and_back(self, tail, shape):
-        lengths, steps = ROW_LENGTHS[shape]
-        offsets = offsets_of(lengths)
-        values = draw(sum(lengths), *tail)
-        padded = ops.padded_from_rows(values, offsets, steps)
-        assert torch.equal(padded, plain_padded(values, offsets, steps))
-        assert torch.equal(ops.rows_from_padded(padded, offsets), values)
-        filled = draw(len(lengths), steps, *tail)
-        assert torch.equal(ops.rows_from_padded(filled, offsets), plain_rows(filled, offsets))
+        check_copies(shape, tail)
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_dtypes(self, dtype):
@@ -88,17 +82,7 @@ class TestRows:
     @pytest.mark.parametrize("shape", ROW_LENGTHS)
     @pytest.mark.parametrize("depth", [1, 18, 257])
     def test_weighted_sum(self, depth, shape):
-        lengths, _ = ROW_LENGTHS[shape]
-        offsets, values, weights = offsets_of(lengths), draw(sum(lengths), depth), draw(sum(lengths))
-        leaves = {"values": values.requires_grad_(), "weights": weights.requires_grad_()}
-        found, want = (compute(values, weights, offsets) for compute in (ops.weighted_sum, plain_sum))
-        assert found.shape == (len(lengths), depth)
-        assert_same(
-            {"sum": found.detach()} | differentiate(found, leaves),
-            {"sum": want.detach()} | differentiate(want, leaves),
-            1e-9,
-            1e-9,
-        )
+        check_weighted_sum(shape, depth)
 
     def test_weighted_sum_in_float32(self):
         lengths = [length % 61 for length in range(0, 800, 13)]

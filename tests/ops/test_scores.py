@@ -11,13 +11,11 @@ from interest_cases import (
     DTYPES,
     KIND_NAMES,
     KINDS,
-    MANY,
     MODES,
     NATIVE,
     NORMS,
     SHAPES,
     SOME,
-    check_scores,
     differentiate,
     draw,
     native,
@@ -27,6 +25,7 @@ from interest_cases import (
     scoring,
     scoring_of,
 )
+from interest_checks import check_large_batch, check_scores
 from torch import nn
 
 import dien_fast
@@ -54,22 +53,7 @@ class TestAttentionScores:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("threads", [1, 2])
     def test_large_batches_without_gradients(self, threads, dtype):
-        """Histories go through all layers a few at a time, longer ones by themselves, empty ones among them."""
-        lengths = [0, 0, 191, 192, 193, 0, 1, *[0] * 300, 500, 3, *MANY, 96, 95, 1, 0, *[1] * 400, 0, 0]
-        s = scoring(lengths, depth=6, widths=(9, 5), training=False, dtype=dtype)
-        found = outcome(native, s)["scores"]
-        before = torch.get_num_threads()
-        try:
-            torch.set_num_threads(threads)
-            with torch.no_grad():
-                without, _ = native(s)
-        finally:
-            torch.set_num_threads(before)
-        tolerance = 1e-12 if dtype == torch.float64 else 1e-6
-        torch.testing.assert_close(without, found, rtol=tolerance, atol=tolerance)
-        want, _ = plain(s.to(torch.float64))
-        tolerance = 1e-9 if dtype == torch.float64 else 1e-5
-        torch.testing.assert_close(without.double(), want, rtol=tolerance, atol=tolerance)
+        check_large_batch(threads, dtype)
 
     def test_layers_of_different_kinds(self):
         """An MLP's layers are alike; the operator takes them as they come."""

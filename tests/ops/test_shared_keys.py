@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interest_cases import CODES, DTYPES, NATIVE, draw, native, scoring
+from interest_cases import CODES, DTYPES, NATIVE, STARTS, draw, native, scoring, shared_keys
+from interest_checks import check_shared_keys
 
 from dien_fast import Attention, Ragged
 from dien_fast.nn.attention import native_layers
@@ -17,27 +18,10 @@ pytestmark = pytest.mark.skipif(
 
 
 class TestSharedKeys:
-    LENGTHS = (4, 0, 60, 4, 3, 1)
-    STARTS = torch.tensor([10, 999, 0, 10, 67, 5])
-
-    def shared(self, activation="dice", dtype=torch.float64, depth=6):
-        s = scoring(list(self.LENGTHS), 64, depth, (9, 5), activation, training=False, dtype=dtype)
-        s.keys = draw(70, depth).to(dtype)
-        rows = [torch.arange(length) + start for length, start in zip(self.LENGTHS, self.STARTS, strict=True)]
-        return s, replace(s, keys=s.keys[torch.cat(rows)])
-
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("activation", CODES)
     def test_equals_repeated_keys(self, activation, dtype):
-        s, repeated = self.shared(activation, dtype)
-        want, _ = native(repeated)
-        with torch.no_grad():
-            scores, statistics = ops.attention_scores(s.query, s.keys, s.offsets, s.max_length, s.mlp, self.STARTS)
-            assert torch.equal(scores, want)
-            assert statistics.shape == (0,)
-            raw, _, saved = NATIVE.attention_scores(*s.raw(self.STARTS, save=False))
-        assert torch.equal(raw, want)
-        assert saved.shape == (0,)
+        check_shared_keys(activation, dtype)
 
     def test_every_candidate_on_all_keys(self):
         s = scoring([70] * 7, depth=6, widths=(9,), training=False)
@@ -47,11 +31,9 @@ class TestSharedKeys:
         assert torch.equal(found, native(replace(s, keys=s.keys.repeat(7, 1)))[0].detach())
 
     def test_no_gradient(self):
-        s, _ = self.shared()
-        assert not ops.attention_scores(s.query, s.keys, s.offsets, s.max_length, s.mlp, self.STARTS)[
-            0
-        ].requires_grad
-        scores, _, _ = NATIVE.attention_scores(*s.raw(self.STARTS, save=False))
+        s, _ = shared_keys()
+        assert not ops.attention_scores(s.query, s.keys, s.offsets, s.max_length, s.mlp, STARTS)[0].requires_grad
+        scores, _, _ = NATIVE.attention_scores(*s.raw(STARTS, save=False))
         with pytest.raises(NotImplementedError, match="no gradient where histories share keys"):
             scores.sum().backward()
 

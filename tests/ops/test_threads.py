@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from test_attention_gru_operator import outcome, problem
+from recurrence_cases import outcome, problem
 from torch.utils.data import DataLoader, Dataset
 
 import dien_fast

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import assert_same
 
 from dien_fast.ops import interest as ops
 
@@ -192,16 +191,6 @@ def outcome(compute, s):
     return {"scores": scores.detach(), "statistics": statistics} | differentiate(scores, s.leaves())
 
 
-def check_scores(s):
-    """With gradients, and without, where nothing is kept."""
-    found = outcome(native, s)
-    assert_same(found, outcome(plain, s), 1e-9, 1e-9)
-    with torch.no_grad():
-        scores, statistics = native(s)
-    torch.testing.assert_close(scores, found["scores"], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(statistics, found["statistics"], rtol=1e-12, atol=1e-12)
-
-
 SOME = [3, 0, 6, 1, 6, 2]
 MANY = [length % 4 for length in range(101)]
 SHAPES = {
@@ -325,3 +314,15 @@ def plain_sum(values, weights, offsets):
     owner = torch.repeat_interleave(torch.arange(offsets.numel() - 1), offsets.diff())
     out = values.new_zeros(offsets.numel() - 1, values.size(1))
     return out.index_add(0, owner, values * weights[:, None])
+
+
+SHARED_LENGTHS = (4, 0, 60, 4, 3, 1)
+STARTS = torch.tensor([10, 999, 0, 10, 67, 5])
+
+
+def shared_keys(activation="dice", dtype=torch.float64, depth=6):
+    """A call whose histories start at STARTS of the same 70 keys, and the call with the keys of each copied."""
+    s = scoring(list(SHARED_LENGTHS), 64, depth, (9, 5), activation, training=False, dtype=dtype)
+    s.keys = draw(70, depth).to(dtype)
+    rows = [torch.arange(length) + start for length, start in zip(SHARED_LENGTHS, STARTS, strict=True)]
+    return s, replace(s, keys=s.keys[torch.cat(rows)])

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from comparison import assert_same, outcome
-from test_interest import forward, inputs, pair
+from interest_layers import forward, inputs, pair
 from torch import nn
 
 from dien_fast.reference.layers import Dice
