@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dien_fast import _moved as _moved
 from dien_fast._version import __version__
 from dien_fast.errors import CheckpointError, DataError, DienFastError
 from dien_fast.models import DIEN, DIN, AttentionGroup
