@@ -181,7 +181,7 @@ class AuxiliaryNet(reference.AuxiliaryNet):
     def _native_parameters(self) -> list[Tensor] | None:
         """Return weights and biases if the net is what the operator computes: hidden layers with sigmoids."""
         *hidden, last = self.mlp
-        if len(hidden) % 2 or not 2 <= len(hidden) <= 2 * ops.MAX_LAYERS or _is_watched(*self.mlp, self.mlp):
+        if len(hidden) % 2 or not 2 <= len(hidden) <= 2 * ops.MAX_LAYERS or is_watched(*self.mlp, self.mlp):
             return None
         linear = [*hidden[::2], last]
         if any(type(layer) is not nn.Linear for layer in linear):
@@ -248,7 +248,7 @@ def native_layers(attention: reference.Attention) -> tuple[ops.ScoreLayers, list
         The layers and their normalisations in the operator's order, or None if the operator does not compute what
         the modules do: another activation, a hook, a part in another mode, a normalisation without buffers.
     """
-    if _is_watched(attention.mlp, attention.mlp.mlp):
+    if is_watched(attention.mlp, attention.mlp.mlp):
         return None
     return score_layers(list(attention.mlp.mlp), attention.fc, attention.training)
 
@@ -264,7 +264,7 @@ def score_layers(
         training: the mode that all of them must have.
         dice: the class of Dice, with the attributes of this package's.
     """
-    if _is_watched(*modules, last):
+    if is_watched(*modules, last):
         return None
     parameters: list[Tensor] = []
     norms: list[nn.BatchNorm1d] = []
@@ -298,7 +298,7 @@ def score_layers(
                 return None
             parameters.append(activation.weight)
         elif code == ops.DICE:
-            if activation.dim != 2 or _is_watched(activation.bn, activation.sigmoid):
+            if activation.dim != 2 or is_watched(activation.bn, activation.sigmoid):
                 return None
             parameters.append(activation.alpha)
             add_norm(activation.bn)
@@ -328,8 +328,8 @@ def score_layers(
     return ops.ScoreLayers(parameters, running, codes, epsilons, rates.pop(), training), norms
 
 
-def _is_watched(*modules: nn.Module) -> bool:
-    """Whether calling one of the modules would run a hook."""
+def is_watched(*modules: nn.Module) -> bool:
+    """Whether calling one of the modules would run a hook of its own."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         for module in modules

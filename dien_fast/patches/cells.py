@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dien_fast.nn.attention import is_watched
+
 Stacked = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """weight_ih ``[G * H, I]``, weight_hh ``[G * H, H]``, bias_ih, bias_hh ``[G * H]``: gates in the cell's order."""
 
@@ -111,14 +113,6 @@ def layout_of(cell: nn.Module) -> str | None:
             continue
         return name
     return None
-
-
-def is_watched(*modules: nn.Module) -> bool:
-    """Whether calling one of the modules would run a hook of its own."""
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        for module in modules
-    )
 
 
 def is_altered(*modules: nn.Module) -> bool:

@@ -36,12 +36,16 @@ class PaddedLoop(Accelerated):
             return super().forward(x, item, mask)
         # (x Wa) . item = x . (Wa item): one row per candidate instead of one per step.
         scores = torch.bmm(x, (item @ self.Wa.t()).unsqueeze(2)).squeeze(2)
-        lengths = torch.full((x.size(0),), x.size(1), dtype=torch.int64)
+        lengths = None
         if mask is not None:
             # The library gives equal shares to a history that is all padding.
             empty = ~mask.any(dim=1)
             scores = scores.masked_fill(~mask, float("-inf")).masked_fill(empty.unsqueeze(1), 0.0)
-            lengths = prefix_lengths(mask | empty.unsqueeze(1), lengths)
+            if not torch.compiler.is_compiling():  # what follows depends on the mask's values
+                lengths = prefix_lengths(mask | empty.unsqueeze(1))
+        if lengths is None:
+            # Every step runs; attention is 0 on padding, which keeps the state.
+            lengths = torch.full((x.size(0),), x.size(1), dtype=torch.int64)
         att = torch.softmax(scores, dim=1)
         weights = loop.rule.rows(LAYOUTS[loop.layout].stacked(cell))
         states, last = attention_gru(x, att, *weights, lengths=lengths, cell=loop.rule.cell)
@@ -51,12 +55,10 @@ class PaddedLoop(Accelerated):
         return torch.where(padding.unsqueeze(2), last.unsqueeze(1), states), last
 
 
-def prefix_lengths(mask: Tensor, longest: Tensor) -> Tensor:
-    """Return the steps ``[B]`` that a mask ``[B, T]`` leaves, or ``longest`` if some mask is not a prefix."""
-    if torch.compiler.is_compiling():
-        return longest
+def prefix_lengths(mask: Tensor) -> Tensor | None:
+    """Return the steps ``[B]`` of a mask ``[B, T]``, or None if some history has padding before an event."""
     lengths = mask.sum(dim=1)
-    return lengths if torch.equal(mask, torch.arange(mask.size(1)) < lengths.unsqueeze(1)) else longest
+    return lengths if torch.equal(mask, torch.arange(mask.size(1)) < lengths.unsqueeze(1)) else None
 
 
 def augru(module: Any) -> Plan:
@@ -105,7 +107,7 @@ class Model(Accelerated):
         ):
             return super().forward(x)
         masks = [self.embedding.input_mask(x, feature).squeeze(1).bool() for feature in self.history_features]
-        lengths = [_prefix_lengths(mask) for mask in masks]
+        lengths = [prefix_lengths(mask) if mask.is_cpu else None for mask in masks]
         if any(length is None for length in lengths):
             return super().forward(x)
         history = self.embedding(x, self.history_features)
@@ -150,14 +152,6 @@ def _evolved(layer: Any, states: Ragged, item: Tensor) -> Tensor:
         states.values, rows, *weights, offsets=states.offsets, cell=loop.rule.cell, return_states=False
     )
     return last
-
-
-def _prefix_lengths(mask: Tensor) -> Tensor | None:
-    """Return the steps ``[B]`` of a mask ``[B, T]`` on the CPU, or None unless every history is a prefix."""
-    if not mask.is_cpu:
-        return None
-    lengths = mask.sum(dim=1)
-    return lengths if torch.equal(mask, torch.arange(mask.size(1)) < lengths.unsqueeze(1)) else None
 
 
 def dien(module: Any) -> Plan:
