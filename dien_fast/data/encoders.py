@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +27,7 @@ from dien_fast.data.columns import (
 )
 from dien_fast.data.vocabulary import Vocabulary, count_words, encode_column, sequence_words
 from dien_fast.errors import DataError
+from dien_fast.files import write_atomically
 
 
 class _SavedAsJson:
@@ -35,10 +35,8 @@ class _SavedAsJson:
 
     def save(self, path: str | Path) -> None:
         """Write the fitted encoder as JSON; a file of that name is replaced at once or not at all."""
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        partial.write_text(json.dumps(self.to_dict(), ensure_ascii=False), encoding="utf-8")
-        partial.replace(path)
+        with write_atomically(path) as unfinished:
+            unfinished.write_text(json.dumps(self.to_dict(), ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -18,6 +18,7 @@ from dien_fast.data.schema import Schema
 from dien_fast.data.tables import get_column, reading
 from dien_fast.data.vocabulary import Vocabulary, WordCounts, count_words, merge_counts, sequence_words
 from dien_fast.errors import DataError
+from dien_fast.files import is_unfinished, remove_unfinished
 
 Encoder = CategoryEncoder | SequenceEncoder | NumericEncoder
 T = TypeVar("T", CategoryEncoder, SequenceEncoder, NumericEncoder)
@@ -82,7 +83,7 @@ class Encoders(Mapping[str, Encoder]):
     def save(self, directory: str | Path) -> None:
         """Write one JSON file per feature into ``directory``, which is made if needed."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(directory)
         for feature, encoder in self.items():
             encoder.save(directory / f"{quote(feature, safe=' ')}.json")
 
@@ -93,7 +94,7 @@ class Encoders(Mapping[str, Encoder]):
         Raises:
             DataError: the directory is missing or empty, or a file in it is damaged.
         """
-        paths = sorted(Path(directory).glob("*.json"))
+        paths = sorted(path for path in Path(directory).glob("*.json") if not is_unfinished(path))
         if not paths:
             raise DataError(f"{directory}: no encoder files (*.json) there")
         encoders = {}

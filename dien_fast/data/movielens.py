@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from dien_fast.data.columns import first_line, gather_index, offsets_of
 from dien_fast.data.schema import Group, Pair, Schema
 from dien_fast.data.tables import get_column
 from dien_fast.errors import DataError
+from dien_fast.files import write_atomically
 
 # The wheel of recbole 1.2.1 on PyPI carries the data set. GroupLens does not allow to pass it on, so
 # everybody fetches it for themselves.
@@ -103,12 +103,10 @@ def fetch_ml_100k(directory: str | Path) -> Path:
         wheel = _download(Path(temporary), directory)
         if _digest(wheel) != _WHEEL_SHA256:
             raise DataError(f"{wheel.name}: sha256 is {_digest(wheel)}, expected {_WHEEL_SHA256}")
-        directory.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(wheel) as archive:
             for name in _FILES_SHA256:
-                partial = directory / f"{name}.{os.getpid()}.tmp"
-                partial.write_bytes(archive.read(f"recbole/dataset_example/ml-100k/{name}"))
-                partial.replace(directory / name)
+                with write_atomically(directory / name) as unfinished:
+                    unfinished.write_bytes(archive.read(f"recbole/dataset_example/ml-100k/{name}"))
     return directory
 
 

@@ -27,8 +27,8 @@ from dien_fast.data.checks import check_history, check_labels
 from dien_fast.data.columns import is_list
 from dien_fast.data.tables import get_column, reading
 from dien_fast.errors import CheckpointError, DataError
+from dien_fast.files import write_atomically
 from dien_fast.training import metrics
-from dien_fast.training.checkpoints import write_atomically
 
 # Settings of the schema that a command line may change.
 OVERRIDES = ("negatives", "exclude_clicked", "min_count", "max_length", "share_vocabulary")

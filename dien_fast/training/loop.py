@@ -23,13 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dien_fast.errors import CheckpointError, DataError, DienFastError
+from dien_fast.files import remove_unfinished, write_atomically
 from dien_fast.training import metrics
 from dien_fast.training.checkpoints import (
     load_checkpoint,
     load_weights,
-    remove_unfinished,
     save_checkpoint,
-    write_atomically,
 )
 from dien_fast.training.scoring import (
     REFRESH_SECONDS,

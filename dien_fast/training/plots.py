@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dien_fast.training.checkpoints import write_atomically
+from dien_fast.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

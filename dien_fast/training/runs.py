@@ -22,8 +22,9 @@ import torch
 
 import dien_fast
 from dien_fast.errors import CheckpointError, DataError, DienFastError
+from dien_fast.files import remove_unfinished, write_atomically
 from dien_fast.models import DIEN, DIN, AttentionGroup
-from dien_fast.training.checkpoints import load_checkpoint, load_weights, remove_unfinished, write_atomically
+from dien_fast.training.checkpoints import load_checkpoint, load_weights
 from dien_fast.training.scoring import predict
 
 if TYPE_CHECKING:

@@ -126,3 +126,11 @@ def test_candidates_written_differently_are_refused() -> None:
     with pytest.raises(DataError, match="columns 'item' and 'hist' should hold the same words but have none"):
         fit_encoders(pa.table({"item": floats, "hist": history}), tiny_schema())
     assert len(fit_encoders(pa.table({"item": items, "hist": history}), tiny_schema())["item"].word2idx_) == 42
+
+
+def test_what_a_killed_process_left_is_no_encoder(tmp_path: Path, encoders: Encoders) -> None:
+    encoders.save(tmp_path)
+    (tmp_path / ".item.x1.unfinished.json").write_text("{")
+    assert set(Encoders.load(tmp_path)) == set(encoders)
+    encoders.save(tmp_path)
+    assert not list(tmp_path.glob(".*"))

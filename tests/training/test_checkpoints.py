@@ -1,56 +1,11 @@
 """Checkpoints are written whole or not at all, and bad ones are refused with one sentence."""
 
-import os
-import stat
-
 import pytest
 import torch
 from torch import nn
 
 from dien_fast.errors import CheckpointError
-from dien_fast.training.checkpoints import (
-    load_checkpoint,
-    load_weights,
-    remove_unfinished,
-    save_checkpoint,
-    write_atomically,
-)
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    target = tmp_path / "metrics.json"
-    target.write_text("old")
-
-    def interrupted():
-        with write_atomically(target) as unfinished:
-            unfinished.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_write_replaces_creates_directories_and_has_usual_permissions(tmp_path):
-    target = tmp_path / "new" / "metrics.json"
-    for text in ("first", "second"):
-        with write_atomically(target) as unfinished:
-            assert unfinished.parent == target.parent
-            assert unfinished.suffix == ".json"
-            unfinished.write_text(text)
-        assert target.read_text() == text
-    mask = os.umask(0)
-    os.umask(mask)
-    assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~mask
-    assert list(target.parent.iterdir()) == [target]
-
-
-def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / ".best.x1.unfinished.pt").write_bytes(b"half")
-    (tmp_path / "best.pt").write_bytes(b"whole")
-    remove_unfinished(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
+from dien_fast.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
 
 
 def test_round_trip(tmp_path):
