@@ -223,7 +223,7 @@ class DIEN(reference.DIEN):
             else:
                 rows = table(torch.cat([value.reshape(-1) for value in ids]))
                 parts = rows.split([value.numel() for value in ids])
-                found = [part.view(*value.shape, -1) for part, value in zip(parts, ids, strict=True)]
+                found = [part.view(*value.shape, rows.size(1)) for part, value in zip(parts, ids, strict=True)]
             for place, vector in zip(places, found, strict=True):
                 asked = requests[place][1]
                 vectors[place] = asked._replace(values=vector) if isinstance(asked, Ragged) else vector
