@@ -90,6 +90,8 @@ def padded_scores(attention: Attention, query: Tensor, keys: Tensor, lengths: Te
     The rows of padding take part in batch statistics, and every row draws its own dropout, as in the listing.
     """
     batch, steps, depth = keys.shape
+    if batch * steps == 0:
+        return keys.sum(2)
     first, rest = first_linear(attention.mlp.mlp)
     # W [q; k; q-k; q*k] = (W1 + W3) q + (W2 - W3 + W4 diag(q)) k: a matrix for each candidate meets its keys.
     w_q, w_k, w_difference, w_product = first.weight.chunk(4, dim=1)

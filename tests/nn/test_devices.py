@@ -78,7 +78,9 @@ def both(eager, fast, leaves, lengths, layout):
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("lengths", [[0, 0, 0], [1, 0, 1], [7, 7, 7]], ids=["all empty", "no pairs", "full"])
+@pytest.mark.parametrize(
+    "lengths", [[0, 0, 0], [1, 0, 1], [7, 7, 7], []], ids=["all empty", "no pairs", "full", "no rows"]
+)
 @pytest.mark.parametrize("gru_type", GRU_TYPES)
 def test_lengths_that_hurt(gru_type, lengths, layout):
     eager, fast = layers_of(gru_type, att_activation="dice")
