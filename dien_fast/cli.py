@@ -85,13 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
-    except KeyboardInterrupt:
-        hint = ""
-        if arguments.command is _train:
-            directory = _output(arguments)
-            if (directory / "last.pt").exists():
-                hint = f"; go on with: dien-fast train --output {directory} --resume"
-        print(f"\ndien-fast: interrupted{hint}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"\ndien-fast: interrupted{interrupt}", file=sys.stderr)
         return 130
     return 0
 
@@ -252,7 +247,12 @@ def _add_train(commands: Any) -> None:
         help="go on with the run in DIR, with its settings where none are given; only --epochs and --patience may "
         "differ from them",
     )
-    again.add_argument("--overwrite", action="store_true", default=False, help="replace the run in DIR")
+    again.add_argument(
+        "--overwrite",
+        action="store_true",
+        default=False,
+        help="replace the run in DIR; it stays until the new one has its first checkpoint",
+    )
     output.add_argument("--quiet", action="store_true", default=False, help="no progress bar")
     train.set_defaults(command=_train)
 
@@ -262,16 +262,29 @@ def _train(arguments: argparse.Namespace) -> None:
 
     directory = _output(arguments)
     source, config = _settings(arguments, directory)
-    train_run(
-        source,
-        config,
-        directory,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-        cpu=arguments.cpu,
-        num_workers=arguments.workers,
-        progress=not arguments.quiet,
-    )
+    before = _file_number(directory / "last.pt")
+    try:
+        train_run(
+            source,
+            config,
+            directory,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            cpu=arguments.cpu,
+            num_workers=arguments.workers,
+            progress=not arguments.quiet,
+        )
+    except KeyboardInterrupt as interrupt:
+        # Without a checkpoint of its own, a training leaves the run that was there.
+        now = _file_number(directory / "last.pt")
+        if now is None or (now == before and not arguments.resume):
+            raise KeyboardInterrupt("; it had no checkpoint yet, so nothing has changed") from interrupt
+        raise KeyboardInterrupt(f"; go on with: dien-fast train --output {directory} --resume") from interrupt
+
+
+def _file_number(path: Path) -> int | None:
+    """Return what tells a file from one that replaces it, or None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _settings(arguments: argparse.Namespace, directory: Path) -> tuple[Source, RunConfig]:

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dien_fast.errors import CheckpointError, DataError, DienFastError
-from dien_fast.files import remove_unfinished, write_atomically
+from dien_fast.files import write_atomically
 from dien_fast.training import metrics
 from dien_fast.training.checkpoints import (
     load_checkpoint,
     load_weights,
     save_checkpoint,
 )
+from dien_fast.training.directory import RunDirectory, finish_replacement
 from dien_fast.training.scoring import (
     REFRESH_SECONDS,
     collect,
@@ -61,7 +62,7 @@ def fit(
     train: EpochLoader,
     valid: EpochLoader | None = None,
     *,
-    run_directory: str | Path | None = None,
+    run_directory: str | Path | RunDirectory | None = None,
     epochs: int = 20,
     patience: int = 3,
     lr: float = 2e-3,
@@ -91,7 +92,8 @@ def fit(
         train: shuffled batches.
         valid: batches for early stopping, not shuffled.
         run_directory: where to write ``best.pt`` and ``last.pt`` (checkpoints), ``history.csv``, ``loss.png``
-            and ``auc.png``; None writes nothing.
+            and ``auc.png``; None writes nothing. A run that is there stays until the new one has its first
+            checkpoint.
         epochs: the most epochs to train.
         patience: stop after so many epochs without a better validation AUC.
         lr: Adam's step size.
@@ -113,7 +115,8 @@ def fit(
 
     Raises:
         DataError: if the validation rows have one class only, so that there is no AUC.
-        CheckpointError: on resuming, if the checkpoint is damaged or of a run with other settings.
+        CheckpointError: on resuming, if the checkpoint is missing beside ``best.pt``, damaged or of a run with
+            other settings.
         DienFastError: if the loss becomes NaN or infinite, or the precision is not available here.
 
     Example:
@@ -124,7 +127,9 @@ def fit(
         accelerator = make_accelerator(mixed_precision, gradient_accumulation_steps, cpu)
     check_loaders(train, valid, accelerator)
     say = log or print_line
-    directory = Path(run_directory) if run_directory is not None else None
+    run = RunDirectory(run_directory) if isinstance(run_directory, str | Path) else run_directory
+    with accelerator.main_process_first():
+        resuming = resume and run is not None and _can_resume(run)
     settings = {
         "lr": lr,
         "weight_decay": weight_decay,
@@ -136,8 +141,8 @@ def fit(
         "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
         "processes": accelerator.num_processes,
     }
-    if directory is not None and accelerator.is_main_process:
-        remove_unfinished(directory)
+    if run is not None and run is not run_directory and accelerator.is_main_process:
+        run.resume() if resuming else run.begin()
 
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -147,12 +152,12 @@ def fit(
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] | None = None
     best_epoch, best_auc = 0, float("-inf")
-    if resume and directory is not None and (directory / "last.pt").exists():
-        last = _load_last(directory / "last.pt", settings, fingerprint)
-        load_weights(bare, last["model"], directory / "last.pt")
-        _load_optimizer(optimizer, last["optimizer"], directory / "last.pt")
+    if run is not None and resuming:
+        last = _load_last(run.path / "last.pt", settings, fingerprint)
+        load_weights(bare, last["model"], run.path / "last.pt")
+        _load_optimizer(optimizer, last["optimizer"], run.path / "last.pt")
         history, best_epoch, best_auc = last["history"], last["best_epoch"], last["best_auc"]
-        best = load_checkpoint(directory / "best.pt")["model"]
+        best = load_checkpoint(run.path / "best.pt")["model"]
     last_plot = time.perf_counter()
 
     try:
@@ -182,16 +187,16 @@ def fit(
             if valid is None or row["valid_auc"] > best_auc:
                 best_epoch, best_auc = epoch, row.get("valid_auc", float("nan"))
                 best = {key: value.detach().to("cpu", copy=True) for key, value in bare.state_dict().items()}
-            if directory is not None and accelerator.is_main_process:
+            if run is not None and accelerator.is_main_process:
                 # last.pt comes last: should the process die in between, the epoch is simply repeated.
                 if best_epoch == epoch:
                     save_checkpoint(
-                        directory / "best.pt",
+                        run.place / "best.pt",
                         {"model": best, "epoch": epoch, "valid_auc": best_auc, "fingerprint": fingerprint},
                     )
-                _write_history(history, directory)
+                _write_history(history, run.place)
                 save_checkpoint(
-                    directory / "last.pt",
+                    run.place / "last.pt",
                     {
                         "model": bare.state_dict(),
                         "optimizer": optimizer.state_dict(),
@@ -203,18 +208,21 @@ def fit(
                         "fingerprint": fingerprint,
                     },
                 )
+                run.take_place()
                 if time.perf_counter() - last_plot > _PLOT_SECONDS:
-                    _plot(history, directory)
+                    _plot(history, run.path)
                     last_plot = time.perf_counter()
             if accelerator.is_main_process:
                 say(epoch_line(row))
         accelerator.wait_for_everyone()
         if best is not None:
             load_weights(bare, best, "the best epoch")
-        if directory is not None and history and accelerator.is_main_process:
-            _write_history(history, directory)
-            _plot(history, directory)
+        if run is not None and history and accelerator.is_main_process:
+            _write_history(history, run.path)
+            _plot(history, run.path)
     finally:
+        if run is not None and run is not run_directory and accelerator.is_main_process:
+            run.close()
         # Gives the model its own forward back, without the autocast wrapper.
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     return _frame(history)
@@ -374,6 +382,17 @@ def check_loaders(train: EpochLoader, valid: EpochLoader | None, accelerator: Ac
         if len(labels) == 0 or labels.min() == labels.max():
             only = f"all {len(labels)} have label {labels[0]:g}" if len(labels) else "there are none"
             raise DataError(f"the validation rows must have both labels for early stopping on AUC, but {only}")
+
+
+def _can_resume(run: RunDirectory) -> bool:
+    """Return whether there is a checkpoint to go on from; refuse best weights that the new run would replace."""
+    finish_replacement(run.path)
+    there = (run.path / "last.pt").exists()
+    if not there and (run.path / "best.pt").exists():
+        raise CheckpointError(
+            f"{run.path} holds best.pt, but no last.pt, so it cannot be resumed; pass resume=False to replace it"
+        )
+    return there
 
 
 def _share_buffers(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from dien_fast.data import ClickDataset, EpochLoader, NegativeSampler, fit_encod
 from dien_fast.data.sources import Source, Tables
 from dien_fast.errors import DataError
 from dien_fast.training import loop as training
+from dien_fast.training.directory import RunDirectory
 from dien_fast.training.runs import RunConfig, build_model, prepare_directory, without_negatives, write_json
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def train_run(
         config: model and hyper-parameters; its schema, data and fingerprint are filled in here.
         directory: the run directory to write.
         resume: go on where a killed run in ``directory`` stopped.
-        overwrite: replace the run in ``directory``.
+        overwrite: replace the run in ``directory``; it stays until the new one has its first checkpoint.
         cpu: stay on the CPU though there is a GPU.
         num_workers: processes that prepare batches beside this one; 0 prepares them in the loop.
         progress: show progress bars on stderr.
@@ -63,6 +64,10 @@ def train_run(
     """
     accelerator = training.make_accelerator(config.mixed_precision, config.gradient_accumulation, cpu)
     say = log if accelerator.is_main_process else _say_nothing
+    run = RunDirectory(directory)
+    if accelerator.is_main_process:
+        # At once, and not after minutes of reading.
+        run.check(resume=resume, overwrite=overwrite)
     # One process downloads, the others find the files.
     with accelerator.main_process_first():
         tables = source.load(config.seed)
@@ -87,33 +92,33 @@ def train_run(
         f"and {len(test.dataset):,} test rows"
     )
     say(f"model: {_describe(config, model)}; {_describe_device(accelerator)}")
-    resuming = False
-    if accelerator.is_main_process:
-        resuming = prepare_directory(directory, config, encoders, resume=resume, overwrite=overwrite)
-    accelerator.wait_for_everyone()
-    if resume and accelerator.is_main_process:
-        say(f"resuming {directory}" if resuming else f"nothing to resume in {directory}: starting anew")
-    history = training.fit(
-        model,
-        train,
-        valid,
-        run_directory=directory,
-        epochs=config.epochs,
-        patience=config.patience,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        aux_weight=config.aux_weight,
-        seed=config.seed,
-        resume=resume,
-        fingerprint=config.fingerprint,
-        accelerator=accelerator,
-        progress=progress,
-        log=log,
-    )
-    scores = training.evaluate(model, test, aux_weight=config.aux_weight, progress=progress)
-    metrics = _metrics(history, scores, tables)
-    if accelerator.is_main_process:
-        write_json(Path(directory) / "metrics.json", metrics)
+    with run:
+        if accelerator.is_main_process:
+            prepare_directory(run, config, encoders, resume=resume)
+        accelerator.wait_for_everyone()
+        if resume:
+            say(f"resuming {directory}")
+        history = training.fit(
+            model,
+            train,
+            valid,
+            run_directory=run,
+            epochs=config.epochs,
+            patience=config.patience,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            aux_weight=config.aux_weight,
+            seed=config.seed,
+            resume=resume,
+            fingerprint=config.fingerprint,
+            accelerator=accelerator,
+            progress=progress,
+            log=log,
+        )
+        scores = training.evaluate(model, test, aux_weight=config.aux_weight, progress=progress)
+        metrics = _metrics(history, scores, tables)
+        if accelerator.is_main_process:
+            write_json(run.path / "metrics.json", metrics)
     for line in report(metrics, directory):
         say(line)
     # No process leaves while another still waits for it.

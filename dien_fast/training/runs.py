@@ -22,9 +22,10 @@ import torch
 
 import dien_fast
 from dien_fast.errors import CheckpointError, DataError, DienFastError
-from dien_fast.files import remove_unfinished, write_atomically
+from dien_fast.files import write_atomically
 from dien_fast.models import DIEN, DIN, AttentionGroup
 from dien_fast.training.checkpoints import load_checkpoint, load_weights
+from dien_fast.training.directory import RunDirectory, finish_replacement
 from dien_fast.training.scoring import predict
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 MODELS = {"dien": DIEN, "din": DIN}
 GRU_TYPES = ("AUGRU", "AGRU", "AIGRU", "GRU")
-
-_RUN_FILES = ("last.pt", "best.pt", "metrics.json", "history.csv", "loss.png", "auc.png")
 
 # These may change when a run is resumed: none of them alters an epoch that has been trained.
 _FREE_TO_CHANGE = ("epochs", "patience", "versions")
@@ -331,61 +330,31 @@ def load_config(directory: str | Path) -> RunConfig:
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"there is no run directory {directory}")
+    finish_replacement(directory)
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory} is not a run directory: it has no config.json")
     return RunConfig.load(directory / "config.json")
 
 
-def prepare_directory(
-    directory: str | Path, config: RunConfig, encoders: Encoders, *, resume: bool = False, overwrite: bool = False
-) -> bool:
-    """Make ``directory`` ready for :func:`dien_fast.training.fit`, or refuse before anything is touched.
+def prepare_directory(run: RunDirectory, config: RunConfig, encoders: Encoders, *, resume: bool = False) -> None:
+    """Make ``run`` ready for :func:`dien_fast.training.fit`: go on with the run that is there, or begin a new one.
 
-    A new run gets ``config.json`` and ``encoders/``. Of a run that is already there, ``resume`` keeps the
-    checkpoints and ``overwrite`` removes the run's own files, and no others.
-
-    Returns:
-        Whether there is a checkpoint to resume from.
+    A new run gets ``config.json`` and ``encoders/``. The run that it is to replace stays as it is until
+    the new one has a checkpoint.
 
     Raises:
-        CheckpointError: if there is a run and neither is asked for, or it had other settings.
+        CheckpointError: if the run to resume had other settings.
     """
-    directory = Path(directory)
-    for part in (directory, *directory.parents):
-        if part.exists() and not part.is_dir():
-            raise CheckpointError(f"{part} is a file; the run needs a directory")
-    exists = (directory / "config.json").exists()
-    if not exists:
-        if resume:
-            raise CheckpointError(f"{directory} holds no run to resume; train without --resume to start one")
-        for name in (*_RUN_FILES, "encoders"):
-            if (directory / name).exists():
-                raise CheckpointError(
-                    f"{directory} holds {name}, but no config.json, so it is not a run; choose another --output"
-                )
+    if resume:
+        RunConfig.load(run.path / "config.json").check_same(config, run.path)
+        run.resume()
     else:
-        # Also guards another program's config.json from being overwritten.
-        before = RunConfig.load(directory / "config.json")
-        if resume:
-            before.check_same(config, directory)
-        elif not overwrite:
-            raise CheckpointError(
-                f"{directory} already holds a run: go on with --resume, replace it with --overwrite, "
-                "or choose another --output"
-            )
-    resuming = exists and resume and (directory / "last.pt").exists()
-    remove_unfinished(directory)
-    if not resuming:
-        # First of all, so that a directory with any other of a run's files is always known as a run.
-        config.save(directory / "config.json")
-        for name in _RUN_FILES:
-            (directory / name).unlink(missing_ok=True)
-        for stale in (directory / "encoders").glob("*.json"):
-            stale.unlink()
-        encoders.save(directory / "encoders")
-    else:
-        config.save(directory / "config.json")
-    return resuming
+        if (run.path / "config.json").exists():
+            # Another program's config.json is not overwritten.
+            RunConfig.load(run.path / "config.json")
+        run.begin()
+        encoders.save(run.place / "encoders")
+    config.save(run.place / "config.json")
 
 
 def without_negatives(schema: Schema) -> Schema:

@@ -110,16 +110,18 @@ def test_more_epochs_may_be_added_and_a_run_overwritten(run_copy, capsys):
     assert [path.name for path in (run_copy / "encoders").iterdir()].count("brand.json") == 0
 
 
-def test_resume_needs_a_run(tmp_path, capsys):
-    arguments = ["train", "--dataset", "synthetic", "--rows", "200", "--epochs", "1", "--cpu", "--quiet"]
-    arguments += ["--output", str(tmp_path / "run")]
-    assert f"{tmp_path / 'run'} holds no run to resume" in failure(capsys, *arguments, "--resume")
-    assert main(arguments) == 0
-    # Killed in its first epoch a run has no checkpoint yet: it starts anew, with its own settings.
-    (tmp_path / "run" / "last.pt").unlink()
-    capsys.readouterr()
-    assert main([*arguments, "--resume"]) == 0
-    assert f"nothing to resume in {tmp_path / 'run'}: starting anew" in capsys.readouterr().out
+def test_resume_needs_a_checkpoint_and_touches_nothing_without(run_copy, tmp_path, capsys):
+    resume = ["--resume", "--cpu", "--quiet"]
+    sentence = failure(capsys, "train", "--dataset", "synthetic", "--output", tmp_path / "none", *resume)
+    assert sentence == f"{tmp_path / 'none'} holds no run to resume; train without --resume to start one"
+    (run_copy / "last.pt").unlink()
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+    sentence = failure(capsys, "train", "--output", run_copy, *resume)
+    assert sentence == (
+        f"{run_copy} holds a run without last.pt, so it cannot be resumed; start anew with --overwrite, "
+        "or choose another --output"
+    )
+    assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("name", ["best.pt", "history.csv", "encoders/mine.json"])
@@ -210,8 +212,10 @@ def test_an_interrupted_run_tells_how_to_go_on(run_copy, tmp_path, monkeypatch, 
     assert capsys.readouterr().err.endswith(
         f"interrupted; go on with: dien-fast train --output {run_copy} --resume\n"
     )
-    assert main(["train", "--output", str(tmp_path / "none")]) == 130
-    assert capsys.readouterr().err == "\ndien-fast: interrupted\n"
+    # The checkpoint that is there belongs to the run that was to be replaced.
+    for arguments in (["--output", str(run_copy), "--overwrite"], ["--output", str(tmp_path / "none")]):
+        assert main(["train", *arguments]) == 130
+        assert capsys.readouterr().err.endswith("interrupted; it had no checkpoint yet, so nothing has changed\n")
 
 
 # predict, evaluate and info

@@ -148,6 +148,16 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path):
     assert history["epoch"].tolist() == [1]
 
 
+def test_resume_without_a_last_checkpoint_keeps_the_best_one(tmp_path):
+    train, valid = loaders(rows=90)
+    quiet(TinyModel(), train, valid, run_directory=tmp_path, epochs=1)
+    (tmp_path / "last.pt").unlink()
+    before = (tmp_path / "best.pt").read_bytes()
+    with pytest.raises(CheckpointError, match=r"holds best\.pt, but no last\.pt, so it cannot be resumed"):
+        quiet(TinyModel(), train, valid, run_directory=tmp_path, epochs=1, resume=True)
+    assert (tmp_path / "best.pt").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -1,6 +1,7 @@
 """Run directories: opened with `load`, refused with one sentence when they are not whole."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,9 @@ import dien_fast
 from dien_fast.data import Schema, synthetic_clicks
 from dien_fast.data.sources import Source
 from dien_fast.errors import CheckpointError, DataError, DienFastError
+from dien_fast.training import loop, scoring
 from dien_fast.training.checkpoints import load_checkpoint, save_checkpoint
+from dien_fast.training.directory import RunDirectory
 from dien_fast.training.metrics import auc
 from dien_fast.training.pipeline import train_run
 from dien_fast.training.runs import RunConfig, build_model, load, prepare_directory, without_negatives
@@ -213,42 +216,62 @@ def test_settings_out_of_range_are_named():
             RunConfig(**settings)
 
 
-def test_a_directory_with_a_run_is_neither_mixed_up_nor_lost(run_copy):
+def test_a_run_is_not_resumed_with_other_settings_or_data(run_copy):
     run = load(run_copy)
-    (run_copy / "notes.txt").write_text("mine")
-    before = (run_copy / "best.pt").read_bytes()
-    with pytest.raises(CheckpointError, match="already holds a run: go on with --resume"):
-        prepare_directory(run_copy, run.config, run.encoders)
-    changed = RunConfig(**vars(run.config) | {"batch_size": 64})
-    with pytest.raises(CheckpointError, match="trained with batch_size = 128, now batch_size = 64"):
-        prepare_directory(run_copy, changed, run.encoders, resume=True)
-    stored = run.config.schema | {"min_count": 2}
-    with pytest.raises(CheckpointError, match=r"trained with schema\.min_count = 5, now schema\.min_count = 2"):
-        prepare_directory(run_copy, RunConfig(**vars(run.config) | {"schema": stored}), run.encoders, resume=True)
-    other_data = RunConfig(**vars(run.config) | {"fingerprint": "other"})
-    with pytest.raises(CheckpointError, match="the training rows are not those it was trained on"):
-        prepare_directory(run_copy, other_data, run.encoders, resume=True)
-    assert (run_copy / "best.pt").read_bytes() == before
-    assert prepare_directory(run_copy, run.config, run.encoders, resume=True)
-    assert (run_copy / "best.pt").read_bytes() == before
-    assert not prepare_directory(run_copy, changed, run.encoders, overwrite=True)
-    assert not (run_copy / "best.pt").exists()
-    assert (run_copy / "notes.txt").read_text() == "mine"
-    assert load_config_batch_size(run_copy) == 64
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+    schema = run.config.schema | {"min_count": 2}
+    for changes, message in (
+        ({"batch_size": 64}, "trained with batch_size = 128, now batch_size = 64"),
+        ({"schema": schema}, r"trained with schema\.min_count = 5, now schema\.min_count = 2"),
+        ({"fingerprint": "other"}, "the training rows are not those it was trained on"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            prepare_directory(RunDirectory(run_copy), replace(run.config, **changes), run.encoders, resume=True)
+    prepare_directory(RunDirectory(run_copy), run.config, run.encoders, resume=True)
+    assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
 
 
-def load_config_batch_size(directory):
-    return json.loads((directory / "config.json").read_text())["batch_size"]
-
-
-def test_other_programs_files_are_left_alone(tmp_path, trained):
+def test_another_programs_configuration_is_not_overwritten(tmp_path, trained):
     run = load(trained[0])
     (tmp_path / "config.json").write_text('{"name": "other"}')
     with pytest.raises(CheckpointError, match="not the configuration of a dien-fast run"):
-        prepare_directory(tmp_path, run.config, run.encoders, overwrite=True)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="is a file; the run needs a directory"):
-        prepare_directory(tmp_path / "file", run.config, run.encoders)
+        prepare_directory(RunDirectory(tmp_path), run.config, run.encoders)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_run_is_replaced_once_the_new_one_has_a_checkpoint(run_copy, monkeypatch):
+    (run_copy / "notes.txt").write_text("mine")
+    (run_copy / "encoders" / "gone.json").write_text("{}")
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+
+    def train():
+        config = RunConfig(epochs=2, embedding_size=2, mlp_hidden=[4], attention_hidden=[4])
+        train_run(
+            Source("synthetic", rows=200), config, run_copy, overwrite=True, cpu=True, progress=False, log=print
+        )
+
+    seen = []
+
+    def evaluate(*arguments, **options):
+        """Interrupt the training in its first epoch; look at the directory in the first and second."""
+        seen.append({path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()})
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return scoring.evaluate(*arguments, **options)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
+    train()
+    assert {path: content for path, content in seen[1].items() if ".new" not in path.parts} == before
+    # After its first epoch the new run is there, whole, and of the old one nothing.
+    names = {path.relative_to(run_copy).as_posix() for path in seen[2]}
+    encoders = {"encoders/histItemIds.json", "encoders/itemId.json", "encoders/neg_histItemIds.json"}
+    assert names == {"best.pt", "last.pt", "config.json", "history.csv", "notes.txt"} | encoders
+    assert load_checkpoint(run_copy / "last.pt")["epoch"] == 2
+    assert load(run_copy).config.embedding_size == 2
+    assert (run_copy / "notes.txt").read_text() == "mine"
 
 
 def test_embeddings_may_have_sizes_of_their_own(trained):

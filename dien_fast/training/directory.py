@@ -1,0 +1,147 @@
+"""The directory of a run while a training writes to it.
+
+A new run is written to ``.new`` inside the directory. Once it has its first checkpoint it takes the place of the
+run that was there before. A process that is killed at any moment leaves the old run or the new one, whole:
+
+1. The new run stands in ``.new`` with a list of its files. A kill leaves the old run; ``.new`` is removed later.
+2. ``.new`` is renamed to ``.ready``. From this moment on the new run counts.
+3. The old run's other files are removed and those of ``.ready`` moved into their places. If a kill interrupts
+   this, whoever opens the directory next carries it on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from dien_fast.errors import CheckpointError
+from dien_fast.files import remove_unfinished
+
+RUN_FILES = ("config.json", "best.pt", "last.pt", "history.csv", "metrics.json", "loss.png", "auc.png")
+
+_NEW = ".new"
+_READY = ".ready"
+_NAMES = "names.json"
+
+
+class RunDirectory:
+    """Where a training puts its files.
+
+    Args:
+        path: the directory; it need not exist.
+
+    Attributes:
+        path: the directory.
+        place: where to write now: ``path``, or ``.new`` inside it until a new run has its first checkpoint.
+
+    Example:
+        >>> with RunDirectory("runs/clicks") as run:  # doctest: +SKIP
+        ...     run.begin()
+        ...     (run.place / "best.pt").write_bytes(weights)
+        ...     run.take_place()
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.place = self.path
+
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Refuse a directory to which a training with these options must not write; change nothing.
+
+        Raises:
+            CheckpointError: if it is a file or not a run's, holds a run that is to be neither resumed nor
+                overwritten, or holds none that could be resumed.
+        """
+        for part in (self.path, *self.path.parents):
+            if part.exists() and not part.is_dir():
+                raise CheckpointError(f"{part} is a file; the run needs a directory")
+        finish_replacement(self.path)
+        if not (self.path / "config.json").exists():
+            if resume:
+                raise CheckpointError(f"{self.path} holds no run to resume; train without --resume to start one")
+            for name in (*RUN_FILES, "encoders"):
+                if (self.path / name).exists():
+                    raise CheckpointError(
+                        f"{self.path} holds {name}, but no config.json, so it is not a run; "
+                        "choose another --output"
+                    )
+        elif resume and not (self.path / "last.pt").exists():
+            raise CheckpointError(
+                f"{self.path} holds a run without last.pt, so it cannot be resumed; start anew with --overwrite, "
+                "or choose another --output"
+            )
+        elif not resume and not overwrite:
+            raise CheckpointError(
+                f"{self.path} already holds a run: go on with --resume, replace it with --overwrite, "
+                "or choose another --output"
+            )
+
+    def begin(self) -> None:
+        """Start a new run: it is written to ``.new`` until :meth:`take_place`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        finish_replacement(self.path)
+        remove_unfinished(self.path)
+        shutil.rmtree(self.path / _NEW, ignore_errors=True)
+        self.place = self.path / _NEW
+        self.place.mkdir()
+
+    def resume(self) -> None:
+        """Go on with the run that is there."""
+        finish_replacement(self.path)
+        remove_unfinished(self.path)
+        self.place = self.path
+
+    def take_place(self) -> None:
+        """Let the new run take the place of the old one; do nothing if it has done so."""
+        if self.place == self.path:
+            return
+        files = sorted(file for file in self.place.rglob("*") if file.is_file())
+        names = self.place / _NAMES
+        names.write_text(json.dumps([file.relative_to(self.place).as_posix() for file in files]), encoding="utf-8")
+        for file in (*files, names):
+            # A machine that loses power must not find the new names with the content missing.
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
+        self.place.replace(self.path / _READY)
+        self.place = self.path
+        finish_replacement(self.path)
+
+    def close(self) -> None:
+        """Remove what is left of a new run that has no checkpoint."""
+        if self.place != self.path:
+            shutil.rmtree(self.place, ignore_errors=True)
+            self.place = self.path
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def finish_replacement(directory: str | Path) -> None:
+    """Move a new run's files from ``.ready`` into their places, if a kill left them there.
+
+    Repeating any part of this changes nothing, so that it may be interrupted and begun again.
+    """
+    directory = Path(directory)
+    ready = directory / _READY
+    if not ready.is_dir():
+        return
+    names = json.loads((ready / _NAMES).read_text(encoding="utf-8"))
+    encoders = (path.relative_to(directory).as_posix() for path in (directory / "encoders").glob("*.json"))
+    for stale in {*RUN_FILES, *encoders} - set(names):
+        (directory / stale).unlink(missing_ok=True)
+    for name in names:
+        if (ready / name).exists():
+            (directory / name).parent.mkdir(exist_ok=True)
+            (ready / name).replace(directory / name)
+    # Renamed first: a half-removed .ready would be taken for a run.
+    shutil.rmtree(directory / _NEW, ignore_errors=True)
+    ready.replace(directory / _NEW)
+    shutil.rmtree(directory / _NEW)
