@@ -108,7 +108,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_run(evaluate)
     evaluate.add_argument(
-        "table", nargs="?", metavar="TABLE", help="CSV or Parquet file with labels; default: the run's test rows"
+        "table",
+        nargs="?",
+        metavar="TABLE",
+        help="CSV, TSV or Parquet file with labels, or - for standard input; default: the run's test rows",
     )
     evaluate.set_defaults(command=_evaluate)
 
@@ -120,8 +123,17 @@ def build_parser() -> argparse.ArgumentParser:
         "fine. In a CSV file, lists are written as text.",
     )
     _add_run(predict)
-    predict.add_argument("table", metavar="TABLE", help="CSV or Parquet file, or a directory of Parquet files")
-    predict.add_argument("--output", required=True, metavar="FILE", help="file to write: .parquet or .csv")
+    predict.add_argument(
+        "table",
+        metavar="TABLE",
+        help="CSV, TSV or Parquet file, a directory of Parquet files, or - for standard input",
+    )
+    predict.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="file to write: .parquet, .csv, .tsv, .csv.gz or .tsv.gz, or - for CSV on standard output",
+    )
     predict.add_argument(
         "--column", default="probability", metavar="NAME", help="name of the new column (default: probability)"
     )
@@ -327,8 +339,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from dien_fast.training.scoring import evaluate
 
     run = load(arguments.run)
-    table = arguments.table if arguments.table is not None else _test_rows(run.config, run.directory)
-    loader = EpochLoader(run.dataset(table, require_label=True), 1024)
+    if arguments.table is not None:
+        table, source = _table(arguments.table)
+    else:
+        table, source = _test_rows(run.config, run.directory), "the run's test rows"
+    loader = EpochLoader(run.dataset(table, require_label=True, source=source), 1024)
     scores = evaluate(run.model, loader, progress=not arguments.quiet)
     print(f"rows: {len(loader.dataset):,}")
     for name, title in (("auc", "AUC"), ("logloss", "LogLoss"), ("gauc", "GAUC")):
@@ -357,21 +372,28 @@ def _predict(arguments: argparse.Namespace) -> None:
     import pyarrow as pa
 
     from dien_fast.data import read_table
-    from dien_fast.data.sources import write_table
+    from dien_fast.data.tables import STANDARD_STREAM, table_format, write_table
     from dien_fast.training.runs import load
 
-    output = Path(arguments.output)
-    if output.suffix not in (".csv", ".parquet"):
-        raise DataError(f"{output} must end in .csv or .parquet")
-    if not output.parent.is_dir():
-        raise DataError(f"the directory {output.parent} to write {output.name} to does not exist")
+    output = arguments.output
+    if output != STANDARD_STREAM:
+        table_format(output)
+        if not Path(output).parent.is_dir():
+            raise DataError(f"the directory {Path(output).parent} to write {Path(output).name} to does not exist")
     run = load(arguments.run)
-    table = read_table(arguments.table, run.schema)
+    place, source = _table(arguments.table)
+    table = read_table(place, run.schema)
     if arguments.column in table.column_names:
-        raise DataError(f"{arguments.table} has a column {arguments.column!r} already; name another with --column")
-    probabilities = run.predict(table, progress=not arguments.quiet, source=arguments.table)
+        raise DataError(f"{source} has a column {arguments.column!r} already; name another with --column")
+    probabilities = run.predict(table, progress=not arguments.quiet, source=source)
     write_table(table.append_column(arguments.column, pa.array(probabilities)), output, run.schema.separator)
-    print(f"{len(probabilities):,} rows written to {output}")
+    if output != STANDARD_STREAM:
+        print(f"{len(probabilities):,} rows written to {output}")
+
+
+def _table(name: str) -> tuple[Any, str]:
+    """Return where a table named on the command line is read from, and what messages call it."""
+    return (sys.stdin.buffer, "standard input") if name == "-" else (name, name)
 
 
 def _info(arguments: argparse.Namespace) -> None:

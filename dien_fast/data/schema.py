@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dien_fast.data.utf8 import check_utf8
 from dien_fast.errors import DataError
 
 NEGATIVES = ("uniform", "popularity", "columns", "none")
@@ -105,6 +106,12 @@ class Schema:
         _check_groups(self)
         _check_embedding_sizes(self)
 
+    def columns(self) -> set[str]:
+        """Return the names of all columns that a table should have, the negatives' where they are read."""
+        names = {self.label, *self.numeric, *self.categorical, *self.sequences}
+        names |= {name for name in (self.user, self.time) if name is not None}
+        return names | set(self.negative_features() if self.negatives == "columns" else [])
+
     def pairs(self) -> list[Pair]:
         """Return the pairs of all groups, in order."""
         return [pair for group in self.groups for pair in group.pairs]
@@ -195,11 +202,12 @@ class Schema:
             DataError: the file is missing, is not TOML, or holds a wrong setting.
         """
         try:
-            settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            content = Path(path).read_bytes()
+            check_utf8(content, str(path))
+            # Editors of Windows put a byte order mark before the text, which TOML does not allow.
+            settings = tomllib.loads(content.decode("utf-8-sig"))
         except OSError as error:
             raise DataError(f"{path}: cannot read the schema file: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise DataError(f"{path}: the schema file is not UTF-8 text") from None
         except tomllib.TOMLDecodeError as error:
             raise DataError(f"{path}: the schema file is not valid TOML: {error}") from None
         return cls.from_dict(settings, source=str(path))

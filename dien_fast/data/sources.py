@@ -1,4 +1,4 @@
-"""Where rows come from (MovieLens, synthetic clicks, own files), how they are divided, and where scores go."""
+"""Where rows come from (MovieLens, synthetic clicks, own files), and how they are divided."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 
 from dien_fast.data import (
     Schema,
@@ -24,10 +21,8 @@ from dien_fast.data import (
     synthetic_clicks,
 )
 from dien_fast.data.checks import check_history, check_labels
-from dien_fast.data.columns import is_list
 from dien_fast.data.tables import get_column, reading
 from dien_fast.errors import CheckpointError, DataError
-from dien_fast.files import write_atomically
 from dien_fast.training import metrics
 
 # Settings of the schema that a command line may change.
@@ -171,41 +166,6 @@ class Source:
 def cache_directory() -> Path:
     """Return where fetched data is kept: ``$DIEN_FAST_CACHE`` or ``~/.cache/dien-fast``."""
     return Path(os.environ.get("DIEN_FAST_CACHE") or Path.home() / ".cache" / "dien-fast")
-
-
-def write_table(table: pa.Table, path: str | Path, separator: str = "|") -> None:
-    """Write ``table`` atomically as Parquet or, with lists as text, as CSV.
-
-    Args:
-        table: any table.
-        path: ends in ``.parquet`` or ``.csv``.
-        separator: put between the words of a list in a CSV file.
-
-    Raises:
-        DataError: if CSV cannot hold one of the columns.
-
-    Example:
-        >>> write_table(pa.table({"probability": [0.5]}), "scored.csv")  # doctest: +SKIP
-    """
-    if Path(path).suffix == ".csv":
-        for number, column in enumerate(table.schema):
-            try:
-                if is_list(column.type):
-                    words = table[number].cast(pa.large_list(pa.large_string()))
-                    joined = pc.binary_join(words, pa.scalar(separator, pa.large_string()))
-                    table = table.set_column(number, column.name, joined)
-                elif pa.types.is_nested(column.type):
-                    raise pa.ArrowInvalid("nested")
-            except (pa.ArrowException, pa.ArrowNotImplementedError) as error:
-                raise DataError(
-                    f"column {column.name!r} of type {column.type} cannot be written to {path}: "
-                    "write .parquet instead"
-                ) from error
-    with write_atomically(path) as unfinished:
-        if Path(path).suffix == ".csv":
-            pyarrow.csv.write_csv(table, unfinished)
-        else:
-            pyarrow.parquet.write_table(table, unfinished)
 
 
 def _check_rows(table: pa.Table, schema: Schema, source: str) -> None:

@@ -1,23 +1,58 @@
-"""Tables from files and from whatever speaks Arrow."""
+"""Tables from files and from whatever speaks Arrow, and tables to files."""
 
 from __future__ import annotations
 
+import gzip
+import io
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.parquet
 
-from dien_fast.data.columns import as_column, first_line
+from dien_fast.data.columns import as_column, first_line, is_list
 from dien_fast.data.schema import Schema
+from dien_fast.data.text_files import read_text_table
 from dien_fast.errors import DataError
+from dien_fast.files import write_atomically
 
-# "NA" is a country and a surname: only what no column means as a word counts as missing.
-_NULLS = ["", "NaN", "nan", "null", "NULL"]
+_PARQUET = (".parquet", ".pq")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+# The path that stands for standard input or output.
+STANDARD_STREAM = "-"
+
+
+class TableFormat(NamedTuple):
+    """How a file holds a table: what divides its columns (None for Parquet), and whether gzip compressed it."""
+
+    delimiter: str | None
+    compressed: bool
+
+
+def table_format(path: str | Path) -> TableFormat:
+    """Return the format that a file's name ends in, in letters of either case.
+
+    Raises:
+        DataError: the ending is not known.
+
+    Example:
+        >>> table_format("clicks.CSV.gz")
+        TableFormat(delimiter=',', compressed=True)
+    """
+    name = Path(path).name.lower()
+    if name.endswith(_PARQUET):
+        return TableFormat(None, False)
+    plain = name.removesuffix(".gz")
+    for ending, delimiter in _DELIMITERS.items():
+        if plain.endswith(ending):
+            return TableFormat(delimiter, plain != name)
+    raise DataError(f"{path} must end in .csv, .tsv, .csv.gz, .tsv.gz or .parquet")
 
 
 def read_table(source: Any, schema: Schema | None = None) -> pa.Table:
@@ -25,8 +60,9 @@ def read_table(source: Any, schema: Schema | None = None) -> pa.Table:
 
     Args:
         source: path of a ``.csv``, ``.tsv`` (both also ``.gz``) or ``.parquet`` file or of a directory of
-            Parquet files; or an object with ``__arrow_c_stream__`` (pyarrow, pandas, Polars, DuckDB), or a
-            mapping from column name to values.
+            Parquet files, whose ``key=value`` folders are columns; or a binary stream of such a file; or an
+            object with ``__arrow_c_stream__`` (pyarrow, pandas, Polars, DuckDB), or a mapping from column
+            name to values. Columns of text are divided by ``,``, ``;`` or tabs, as the header shows.
         schema: where given, every column of a CSV file that it does not call numeric, label or time stays
             text, so that ``01234`` keeps its zero and a history of one event is not taken for a number.
 
@@ -41,6 +77,8 @@ def read_table(source: Any, schema: Schema | None = None) -> pa.Table:
         return source
     if isinstance(source, str | Path):
         return _read_path(Path(source), schema)
+    if isinstance(source, io.IOBase):
+        return _read_stream(source, schema)
     try:
         if isinstance(source, Mapping):
             return pa.table({name: as_column(values) for name, values in source.items()})
@@ -57,44 +95,105 @@ def read_table(source: Any, schema: Schema | None = None) -> pa.Table:
 def _read_path(path: Path, schema: Schema | None) -> pa.Table:
     if not path.exists():
         raise DataError(f"{path}: no such file or directory")
-    name = path.name.lower().removesuffix(".gz")
     try:
         if path.is_dir():
-            return _read_directory(path)
-        if name.endswith((".csv", ".tsv")):
-            return _read_csv(path, "," if name.endswith(".csv") else "\t", schema)
-        if name.endswith((".parquet", ".pq")):
+            return _read_directory(path, schema)
+        delimiter, compressed = table_format(path)
+        if delimiter is None:
             return pyarrow.parquet.read_table(path)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        return read_text_table(path, str(path), schema, delimiter=delimiter, compressed=compressed)
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot read the table: {first_line(error)}") from None
-    raise DataError(f"{path}: expected a .csv, .tsv or .parquet file or a directory of Parquet files")
 
 
-def _read_directory(path: Path) -> pa.Table:
-    files = sorted(file for file in path.rglob("*") if file.suffix in (".parquet", ".pq"))
+def _read_stream(stream: Any, schema: Schema | None) -> pa.Table:
+    """Return the table that a stream holds: Parquet, or text that may be compressed."""
+    name = str(getattr(stream, "name", "stream"))
+    if isinstance(stream, io.TextIOBase):
+        raise DataError(f"{name}: a table is read from a binary stream, got {type(stream).__name__}")
+    try:
+        content = stream.read()
+        if content.startswith(b"PAR1"):
+            return pyarrow.parquet.read_table(pa.BufferReader(content))
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        return read_text_table(content, name, schema)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise DataError(f"{name}: cannot read the table: {first_line(error)}") from None
+
+
+def _read_directory(path: Path, schema: Schema | None) -> pa.Table:
+    # Names with a dot before them are other programs' unfinished files.
+    files = sorted(
+        file for file in path.rglob("*") if file.suffix.lower() in _PARQUET and not file.name.startswith(".")
+    )
     if not files:
         raise DataError(f"{path}: the directory holds no .parquet file")
-    return pyarrow.dataset.dataset([str(file) for file in files], format="parquet").to_table()
+
+    def dataset(partitioning: Any) -> Any:
+        return pyarrow.dataset.dataset(
+            [str(file) for file in files],
+            format="parquet",
+            partitioning=partitioning,
+            partition_base_dir=str(path),
+        )
+
+    found = dataset("hive").schema
+    folders = [part.partition("=")[0] for part in files[0].relative_to(path).parts[:-1] if "=" in part]
+    keys = [key for key in folders if key in found.names]
+    if not keys:
+        return dataset(None).to_table()
+    numbers = {*schema.numeric, schema.label, schema.time} if schema is not None else set(keys)
+    types = [(key, found.field(key).type if key in numbers else pa.string()) for key in keys]
+    return dataset(pyarrow.dataset.partitioning(pa.schema(types), flavor="hive")).to_table()
 
 
-def _read_csv(path: Path, delimiter: str, schema: Schema | None) -> pa.Table:
-    words: list[str] = []
-    if schema is not None:
-        # What the schema does not name only passes through, and a user is a name: both keep their zeros.
-        numbers = {*schema.numeric, schema.label, schema.time}
-        with pyarrow.csv.open_csv(
-            path, parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-        ) as reader:
-            words = [name for name in reader.schema.names if name not in numbers]
-    return pyarrow.csv.read_csv(
-        path,
-        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types={name: pa.string() for name in words},
-            null_values=_NULLS,
-            strings_can_be_null=True,
-        ),
-    )
+def write_table(table: pa.Table, path: str | Path, separator: str = "|") -> None:
+    """Write ``table`` atomically as Parquet or, with lists as text, as CSV or TSV.
+
+    Args:
+        table: any table.
+        path: ends in ``.parquet``, ``.csv``, ``.tsv``, ``.csv.gz`` or ``.tsv.gz``; ``-`` writes CSV to
+            standard output.
+        separator: put between the words of a list in a CSV or TSV file.
+
+    Raises:
+        DataError: text cannot hold one of the columns, or the ending is not known.
+
+    Example:
+        >>> write_table(pa.table({"probability": [0.5]}), "scored.csv")  # doctest: +SKIP
+    """
+    if str(path) == STANDARD_STREAM:
+        pyarrow.csv.write_csv(_lists_as_text(table, "standard output", separator), sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return
+    delimiter, compressed = table_format(path)
+    if delimiter is None:
+        with write_atomically(path) as unfinished:
+            pyarrow.parquet.write_table(table, unfinished)
+        return
+    table = _lists_as_text(table, path, separator)
+    with (
+        write_atomically(path) as unfinished,
+        pa.output_stream(str(unfinished), compression="gzip" if compressed else None) as stream,
+    ):
+        pyarrow.csv.write_csv(table, stream, pyarrow.csv.WriteOptions(delimiter=delimiter))
+
+
+def _lists_as_text(table: pa.Table, path: str | Path, separator: str) -> pa.Table:
+    for number, column in enumerate(table.schema):
+        try:
+            if is_list(column.type):
+                words = table[number].cast(pa.large_list(pa.large_string()))
+                joined = pc.binary_join(words, pa.scalar(separator, pa.large_string()))
+                table = table.set_column(number, column.name, joined)
+            elif pa.types.is_nested(column.type):
+                raise pa.ArrowInvalid("nested")
+        except (pa.ArrowException, pa.ArrowNotImplementedError) as error:
+            raise DataError(
+                f"column {column.name!r} of type {column.type} cannot be written to {path}: write .parquet instead"
+            ) from error
+    return table
 
 
 def get_column(table: pa.Table, name: str, source: str) -> pa.ChunkedArray:

@@ -1,5 +1,6 @@
 """The command as a user runs it: own data in, a run directory out, and what is done with one."""
 
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
@@ -233,6 +235,21 @@ def test_predict_adds_a_column_to_the_rows_in_their_order(shop, tmp_path, capsys
     assert scored["probability"].between(0, 1).all()
     assert scored["probability"].nunique() > 10
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+def test_predict_reads_standard_input_and_writes_standard_output(shop, tmp_path, capsys, monkeypatch):
+    sink = io.BytesIO()
+    pa.csv.write_csv(pa.parquet.read_table(shop / "new.parquet"), sink)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(sink.getvalue())))
+    assert main(["predict", str(shop / "run"), "-", "--output", "-", "--quiet"]) == 0
+    piped = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    output = tmp_path / "scored.TSV.gz"
+    assert main(["predict", str(shop / "run"), str(shop / "new.parquet"), "--output", str(output), "--quiet"]) == 0
+    file = pd.read_csv(output, sep="\t", compression="gzip")
+    np.testing.assert_allclose(piped["probability"], file["probability"], rtol=1e-6)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(sink.getvalue())))
+    assert main(["evaluate", str(shop / "run"), "-", "--quiet"]) == 0
+    assert "rows: 50\n" in capsys.readouterr().out
 
 
 def test_predict_takes_unseen_words_empty_histories_and_no_labels(shop, tmp_path):

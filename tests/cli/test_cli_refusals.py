@@ -74,7 +74,9 @@ def test_bad_files_and_schemas_are_named(shop, tmp_path, capsys):
 def test_predict_refuses_before_it_writes(shop, tmp_path, capsys):
     new = shop / "new.parquet"
     predict = ["predict", shop / "run"]
-    assert failure(capsys, *predict, new, "--output", tmp_path / "p.txt").endswith("must end in .csv or .parquet")
+    assert failure(capsys, *predict, new, "--output", tmp_path / "p.txt").endswith(
+        "p.txt must end in .csv, .tsv, .csv.gz, .tsv.gz or .parquet"
+    )
     assert "does not exist" in failure(capsys, *predict, new, "--output", tmp_path / "no" / "p.csv")
     assert "no such file" in failure(capsys, *predict, tmp_path / "none.csv", "--output", tmp_path / "p.csv")
     column = ["--output", tmp_path / "p.csv", "--column", "price"]
@@ -88,7 +90,7 @@ def test_an_error_of_the_system_is_one_sentence_too(shop, tmp_path, capsys, monk
     def full(*arguments, **options):
         raise OSError(28, "No space left on device", str(tmp_path / "p.csv"))
 
-    monkeypatch.setattr("dien_fast.data.sources.write_table", full)
+    monkeypatch.setattr("dien_fast.data.tables.write_table", full)
     sentence = failure(
         capsys, "predict", shop / "run", shop / "new.parquet", "--output", tmp_path / "p.csv", "--quiet"
     )

@@ -134,6 +134,11 @@ def test_wrong_files_are_refused(toml: str, message: str, tmp_path: Path) -> Non
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read the schema file: No such file"):
         Schema.from_toml(tmp_path / "none.toml")
-    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="the schema file is not UTF-8 text"):
-        Schema.from_toml(tmp_path / "binary.toml")
+    (tmp_path / "notepad.toml").write_bytes(TOML.encode("utf-16"))
+    with pytest.raises(DataError, match=r"notepad\.toml: the text is not UTF-8 but, it seems, UTF-16; convert it"):
+        Schema.from_toml(tmp_path / "notepad.toml")
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "notepad.toml").write_text(TOML, encoding="utf-8-sig")
+    assert Schema.from_toml(tmp_path / "notepad.toml").label == "clicked"

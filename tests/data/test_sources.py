@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from dien_fast.data import sources
-from dien_fast.data.sources import Source, cache_directory, write_table
+from dien_fast.data.sources import Source, cache_directory
 from dien_fast.errors import CheckpointError, DataError
 
 SCHEMA = """
@@ -175,20 +175,3 @@ def test_a_stored_source_is_read_back_or_refused(tmp_path):
     assert Source.from_dict(vars(source), tmp_path) == source
     with pytest.raises(CheckpointError, match=r"config\.json does not say where the run's rows came from"):
         Source.from_dict({"dataset": "synthetic"}, tmp_path)
-
-
-def test_tables_are_written_as_parquet_and_csv(tmp_path):
-    table = pa.table({"id": [1, 2, 3], "past": [[7, 8], [], None], "tags": [["a"], ["b", "c"], []]})
-    write_table(table, tmp_path / "t.parquet")
-    assert pa.parquet.read_table(tmp_path / "t.parquet").equals(table)
-    write_table(table, tmp_path / "t.csv", separator="|")
-    lines = (tmp_path / "t.csv").read_text().splitlines()
-    assert lines == ['"id","past","tags"', '1,"7|8","a"', '2,"","b|c"', '3,,""']
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv", "t.parquet"]
-
-
-def test_what_csv_cannot_hold_is_named_and_nothing_is_written(tmp_path):
-    for column in ([{"a": 1}], [[{"a": 1}]]):
-        with pytest.raises(DataError, match=r"column 'x' of type .* write \.parquet instead"):
-            write_table(pa.table({"x": column}), tmp_path / "t.csv")
-    assert not list(tmp_path.iterdir())
