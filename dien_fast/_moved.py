@@ -15,7 +15,7 @@ MOVED = {
     "dien_fast.layers": "dien_fast.reference.layers",
     "dien_fast.patches.deepctr_torch": "dien_fast.patches.libraries.deepctr_torch",
     "dien_fast.patches.fuxictr": "dien_fast.patches.libraries.fuxictr",
-    "dien_fast.patches.listing": "dien_fast.patches.libraries.listing",
+    "dien_fast.patches.listing": "dien_fast.patches.libraries.article_listing",
     "dien_fast.patches.recbole": "dien_fast.patches.libraries.recbole",
     "dien_fast.patches.torch_rechub": "dien_fast.patches.libraries.torch_rechub",
 }

@@ -13,7 +13,7 @@ from torch import nn
 
 import dien_fast
 from dien_fast.patches import apply, registry
-from dien_fast.patches.libraries.listing import dynamic_gru, interest
+from dien_fast.patches.libraries.article_listing import dynamic_gru, interest
 from dien_fast.patches.library import Library
 from dien_fast.patches.swap import Accelerated
 

@@ -174,7 +174,7 @@ def test_torch_save_in_another_process(model, tmp_path):
         text=True,
         check=True,
     )
-    assert found.stdout.strip() == "dien_fast.patches.libraries.listing"
+    assert found.stdout.strip() == "dien_fast.patches.libraries.article_listing"
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     buffer.seek(0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dien_fast.patches.cells import is_altered
 from dien_fast.patches.layers import run_gru, run_loop
-from dien_fast.patches.libraries.listing import dynamic_gru
+from dien_fast.patches.libraries.article_listing import dynamic_gru
 from dien_fast.patches.library import Change, Library, Plan, check_source, gru_changes
 from dien_fast.patches.probe import RefusedError, check_same, uniform
 from dien_fast.patches.recurrence import takes_kernel

@@ -6,7 +6,7 @@ Its AUGRU is ``augru_inverted``: attention scales how much of the state is kept.
 
 from __future__ import annotations
 
-from dien_fast.patches.libraries.listing import dynamic_gru, interest
+from dien_fast.patches.libraries.article_listing import dynamic_gru, interest
 from dien_fast.patches.library import Library
 
 LIBRARY = Library(

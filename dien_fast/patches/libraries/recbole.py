@@ -22,7 +22,7 @@ from dien_fast.patches.layers import (
     run_gru,
     runs_ragged,
 )
-from dien_fast.patches.libraries.listing import dynamic_gru
+from dien_fast.patches.libraries.article_listing import dynamic_gru
 from dien_fast.patches.library import Change, Library, Plan, gru_changes
 from dien_fast.patches.probe import check_same, uniform
 from dien_fast.patches.recurrence import PackedGRU, PackedLoop

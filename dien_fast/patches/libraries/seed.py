@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dien_fast.patches.libraries import fuxictr
-from dien_fast.patches.libraries.listing import dynamic_gru, interest
+from dien_fast.patches.libraries.article_listing import dynamic_gru, interest
 from dien_fast.patches.library import Plan
 from dien_fast.patches.probe import RefusedError
 
