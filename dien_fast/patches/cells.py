@@ -1,4 +1,4 @@
-"""How the cells of other libraries hold their weights, and how those become the rows that the kernel takes."""
+"""Where the cells of other libraries have their weights, and how the kernel's rows are taken from them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class CellRule(NamedTuple):
 
     Attributes:
         cell: its name in :func:`dien_fast.functional.attention_gru`.
-        take: which of the cell's blocks of rows are the kernel's, in the kernel's order; a block that no gate
-            uses is in none.
-        blocks: how many blocks the cell has.
-        reset: ``"after"`` or ``"before"``.
+        take: for each gate, in the kernel's order, the index of its block of rows in the cell's weights. A block
+            that no gate uses is left out.
+        blocks: how many blocks the cell's weights have.
+        reset: ``"after"`` or ``"before"``: whether the reset gate acts after or before the product with the state.
     """
 
     cell: str
@@ -38,7 +38,7 @@ class CellRule(NamedTuple):
         return f"{self.cell}, reset {self.reset} the product, gates ({' | '.join(order)})"
 
     def rows(self, weights: Stacked) -> Stacked:
-        """Return a cell's weights with the kernel's gates in the kernel's order."""
+        """Return a cell's weights with the gates that the kernel uses, in the kernel's order."""
         if self.take == tuple(range(self.blocks)):
             return weights
         weight_ih, weight_hh, bias_ih, bias_hh = weights
@@ -58,9 +58,9 @@ class CellLayout(NamedTuple):
     """Where a cell has its weights and how it is called.
 
     Attributes:
-        attributes: the parameters or layers that a cell of this layout has, and no others that compute.
+        attributes: names of the parameters and layers of such a cell; it has no others.
         stacked: reads the weights.
-        step: runs a cell's own forward on x ``[B, I]``, h ``[B, H]`` and attention ``[B]``.
+        step: calls a cell's own forward with x ``[B, I]``, h ``[B, H]`` and attention ``[B]``.
     """
 
     attributes: tuple[str, ...]
@@ -77,7 +77,7 @@ def _from_linears(cell: Any) -> Stacked:
 
 
 def _from_columns(cell: Any) -> Stacked:
-    # One set of biases, outside the product with r; weights multiply from the right.
+    # Weights multiply from the right. The one set of biases is added outside the product with r, as bias_ih is.
     return (
         torch.cat([cell.Wu.t(), cell.Wr.t(), cell.Wh.t()]),
         torch.cat([cell.Uu.t(), cell.Ur.t(), cell.Uh.t()]),
@@ -103,7 +103,7 @@ LAYOUTS = {"rows": ROWS, "linears": LINEARS, "columns": COLUMNS}
 
 
 def layout_of(cell: nn.Module) -> str | None:
-    """Return the name of the layout that a cell's parameters and layers have, None if it is no known one."""
+    """Return the name of the layout that a cell's parameters and layers have, or None for an unknown one."""
     held = {name for name, _ in cell.named_parameters(recurse=False)} | {name for name, _ in cell.named_children()}
     held |= {name for name in ("bias_ih", "bias_hh") if name in cell._parameters}
     for name, layout in LAYOUTS.items():

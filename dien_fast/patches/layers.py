@@ -1,4 +1,4 @@
-"""Interest layers of other libraries on ragged rows: what their parts compute, without the padding."""
+"""What interest layers of other libraries are made of, computed on ragged rows instead of padded ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dien_fast.patches.swap import Accelerated
 from dien_fast.ragged import Ragged
 from dien_fast.reference.layers import Dice
 
-# Below this the probability of a sigmoid is exact enough in float32 for its logarithm to be the logit's.
+# Up to this logit, float32 rounds a sigmoid so little that its logarithm is that of the exact sigmoid.
 _EXACT_LOGIT = 12.0
 
 
@@ -30,7 +30,7 @@ class Inside(NamedTuple):
 
 
 def inside(module: nn.Module) -> Inside:
-    """Return what a layer is made of."""
+    """Return the classes of the modules inside a layer, as they are when nothing is fast."""
     _, *parts = module.modules()
     return Inside(
         tuple(part._dien_fast.original if isinstance(part, Accelerated) else type(part) for part in parts)
@@ -38,7 +38,7 @@ def inside(module: nn.Module) -> Inside:
 
 
 def runs_ragged(module: nn.Module, found: Inside, *tensors: Tensor) -> bool:
-    """Whether a layer is made of what it was, no part has a hook, and the operators take the tensors."""
+    """Whether a layer has the parts that it had, no part has a hook, and the operators take the tensors."""
     if torch.is_autocast_enabled("cpu") or not ops.runs_natively(*tensors):
         return False
     _, *parts = module.modules()
@@ -46,7 +46,11 @@ def runs_ragged(module: nn.Module, found: Inside, *tensors: Tensor) -> bool:
 
 
 def run_gru(gru: Any, rows: Ragged, return_states: bool = True) -> tuple[Ragged, Tensor]:
-    """Run an nn.GRU of one layer over ragged rows; states (if wanted) and the last ones ``[B, H]``."""
+    """Run an nn.GRU of one layer over ragged rows.
+
+    Returns:
+        The states (``rows`` as given without ``return_states``), and the last states ``[B, H]``.
+    """
     states, last = attention_gru(
         rows.values, None, *gru_weights(gru), offsets=rows.offsets, cell="gru", return_states=return_states
     )
@@ -54,7 +58,7 @@ def run_gru(gru: Any, rows: Ragged, return_states: bool = True) -> tuple[Ragged,
 
 
 def run_loop(module: Any, rows: Ragged, scores: Tensor) -> Tensor:
-    """Run a loop that was made fast over ragged rows with attention ``[N]``; last states ``[B, H]``."""
+    """Run a fast loop over ragged rows with attention ``[N]``; return the last states ``[B, H]``."""
     loop: Loop = module._dien_fast.details
     weights = loop.rule.rows(LAYOUTS[loop.layout].stacked(getattr(module, loop.attribute)))
     _, last = attention_gru(
@@ -64,7 +68,10 @@ def run_loop(module: Any, rows: Ragged, scores: Tensor) -> Tensor:
 
 
 def evolve(module: Any, gru_type: str, states: Ragged, scores: Tensor) -> Tensor:
-    """Evolve the interest ``[B, H]`` from scored states; for ``"GRU"``, whose loop comes before, weigh them."""
+    """Return the interest ``[B, H]`` of scored states.
+
+    For ``"GRU"``, whose second recurrence runs before the attention, it is the weighted sum of the states.
+    """
     if gru_type == "GRU":
         return ops.weighted_sum(states.values, scores, states.offsets)
     if gru_type == "AIGRU":
@@ -74,7 +81,7 @@ def evolve(module: Any, gru_type: str, states: Ragged, scores: Tensor) -> Tensor
 
 
 def needs_fast(module: nn.Module, *names: str) -> None:
-    """Raise RefusedError unless the recurrences of a layer were made fast, and nothing inside has a hook."""
+    """Raise RefusedError unless the recurrences ``names`` of a layer are fast and no part has a hook."""
     for name, part in module.named_modules():
         if (part is not module and is_altered(part)) or "forward" in part.__dict__:
             what = f"{name} has" if name else "it has"
@@ -88,7 +95,7 @@ def needs_fast(module: nn.Module, *names: str) -> None:
 
 
 def only_sequential(module: nn.Module) -> list[nn.Module]:
-    """Return the layers of a module that is nothing but an nn.Sequential."""
+    """Return the layers of a module that holds one nn.Sequential and nothing else."""
     children = list(module.children())
     if len(children) != 1 or type(children[0]) is not nn.Sequential:
         raise RefusedError(f"as a whole, because {type(module).__name__} is not one nn.Sequential")
@@ -108,24 +115,19 @@ def mlp_scores(
 
     Args:
         query: candidates ``[B, D]``.
-        keys: ragged ``[N, D]``, that stand for rows padded with zeros.
+        keys: ragged ``[N, D]``; a batch normalisation counts their padding, as rows of zeros.
         modules: the MLP's layers; dropouts of probability 0 may stand anywhere.
-        last: the product that gives the logit.
+        last: the linear layer that gives the logit.
         training: the mode of the attention.
-        dice: the class of Dice.
-        divisor: of the logits; None is sqrt(D).
+        dice: the class of the library's Dice.
+        divisor: what the logits are divided by; None is sqrt(D).
 
     Returns:
         Scores ``[N]``, or None where the operator does not compute this, as with a dropout that drops.
     """
     if query.size(0) * keys.max_length == 0:
         return keys.values.sum(1)
-    found = score_layers(
-        [layer for layer in modules if not _is_still(layer)],
-        last,
-        training,
-        dice if dice is not nn.Module else Dice,
-    )
+    found = score_layers([layer for layer in modules if not _is_identity(layer)], last, training, dice)
     if found is None or found[0].dropout > 0:
         return None
     layers, norms = found
@@ -136,7 +138,7 @@ def mlp_scores(
     return native_scores(query, keys, layers, norms)
 
 
-def _is_still(layer: nn.Module) -> bool:
+def _is_identity(layer: nn.Module) -> bool:
     return type(layer) is nn.Dropout and layer.p == 0
 
 
@@ -150,13 +152,13 @@ def next_event_loss(
         states: ragged ``[N, D]``.
         events: clicked ``[N, D]``, at the steps of ``states``.
         negatives: not clicked ``[N, D]``.
-        from_probabilities: whether the library takes the logarithm of a rounded probability, which is inexact for
-            large logits.
+        from_probabilities: whether the library computes the loss from rounded probabilities, which differs for
+            large logits from the loss computed from the logits.
 
     Returns:
-        A scalar; 0 where no history has two steps.
+        A scalar; 0 if no history has two steps.
     """
-    layers = [layer for layer in layers if not _is_still(layer)]
+    layers = [layer for layer in layers if not _is_identity(layer)]
     *hidden, last = layers
     assert isinstance(last, nn.Linear)
     linears = [layer for layer in layers if type(layer) is nn.Linear]
@@ -187,7 +189,7 @@ def next_event_loss(
 
 
 def _may_saturate(last: nn.Linear) -> bool:
-    """Whether a product of numbers between 0 and 1 may be so large that its probability is rounded."""
+    """Whether inputs between 0 and 1 can give a logit so large that float32 rounds its probability."""
     if torch.compiler.is_compiling():
         return True
     weight = last.weight.detach()
@@ -198,7 +200,7 @@ def _may_saturate(last: nn.Linear) -> bool:
 def _linear_logits(
     linears: Sequence[nn.Linear], states: Tensor, events: Tensor, negatives: Tensor, step: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the logits of layers without activations, which are one product."""
+    """Return the logits of linear layers without activations, whose product is one linear layer."""
     weight: Tensor = linears[-1].weight
     bias: Tensor | None = linears[-1].bias
     for layer in reversed(linears[:-1]):
@@ -212,7 +214,7 @@ def _linear_logits(
 
 
 def _logits(layers: Sequence[nn.Module], states: Tensor, events: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the logits ``[M]`` of each of several events after the same states; they share half a product."""
+    """Return the logits ``[M]`` of each of ``events`` after the same states, whose product is computed once."""
     first, *rest = layers
     assert isinstance(first, nn.Linear)
     w_state, w_event = first.weight.chunk(2, dim=1)

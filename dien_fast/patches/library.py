@@ -1,4 +1,8 @@
-"""What a patch file says about its library."""
+"""What a file in ``libraries/`` consists of: the types that it fills in, and plans that several libraries share.
+
+A plan is a function of a module. It looks at the module, compares copies where that is needed, and returns the
+changes to make; it raises :class:`~dien_fast.patches.probe.RefusedError` to leave the module as it is.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,23 @@ import hashlib
 import importlib
 import importlib.metadata
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from dien_fast.patches.probe import RefusedError
-from dien_fast.patches.recurrence import packed_gru
+from dien_fast.patches.recurrence import packed_gru, packed_loop
 from dien_fast.patches.swap import Accelerated, Recipe
 
 
 class Change(NamedTuple):
-    """A module that can be made fast.
+    """A module to make fast.
 
     Attributes:
         module: the module.
-        recipe: its new class.
-        what: what becomes of it, for the report.
+        recipe: how its new class is made.
+        what: what it does from now on, for the report.
     """
 
     module: nn.Module
@@ -34,14 +38,17 @@ class Plan(NamedTuple):
     """What to do with a module of a known class.
 
     Attributes:
-        changes: modules to make fast.
-        left: sentences on what stays as it is.
-        whole: when the changes are made, plans the module itself, or raises RefusedError.
+        changes: modules to make fast first: the parts of the module, or the module itself.
+        left: for each part that stays as it is, a sentence that says why.
+        whole: called after the changes are made; plans the module itself, or raises RefusedError.
     """
 
     changes: list[Change]
     left: list[str]
     whole: Callable[[], Change] | None = None
+
+
+Planner = Callable[[Any], Plan]
 
 
 class Library(NamedTuple):
@@ -50,19 +57,22 @@ class Library(NamedTuple):
     Attributes:
         name: as :func:`dien_fast.accelerate` takes it.
         distribution: its name on PyPI.
-        versions: the versions that the patches were compared with.
+        versions: the versions that the fast modules were compared with.
         roots: its top-level packages.
-        parts: by module and name, the classes that are made fast and how; a plan raises RefusedError to leave one.
+        parts: the plan for each known class, by the class's module and name.
+        copies: the plan for each class that people copy into their own modules, by the class's name alone. Such
+            a plan finds out whether the class is a copy; if it is not, it returns an empty plan.
     """
 
     name: str
     distribution: str
     versions: tuple[str, ...]
     roots: tuple[str, ...]
-    parts: dict[tuple[str, str], Callable[[Any], Plan]]
+    parts: Mapping[tuple[str, str], Planner]
+    copies: Mapping[str, Planner] = {}
 
     def check_version(self) -> None:
-        """Raise RefusedError unless a version that the patches were compared with is installed."""
+        """Raise RefusedError unless one of ``versions`` is installed."""
         try:
             version = importlib.metadata.version(self.distribution)
         except importlib.metadata.PackageNotFoundError:
@@ -76,13 +86,14 @@ class Library(NamedTuple):
 
 
 def check_source(cls: type[nn.Module], **digests: str) -> None:
-    """Raise RefusedError unless methods of a class have the source that they were replaced for.
+    """Raise RefusedError unless methods of a class have exactly the source that their replacement was written for.
 
-    For a whole model, of which no copy can be run: its tables may be too large for a second one.
+    For a whole model, whose embedding tables may be too large to run a copy of it.
 
     Args:
         cls: the class.
-        digests: of each the first 16 digits of the SHA-256 of its source, stripped.
+        digests: for each method, the first 16 digits of the SHA-256 of its source without the white space around
+            it.
     """
     for name, digest in digests.items():
         try:
@@ -94,7 +105,7 @@ def check_source(cls: type[nn.Module], **digests: str) -> None:
 
 
 def gru_changes(owner: nn.Module, *names: str) -> Plan:
-    """Plan the nn.GRU that a known class holds; ``names`` may reach into lists, as ``"grus.0"``."""
+    """Plan the nn.GRU that a module holds under each of ``names``, such as ``"gru"`` or ``"grus.0"``."""
     plan = Plan([], [])
     for name in names:
         module = owner.get_submodule(name)
@@ -107,3 +118,10 @@ def gru_changes(owner: nn.Module, *names: str) -> Plan:
         except RefusedError as why:
             plan.left.append(f"{name}: {why}")
     return plan
+
+
+def dynamic_gru(module: Any) -> Plan:
+    """Plan a DynamicGRU: its cell is in ``rnn``, or in ``gru_cell`` if it returns the last states too."""
+    returns_last = hasattr(module, "gru_cell")
+    recipe = packed_loop(module, "gru_cell" if returns_last else "rnn", returns_last)
+    return Plan([Change(module, recipe, f"recurrence {recipe.details.rule} as one operator")], [])

@@ -1,4 +1,4 @@
-"""The loops of other libraries over a packed batch, and their nn.GRU, through the kernel."""
+"""Fast versions of the loops that other libraries run over a packed batch, and of their nn.GRU."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch.nn.utils.rnn import PackedSequence
 from dien_fast.functional import attention_gru
 from dien_fast.ops.attention_gru import has_kernels, wants_native
 from dien_fast.patches.cells import LAYOUTS, CellRule, is_altered, layout_of
-from dien_fast.patches.probe import RefusedError, check_same, packed_inputs, rule_of
+from dien_fast.patches.probe import RefusedError, check_same, rule_of
 from dien_fast.patches.swap import Accelerated, Recipe
+from dien_fast.patches.trial import packed_inputs
 
 
 class Loop(NamedTuple):
-    """What a fast loop knows about itself.
+    """What a fast loop keeps in its class.
 
     Attributes:
-        attribute: name of its cell.
+        attribute: name of the loop's cell.
         cell_type: the cell's class.
-        layout: where the cell has its weights.
+        layout: name of the cell's layout in ``cells.LAYOUTS``.
         rule: what the cell computes.
         arguments: names that the loop's forward gives to x, attention and initial states.
         returns_last: whether the loop returns the last states too, in the caller's order.
@@ -36,17 +37,17 @@ class Loop(NamedTuple):
 
 
 def takes_kernel(x: Tensor) -> bool:
-    """Whether x is on the CPU and has a kernel; where this is not so the library's own code runs."""
+    """Whether the kernel takes x, which must be on the CPU; if not, the library's own code runs."""
     return x.is_cpu and x.is_floating_point() and wants_native()
 
 
 def _replaces_loop(x: Tensor) -> bool:
-    """Whether the recurrence over x has a kernel, on whatever device; cuDNN has the plain GRU's on a GPU."""
+    """Whether a kernel takes x on its device; a GPU too, where nn.GRU has cuDNN and a loop has nothing faster."""
     return wants_native() and has_kernels(x)
 
 
 class PackedLoop(Accelerated):
-    """A loop over a packed batch as one operator, or the library's own loop where it does not apply."""
+    """A loop over a packed batch as one operator; the library's own loop where the operator does not apply."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Arguments and results as the original's."""
@@ -79,20 +80,23 @@ class PackedLoop(Accelerated):
 
 
 def runs_as_found(cell: nn.Module, loop: Loop) -> bool:
-    """Whether a cell is still the one that was compared with the rules: replaced, hooked or altered it is not."""
+    """Whether a cell is still the one that was compared with the rules, without hooks or another forward."""
     return type(cell) is loop.cell_type and not is_altered(cell, *cell.children())
 
 
 def packed_loop(module: nn.Module, attribute: str, returns_last: bool = False) -> Recipe:
-    """Find out what a loop over packed batches computes.
+    """Find out what a loop over packed batches computes, and how to replace it by one operator.
 
     Args:
-        module: the loop, with its cell in ``attribute``.
-        attribute: name of the cell.
+        module: the loop.
+        attribute: name of its cell.
         returns_last: whether its forward returns the last states too.
 
+    Returns:
+        The recipe of the loop's fast class.
+
     Raises:
-        RefusedError: if it is no such loop; the message says why.
+        RefusedError: if the operator does not compute what the loop does.
     """
     cell = getattr(module, attribute, None)
     if not isinstance(cell, nn.Module):
@@ -122,7 +126,7 @@ def packed_loop(module: nn.Module, attribute: str, returns_last: bool = False) -
 
 
 class PackedGRU(Accelerated):
-    """An nn.GRU of one layer over a packed batch through the kernel; torch's own for anything else."""
+    """An nn.GRU of one layer over a packed batch as one operator; torch's own forward for any other input."""
 
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
@@ -151,10 +155,10 @@ def gru_weights(gru: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 def packed_gru(module: nn.Module) -> Recipe:
-    """Check that a module is an nn.GRU that the kernel computes.
+    """Return the recipe of the fast class of an nn.GRU.
 
     Raises:
-        RefusedError: if it has more layers, directions, a projection, or another class.
+        RefusedError: if the kernel does not compute it: more layers or directions, a projection, another class.
     """
     if type(module) is not nn.GRU:
         raise RefusedError(f"it must be a torch.nn.GRU, got {type(module).__name__}")

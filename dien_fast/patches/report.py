@@ -1,10 +1,17 @@
-"""What was made fast, what was left and why."""
+"""The report of :func:`dien_fast.accelerate`: what was made fast, and what was left and why."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
+
+PICKLES_NOTE = "a pickle of the whole model loads where dien_fast is installed; its state_dict needs nothing"
+
+
+def class_name(cls: type) -> str:
+    """Return the full name of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 class Entry(NamedTuple):
@@ -13,7 +20,7 @@ class Entry(NamedTuple):
     Attributes:
         path: name of the module in the model; empty for the model itself.
         kind: its class.
-        sentence: what became of it, or why it was left.
+        sentence: how it was made fast, or why it was left.
     """
 
     path: str
@@ -25,14 +32,17 @@ class Entry(NamedTuple):
 
 
 class Report:
-    """What :func:`dien_fast.accelerate` did; prints readably, and restores what it did when a ``with`` block ends.
+    """What a call of :func:`dien_fast.accelerate` did.
+
+    ``print`` shows it line by line, it is true if anything was made fast, and the end of a ``with`` block undoes
+    the call.
 
     Attributes:
         subject: class of the model or name of the library.
-        fast: what was made fast.
-        left: what was found and left as it was, and why.
-        notes: what is different now.
-        models: for a library, the reports of the models that were made since.
+        fast: modules that were made fast.
+        left: modules that were recognised but left as they are, and why.
+        notes: what else to know, such as where the fast modules run the original code.
+        models: for a library, the reports of the models that it has made since.
     """
 
     def __init__(self, subject: str, undo: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""Makes a module fast by giving it another class, and back: nothing else about the module changes."""
+"""Makes a module fast by giving it another class, and restores it; nothing else about the module changes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 
 
 class Recipe(NamedTuple):
-    """How a class was made fast, and all that a pickle needs to make it again.
+    """How the class of a fast module is made; a pickle of the module holds this and makes the class again.
 
     Attributes:
-        mixin: what was put before the original class.
-        original: the class, as it was.
-        details: what the mixin needs to know about this one, constant and hashable.
+        mixin: the class whose ``forward`` replaces the original's; the first base of the fast class.
+        original: the module's own class; the second base.
+        details: constants of the mixin for this module, such as the rule of its cell; hashable.
     """
 
     mixin: type[Accelerated]
@@ -24,12 +24,12 @@ class Recipe(NamedTuple):
 
 
 class Accelerated(nn.Module):
-    """Base of the mixins. A module whose class has one is fast, and ``__class__`` is all that was set on it."""
+    """Base of the mixins: a module is fast if it is an instance of this."""
 
     _dien_fast: ClassVar[Recipe]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class exists in no module, so that copies and pickles are told how to make it again.
+        # No module has the class under a name, so copies and pickles store the recipe instead.
         reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
         return (_rebuild, tuple(self._dien_fast), *reduced[2:])
 
@@ -38,10 +38,10 @@ _classes: dict[Hashable, Any] = {}
 
 
 def fast_class(mixin: type[Accelerated], original: type[nn.Module], details: Any) -> type[Accelerated]:
-    """Return the subclass of ``original`` that a mixin makes of it, always the same one."""
+    """Return the subclass of a mixin and ``original``; the same arguments always give the same class."""
     recipe = Recipe(mixin, original, details)
     if recipe not in _classes:
-        # The name is the original's, as code may ask for it; in its text form the module looks as before.
+        # The name is the original's: printed models look as before, and code that asks for the name works.
         namespace = {
             "_dien_fast": recipe,
             "__module__": original.__module__,
@@ -60,16 +60,16 @@ def _rebuild(mixin: type[Accelerated], original: type[nn.Module], details: Any) 
 
 
 def swap(module: nn.Module, recipe: Recipe) -> None:
-    """Make a module fast."""
+    """Give a module the fast class that a recipe makes."""
     module.__class__ = fast_class(*recipe)
 
 
 def swap_back(module: nn.Module) -> bool:
-    """Give a module its own class again; whether it had another."""
+    """Give a module its own class again; return whether it was changed."""
     if not isinstance(module, Accelerated):
         return False
     if type(module) is not _classes.get(module._dien_fast):
-        # As parametrizations and FSDP do; what they put on top would be lost.
+        # Parametrizations and FSDP set a class of their own on top of ours, which would be lost.
         warnings.warn(
             f"dien_fast cannot restore a {type(module).__name__} whose class was changed again since",
             RuntimeWarning,

@@ -1,7 +1,8 @@
 """Carries a trained cell from one library to another, and from the official TensorFlow code.
 
-Everything goes through :class:`CellWeights`, which is what :func:`dien_fast.functional.attention_gru` takes. The
-rules of AUGRU cannot be turned into one another by changing weights: a cell only takes weights of its own rule.
+:func:`read_cell` and :func:`read_tensorflow` return :class:`CellWeights`, whose tensors are the arguments of
+:func:`dien_fast.functional.attention_gru`; :func:`write_cell` and :func:`write_tensorflow` take them. A cell
+only takes weights of its own rule, because no change of the weights turns one rule of AUGRU into another.
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ def read_cell(module: nn.Module) -> CellWeights:
     """Read the weights of a cell, or of the loop that holds one, of any supported library or of this package.
 
     Args:
-        module: the cell or its loop; what it computes is found out by running a copy.
+        module: the cell or its loop. Running a copy of the cell shows which rule it computes.
 
     Returns:
-        Copies of its weights; a bias that it does not have is zero.
+        Copies of its weights; a bias that the cell does not have is zero.
 
     Raises:
-        ValueError: if it is no cell with attention; the message says what was found.
+        ValueError: if ``module`` neither is a cell with attention nor holds one.
     """
     cell, rule = _found(module)
     with torch.no_grad():
@@ -76,14 +77,14 @@ def read_cell(module: nn.Module) -> CellWeights:
 def write_cell(weights: CellWeights, module: nn.Module) -> None:
     """Write weights into a cell, or the loop that holds one, in its own order of gates.
 
-    Rows that the cell does not use stay as they are.
+    Rows of the cell's weights that no gate uses stay as they are.
 
     Args:
         weights: what :func:`read_cell` or :func:`read_tensorflow` returned.
-        module: the cell or its loop, of the same rule and sizes.
+        module: the cell or its loop, with the rule and sizes of the weights.
 
     Raises:
-        ValueError: if the cell has another rule or size, or cannot hold such biases.
+        ValueError: if the cell has another rule or size, or has no place for biases such as these.
     """
     cell, rule = _found(module)
     if (rule.cell, rule.reset) != (weights.cell, weights.reset):
@@ -120,7 +121,7 @@ def _found(module: nn.Module) -> tuple[nn.Module, CellRule]:
 
 
 def _held_biases(cell: Any, layout: str, weights: CellWeights) -> tuple[Tensor, Tensor]:
-    """Return the biases as a cell can hold them: none, one set, one set for both, or two."""
+    """Return the two biases in the form that a cell has: none, one, one tensor that is both, or two."""
     bias_ih, bias_hh = weights.bias_ih.clone(), weights.bias_hh.clone()
     hidden = weights.weight_hh.size(1)
     stacked = LAYOUTS[layout].stacked(cell)
@@ -128,7 +129,7 @@ def _held_biases(cell: Any, layout: str, weights: CellWeights) -> tuple[Tensor, 
         if bool(bias_ih.any()) or bool(bias_hh.any()):
             raise ValueError("module has no biases, and those of the weights are not zero")
     elif stacked[3] is None:
-        # The biases of u and r are only ever added; that of n stands inside the product with r.
+        # Only for the gate n does it matter which of the two a number is in: bias_hh is multiplied by r there.
         if bool(bias_hh[-hidden:].any()):
             raise ValueError("module has one set of biases, and bias_hh of the gate n is not zero")
         bias_ih += bias_hh
@@ -156,8 +157,7 @@ def _write_columns(cell: Any, weights: CellWeights, bias: Tensor) -> None:
         getattr(cell, f"b{gate}").copy_(shift.unsqueeze(0))
 
 
-# ---- The official TensorFlow code ----
-
+# The variables of a cell of the official TensorFlow code.
 _ARRAYS = ("gates/kernel", "gates/bias", "candidate/kernel", "candidate/bias")
 
 
@@ -168,15 +168,15 @@ def read_tensorflow(
 
     Args:
         arrays: by variable name, or an .npz file of them: ``gates/kernel`` ``[I + H, 2H]`` with columns (r | u),
-            ``gates/bias`` ``[2H]``, ``candidate/kernel`` ``[I + H, H]``, ``candidate/bias`` ``[H]``; scopes before
-            the names and ``:0`` behind them are ignored.
+            ``gates/bias`` ``[2H]``, ``candidate/kernel`` ``[I + H, H]``, ``candidate/bias`` ``[H]``. Scopes before
+            the names and ``:0`` after them are ignored.
         cell: ``"augru_official"`` for VecAttGRUCell, ``"agru"`` for QAAttGRUCell.
 
     Returns:
         The weights, with ``reset="before"``.
 
     Raises:
-        ValueError: for another cell, a missing or doubled name, or a wrong shape.
+        ValueError: if ``cell`` is another, a name is missing or there twice, or a shape is wrong.
     """
     if cell not in ("augru_official", "agru"):
         raise ValueError(f"cell must be 'augru_official' or 'agru', got {cell!r}")
@@ -200,9 +200,9 @@ def read_tensorflow(
 
 
 def write_tensorflow(weights: CellWeights) -> dict[str, np.ndarray[Any, Any]]:
-    """Return weights as :func:`read_tensorflow` takes them; ``numpy.savez`` stores them.
+    """Return weights in the form that :func:`read_tensorflow` takes; ``numpy.savez`` stores them.
 
-    The gate u that QAAttGRUCell has and does not use gets the values it starts with: a zero kernel and bias 1.
+    QAAttGRUCell has a gate u that it does not use; that gate gets its initial values, a zero kernel and bias 1.
 
     Raises:
         ValueError: unless the weights are of ``"augru_official"`` or ``"agru"`` with ``reset="before"``.

@@ -85,6 +85,16 @@ def test_loop_that_does_something_else():
     assert "computes something else in training" in str(report)
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_loop_that_gives_no_numbers(number):
+    class DynamicGRU(copies.DynamicGRU):
+        def forward(self, x, att_scores, hx=None):
+            out = super().forward(x, att_scores, hx)
+            return out._replace(data=out.data + number)
+
+    left(DynamicGRU(4, 5), "a copy of it computes something else in training")
+
+
 def test_loop_with_more_parts():
     loop = copies.DynamicGRU(4, 5)
     loop.norm = nn.LayerNorm(5)

@@ -12,9 +12,10 @@ from equality import classes
 from torch import nn
 
 import dien_fast
-from dien_fast.patches import apply, registry
-from dien_fast.patches.libraries.article_listing import dynamic_gru, interest
-from dien_fast.patches.library import Library
+from dien_fast import patches
+from dien_fast.patches import construction, registry
+from dien_fast.patches.libraries.article_listing import interest
+from dien_fast.patches.library import Library, dynamic_gru
 from dien_fast.patches.swap import Accelerated
 
 
@@ -37,7 +38,7 @@ def library(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda n: "1.0" if n == "shop-nets" else version(n))
     yield module
     dien_fast.restore("shop")
-    assert not apply._constructions
+    assert not construction._constructions
 
 
 def test_models_made_afterwards(library):
@@ -166,7 +167,7 @@ def test_not_installed(monkeypatch):
         ImportError, match=r"needs deepctr-torch, which is not installed: pip install deepctr-torch=="
     ):
         dien_fast.accelerate("deepctr-torch")
-    assert not apply._constructions
+    assert not construction._constructions
 
 
 def test_own_models_are_left_quietly():
@@ -180,6 +181,6 @@ def test_own_models_are_left_quietly():
 
 def test_the_names_are_lazy():
     assert {"accelerate", "restore"} <= set(dien_fast.__all__)
-    assert dien_fast.accelerate is apply.accelerate
+    assert dien_fast.accelerate is patches.accelerate
     code = "import sys, dien_fast; assert 'dien_fast.patches' not in sys.modules; dien_fast.accelerate"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,1 +1,1 @@
-"""What is known of each library's DIEN: a file a library."""
+"""A file for each library: which of its classes are known, and how they are made fast."""

@@ -1,7 +1,8 @@
-"""The interest layer of the widespread listing, which prediction-flow has too.
+"""The interest layer of the article's listing: prediction-flow has it, and people copy it into their own modules.
 
 An extractor nn.GRU, an attention whose MLP may normalise over the padding as well, a second recurrence, and an
-auxiliary net: the layer of :class:`dien_fast.Interest`, under attribute names of its own.
+auxiliary net: what :class:`dien_fast.Interest` computes, under other attribute names. A copy is recognised by
+the name of its class, in whatever module, and by running it.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from dien_fast.patches.layers import (
     run_gru,
     runs_ragged,
 )
-from dien_fast.patches.library import Change, Plan, gru_changes
-from dien_fast.patches.probe import RefusedError, check_same, uniform
-from dien_fast.patches.recurrence import PackedGRU, PackedLoop, packed_loop
+from dien_fast.patches.library import Change, Plan, Planner, dynamic_gru, gru_changes
+from dien_fast.patches.probe import RefusedError, check_same
+from dien_fast.patches.recurrence import PackedGRU, PackedLoop
 from dien_fast.patches.swap import Accelerated, Recipe
+from dien_fast.patches.trial import uniform
 from dien_fast.ragged import Ragged
 from dien_fast.reference.layers import Dice
 
@@ -34,11 +36,11 @@ _PARTS = {"interest_extractor", "interest_evolution", "attention", "auxiliary_ne
 
 
 class Details(NamedTuple):
-    """What a fast layer knows about itself.
+    """What a fast layer keeps in its class.
 
     Attributes:
-        found: what it is made of.
-        dice: its class of Dice.
+        found: the classes of its parts when it was compared.
+        dice: the class of its Dice activations.
     """
 
     found: Inside
@@ -46,7 +48,7 @@ class Details(NamedTuple):
 
 
 class ListingInterest(Accelerated):
-    """The layer on ragged rows, or the original's own forward where that does not apply."""
+    """Interest on ragged rows; the original's own forward where that does not apply."""
 
     gru_type: str
     use_negsampling: bool
@@ -80,7 +82,7 @@ class ListingInterest(Accelerated):
             query, states, only_sequential(attention.mlp), attention.fc, attention.training, details.dice
         )
         if scores is None:
-            # A dropout draws its mask at the padded shape. An empty history would be the softmax of nothing.
+            # A dropout draws its mask at the padded shape. The softmax of an empty history would be NaN.
             attended = attention.forward(query, states.pad(), lengths.clamp(min=1))
             if self.gru_type == "GRU":
                 return attended.view(query.shape), loss
@@ -91,13 +93,6 @@ class ListingInterest(Accelerated):
         return isinstance(self.interest_extractor, PackedGRU) and isinstance(
             self.interest_evolution, (PackedGRU, PackedLoop)
         )
-
-
-def dynamic_gru(module: Any) -> Plan:
-    """Plan a DynamicGRU with its cell in ``rnn``, or in ``gru_cell`` if it returns the last states too."""
-    returns_last = hasattr(module, "gru_cell")
-    recipe = packed_loop(module, "gru_cell" if returns_last else "rnn", returns_last)
-    return Plan([Change(module, recipe, f"recurrence {recipe.details.rule} as one operator")], [])
 
 
 def interest(module: Any) -> Plan:
@@ -140,3 +135,6 @@ def _whole(module: Any) -> Change:
         recipe,
         "interest layer without its padding; empty histories and a batch of one work, which the original refuses",
     )
+
+
+COPIES: dict[str, Planner] = {"DynamicGRU": dynamic_gru, "DynamicRNN": dynamic_gru, "Interest": interest}

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from dien_fast.patches.cells import is_altered
 from dien_fast.patches.layers import run_gru, run_loop
-from dien_fast.patches.libraries.article_listing import dynamic_gru
-from dien_fast.patches.library import Change, Library, Plan, check_source, gru_changes
-from dien_fast.patches.probe import RefusedError, check_same, uniform
+from dien_fast.patches.library import Change, Library, Plan, check_source, dynamic_gru, gru_changes
+from dien_fast.patches.probe import RefusedError, check_same
 from dien_fast.patches.recurrence import takes_kernel
 from dien_fast.patches.swap import Accelerated, Recipe
+from dien_fast.patches.trial import uniform
 from dien_fast.ragged import Ragged
 
 _MODULE = "model_zoo.LongCTR.DIEN.DIEN"
@@ -151,6 +151,22 @@ def dien(module: Any) -> Plan:
     return gru_changes(module, *names)._replace(whole=whole)
 
 
+def copied_dien(module: Any) -> Plan:
+    """Plan a class named DIEN in any module, if its methods are those of the model zoo to the letter."""
+    try:
+        check_model(type(module))
+    except RefusedError:
+        return Plan([], [])
+    return dien(module)
+
+
+def copied_attention(module: Any) -> Plan:
+    """Plan a class named AttentionLayer in any module, if it has the parts of the model zoo's."""
+    if getattr(module, "attention_type", None) != "bilinear_attention" or set(module._parameters) != {"W_kernel"}:
+        return Plan([], [])
+    return attention(module)
+
+
 LIBRARY = Library(
     name="fuxictr",
     distribution="fuxictr",
@@ -161,4 +177,6 @@ LIBRARY = Library(
         (_MODULE, "AttentionLayer"): attention,
         (_MODULE, "DIEN"): dien,
     },
+    # The model zoo is meant to be copied. Copies of its DynamicGRU are recognised as those of the article's are.
+    copies={"DIEN": copied_dien, "AttentionLayer": copied_attention},
 )

@@ -6,8 +6,8 @@ Its AUGRU is ``augru_inverted``: attention scales how much of the state is kept.
 
 from __future__ import annotations
 
-from dien_fast.patches.libraries.article_listing import dynamic_gru, interest
-from dien_fast.patches.library import Library
+from dien_fast.patches.libraries.article_listing import interest
+from dien_fast.patches.library import Library, dynamic_gru
 
 LIBRARY = Library(
     name="prediction-flow",

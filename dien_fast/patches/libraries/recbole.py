@@ -22,11 +22,11 @@ from dien_fast.patches.layers import (
     run_gru,
     runs_ragged,
 )
-from dien_fast.patches.libraries.article_listing import dynamic_gru
-from dien_fast.patches.library import Change, Library, Plan, gru_changes
-from dien_fast.patches.probe import check_same, uniform
+from dien_fast.patches.library import Change, Library, Plan, dynamic_gru, gru_changes
+from dien_fast.patches.probe import check_same
 from dien_fast.patches.recurrence import PackedGRU, PackedLoop
 from dien_fast.patches.swap import Accelerated, Recipe
+from dien_fast.patches.trial import uniform
 from dien_fast.ragged import Ragged
 
 _MODULE = "recbole.model.sequential_recommender.dien"

@@ -15,9 +15,10 @@ from dien_fast.functional import attention_gru
 from dien_fast.patches.cells import LAYOUTS, is_altered
 from dien_fast.patches.layers import run_gru
 from dien_fast.patches.library import Change, Library, Plan, check_source, gru_changes
-from dien_fast.patches.probe import RefusedError, check_same, rule_of, uniform
+from dien_fast.patches.probe import RefusedError, check_same, rule_of
 from dien_fast.patches.recurrence import Loop, runs_as_found, takes_kernel
 from dien_fast.patches.swap import Accelerated, Recipe
+from dien_fast.patches.trial import uniform
 from dien_fast.ragged import Ragged
 
 _MODULE = "torch_rechub.models.ranking.dien"
