@@ -7,15 +7,22 @@ run that was there before. A process that is killed at any moment leaves the old
 2. ``.new`` is renamed to ``.ready``. From this moment on the new run counts.
 3. The old run's other files are removed and those of ``.ready`` moved into their places. If a kill interrupts
    this, whoever opens the directory next carries it on.
+
+One training at a time writes: it holds the operating system's lock on the file ``.lock``, which ends with the
+process. Reading needs no lock.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from types import TracebackType
+
+import filelock
 
 from dien_fast.errors import CheckpointError
 from dien_fast.files import remove_unfinished
@@ -25,6 +32,9 @@ RUN_FILES = ("config.json", "best.pt", "last.pt", "history.csv", "metrics.json",
 _NEW = ".new"
 _READY = ".ready"
 _NAMES = "names.json"
+_LOCK = ".lock"
+# Moving a run's files takes milliseconds.
+_REPLACING_SECONDS = 10.0
 
 
 class RunDirectory:
@@ -47,18 +57,35 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.place = self.path
+        # Not of the thread alone: another thread may close the directory.
+        self._lock = filelock.FileLock(self.path / _LOCK, thread_local=False)
+
+    def lock(self) -> None:
+        """Keep every other training away until :meth:`close`; the directory is made if needed.
+
+        Raises:
+            CheckpointError: if another training has the directory.
+        """
+        if self._lock.is_locked:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        _acquire(self._lock, self.path)
+        _finish_replacement(self.path)
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Refuse a directory to which a training with these options must not write; change nothing.
+        """Refuse a directory to which a training with these options must not write; change nothing in it.
+
+        A run that is there is locked.
 
         Raises:
             CheckpointError: if it is a file or not a run's, holds a run that is to be neither resumed nor
-                overwritten, or holds none that could be resumed.
+                overwritten, holds none that could be resumed, or another training has it.
         """
         for part in (self.path, *self.path.parents):
             if part.exists() and not part.is_dir():
                 raise CheckpointError(f"{part} is a file; the run needs a directory")
-        finish_replacement(self.path)
+        if (self.path / "config.json").exists() or (self.path / _READY).exists():
+            self.lock()
         if not (self.path / "config.json").exists():
             if resume:
                 raise CheckpointError(f"{self.path} holds no run to resume; train without --resume to start one")
@@ -81,8 +108,7 @@ class RunDirectory:
 
     def begin(self) -> None:
         """Start a new run: it is written to ``.new`` until :meth:`take_place`."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        finish_replacement(self.path)
+        self.lock()
         remove_unfinished(self.path)
         shutil.rmtree(self.path / _NEW, ignore_errors=True)
         self.place = self.path / _NEW
@@ -90,7 +116,7 @@ class RunDirectory:
 
     def resume(self) -> None:
         """Go on with the run that is there."""
-        finish_replacement(self.path)
+        self.lock()
         remove_unfinished(self.path)
         self.place = self.path
 
@@ -107,13 +133,14 @@ class RunDirectory:
                 os.fsync(written.fileno())
         self.place.replace(self.path / _READY)
         self.place = self.path
-        finish_replacement(self.path)
+        _finish_replacement(self.path)
 
     def close(self) -> None:
-        """Remove what is left of a new run that has no checkpoint."""
+        """Remove what is left of a new run that has no checkpoint, and let others write to the directory."""
         if self.place != self.path:
             shutil.rmtree(self.place, ignore_errors=True)
             self.place = self.path
+        self._lock.release(force=True)
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -125,11 +152,42 @@ class RunDirectory:
 
 
 def finish_replacement(directory: str | Path) -> None:
-    """Move a new run's files from ``.ready`` into their places, if a kill left them there.
+    """Let a new run take its place where a kill kept it from doing so; readers call this first.
+
+    Raises:
+        CheckpointError: if another process does this, and has not finished within seconds.
+    """
+    directory = Path(directory)
+    until = time.monotonic() + _REPLACING_SECONDS
+    while (directory / _READY).is_dir():
+        lock = filelock.FileLock(directory / _LOCK)
+        try:
+            with lock.acquire(timeout=0):
+                _finish_replacement(directory)
+        except filelock.Timeout:
+            # A training holds the lock to its end, but .ready is gone in a moment.
+            if time.monotonic() > until:
+                raise CheckpointError(f"{directory} is being replaced by a newer run; try again later") from None
+            time.sleep(0.05)
+
+
+def _acquire(lock: filelock.BaseFileLock, directory: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        # The library takes a directory that must not be written to for a held lock.
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory)) from None
+        raise CheckpointError(
+            f"another training is writing to {directory}; wait until it has ended or choose another --output"
+        ) from None
+
+
+def _finish_replacement(directory: Path) -> None:
+    """Move a new run's files from ``.ready`` into their places; the caller holds the lock.
 
     Repeating any part of this changes nothing, so that it may be interrupted and begun again.
     """
-    directory = Path(directory)
     ready = directory / _READY
     if not ready.is_dir():
         return

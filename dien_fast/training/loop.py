@@ -12,8 +12,8 @@ from __future__ import annotations
 import importlib
 import random
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,7 +30,7 @@ from dien_fast.training.checkpoints import (
     load_weights,
     save_checkpoint,
 )
-from dien_fast.training.directory import RunDirectory, finish_replacement
+from dien_fast.training.directory import RunDirectory
 from dien_fast.training.scoring import (
     REFRESH_SECONDS,
     collect,
@@ -115,8 +115,8 @@ def fit(
 
     Raises:
         DataError: if the validation rows have one class only, so that there is no AUC.
-        CheckpointError: on resuming, if the checkpoint is missing beside ``best.pt``, damaged or of a run with
-            other settings.
+        CheckpointError: if another training writes to the directory; on resuming, if the checkpoint is missing
+            beside ``best.pt``, damaged or of a run with other settings.
         DienFastError: if the loss becomes NaN or infinite, or the precision is not available here.
 
     Example:
@@ -127,9 +127,6 @@ def fit(
         accelerator = make_accelerator(mixed_precision, gradient_accumulation_steps, cpu)
     check_loaders(train, valid, accelerator)
     say = log or print_line
-    run = RunDirectory(run_directory) if isinstance(run_directory, str | Path) else run_directory
-    with accelerator.main_process_first():
-        resuming = resume and run is not None and _can_resume(run)
     settings = {
         "lr": lr,
         "weight_decay": weight_decay,
@@ -141,90 +138,86 @@ def fit(
         "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
         "processes": accelerator.num_processes,
     }
-    if run is not None and run is not run_directory and accelerator.is_main_process:
-        run.resume() if resuming else run.begin()
+    with _open_run(run_directory, resume, accelerator) as (run, resuming):
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+        # Evaluation goes around DDP, whose forward is a collective call and waits for every rank.
+        bare = accelerator.unwrap_model(wrapped)
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    # Evaluation goes around DDP, whose forward is a collective call and waits for every rank.
-    bare = accelerator.unwrap_model(wrapped)
+        history: list[dict[str, float]] = []
+        best: dict[str, Tensor] | None = None
+        best_epoch, best_auc = 0, float("-inf")
+        if run is not None and resuming:
+            last = _load_last(run.path / "last.pt", settings, fingerprint)
+            load_weights(bare, last["model"], run.path / "last.pt")
+            _load_optimizer(optimizer, last["optimizer"], run.path / "last.pt")
+            history, best_epoch, best_auc = last["history"], last["best_epoch"], last["best_auc"]
+            best = load_checkpoint(run.path / "best.pt")["model"]
+        last_plot = time.perf_counter()
 
-    history: list[dict[str, float]] = []
-    best: dict[str, Tensor] | None = None
-    best_epoch, best_auc = 0, float("-inf")
-    if run is not None and resuming:
-        last = _load_last(run.path / "last.pt", settings, fingerprint)
-        load_weights(bare, last["model"], run.path / "last.pt")
-        _load_optimizer(optimizer, last["optimizer"], run.path / "last.pt")
-        history, best_epoch, best_auc = last["history"], last["best_epoch"], last["best_auc"]
-        best = load_checkpoint(run.path / "best.pt")["model"]
-    last_plot = time.perf_counter()
-
-    try:
-        for epoch in range(len(history) + 1, epochs + 1):
-            if valid is not None and epoch - 1 - best_epoch >= patience:
-                break
-            begin = time.perf_counter()
-            seed_everything(seed, epoch, accelerator.process_index)
-            train.set_epoch(epoch)
-            row: dict[str, float] = {"epoch": epoch}
-            row |= _train_epoch(
-                wrapped, optimizer, train, accelerator, aux_weight, progress, f"epoch {epoch}/{epochs}"
-            )
-            if not np.isfinite(row["train_loss"]):
-                raise DienFastError(
-                    f"training diverged in epoch {epoch}: the loss is {row['train_loss']}; "
-                    f"try a smaller learning rate than {lr:g}"
+        try:
+            for epoch in range(len(history) + 1, epochs + 1):
+                if valid is not None and epoch - 1 - best_epoch >= patience:
+                    break
+                begin = time.perf_counter()
+                seed_everything(seed, epoch, accelerator.process_index)
+                train.set_epoch(epoch)
+                row: dict[str, float] = {"epoch": epoch}
+                row |= _train_epoch(
+                    wrapped, optimizer, train, accelerator, aux_weight, progress, f"epoch {epoch}/{epochs}"
                 )
-            if accelerator.num_processes > 1:
-                _share_buffers(bare)
-            if valid is not None:
-                scores = evaluate(bare, valid, aux_weight=aux_weight)
-                row |= {f"valid_{name}": value for name, value in scores.items()}
-            row["seconds"] = time.perf_counter() - begin
-            row["rows_per_second"] = row.pop("rows_per_second")
-            history.append(row)
-            if valid is None or row["valid_auc"] > best_auc:
-                best_epoch, best_auc = epoch, row.get("valid_auc", float("nan"))
-                best = {key: value.detach().to("cpu", copy=True) for key, value in bare.state_dict().items()}
-            if run is not None and accelerator.is_main_process:
-                # last.pt comes last: should the process die in between, the epoch is simply repeated.
-                if best_epoch == epoch:
-                    save_checkpoint(
-                        run.place / "best.pt",
-                        {"model": best, "epoch": epoch, "valid_auc": best_auc, "fingerprint": fingerprint},
+                if not np.isfinite(row["train_loss"]):
+                    raise DienFastError(
+                        f"training diverged in epoch {epoch}: the loss is {row['train_loss']}; "
+                        f"try a smaller learning rate than {lr:g}"
                     )
-                _write_history(history, run.place)
-                save_checkpoint(
-                    run.place / "last.pt",
-                    {
-                        "model": bare.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "epoch": epoch,
-                        "history": history,
-                        "best_epoch": best_epoch,
-                        "best_auc": best_auc,
-                        "settings": settings,
-                        "fingerprint": fingerprint,
-                    },
-                )
-                run.take_place()
-                if time.perf_counter() - last_plot > _PLOT_SECONDS:
-                    _plot(history, run.path)
-                    last_plot = time.perf_counter()
-            if accelerator.is_main_process:
-                say(epoch_line(row))
-        accelerator.wait_for_everyone()
-        if best is not None:
-            load_weights(bare, best, "the best epoch")
-        if run is not None and history and accelerator.is_main_process:
-            _write_history(history, run.path)
-            _plot(history, run.path)
-    finally:
-        if run is not None and run is not run_directory and accelerator.is_main_process:
-            run.close()
-        # Gives the model its own forward back, without the autocast wrapper.
-        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+                if accelerator.num_processes > 1:
+                    _share_buffers(bare)
+                if valid is not None:
+                    scores = evaluate(bare, valid, aux_weight=aux_weight)
+                    row |= {f"valid_{name}": value for name, value in scores.items()}
+                row["seconds"] = time.perf_counter() - begin
+                row["rows_per_second"] = row.pop("rows_per_second")
+                history.append(row)
+                if valid is None or row["valid_auc"] > best_auc:
+                    best_epoch, best_auc = epoch, row.get("valid_auc", float("nan"))
+                    best = {key: value.detach().to("cpu", copy=True) for key, value in bare.state_dict().items()}
+                if run is not None and accelerator.is_main_process:
+                    # last.pt comes last: should the process die in between, the epoch is simply repeated.
+                    if best_epoch == epoch:
+                        save_checkpoint(
+                            run.place / "best.pt",
+                            {"model": best, "epoch": epoch, "valid_auc": best_auc, "fingerprint": fingerprint},
+                        )
+                    _write_history(history, run.place)
+                    save_checkpoint(
+                        run.place / "last.pt",
+                        {
+                            "model": bare.state_dict(),
+                            "optimizer": optimizer.state_dict(),
+                            "epoch": epoch,
+                            "history": history,
+                            "best_epoch": best_epoch,
+                            "best_auc": best_auc,
+                            "settings": settings,
+                            "fingerprint": fingerprint,
+                        },
+                    )
+                    run.take_place()
+                    if time.perf_counter() - last_plot > _PLOT_SECONDS:
+                        _plot(history, run.path)
+                        last_plot = time.perf_counter()
+                if accelerator.is_main_process:
+                    say(epoch_line(row))
+            accelerator.wait_for_everyone()
+            if best is not None:
+                load_weights(bare, best, "the best epoch")
+            if run is not None and history and accelerator.is_main_process:
+                _write_history(history, run.path)
+                _plot(history, run.path)
+        finally:
+            # Gives the model its own forward back, without the autocast wrapper.
+            accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     return _frame(history)
 
 
@@ -384,15 +377,33 @@ def check_loaders(train: EpochLoader, valid: EpochLoader | None, accelerator: Ac
             raise DataError(f"the validation rows must have both labels for early stopping on AUC, but {only}")
 
 
-def _can_resume(run: RunDirectory) -> bool:
-    """Return whether there is a checkpoint to go on from; refuse best weights that the new run would replace."""
-    finish_replacement(run.path)
-    there = (run.path / "last.pt").exists()
-    if not there and (run.path / "best.pt").exists():
-        raise CheckpointError(
-            f"{run.path} holds best.pt, but no last.pt, so it cannot be resumed; pass resume=False to replace it"
-        )
-    return there
+@contextmanager
+def _open_run(
+    run_directory: str | Path | RunDirectory | None, resume: bool, accelerator: Accelerator
+) -> Iterator[tuple[RunDirectory | None, bool]]:
+    """Give the directory to write to, locked, and whether there is a checkpoint to go on from.
+
+    Raises:
+        CheckpointError: if another training has the directory, or best weights are there and no checkpoint to
+            go on from: a new run would replace them.
+    """
+    if not isinstance(run_directory, str | Path):
+        yield run_directory, resume and run_directory is not None
+        return
+    with RunDirectory(run_directory) as run, ExitStack() as others_wait:
+        others_wait.enter_context(accelerator.main_process_first())
+        if accelerator.is_main_process:
+            run.lock()
+        resuming = resume and (run.path / "last.pt").exists()
+        if resume and not resuming and (run.path / "best.pt").exists():
+            raise CheckpointError(
+                f"{run.path} holds best.pt, but no last.pt, so it cannot be resumed; "
+                "pass resume=False to replace it"
+            )
+        if accelerator.is_main_process:
+            run.resume() if resuming else run.begin()
+        others_wait.close()
+        yield run, resuming
 
 
 def _share_buffers(model: nn.Module) -> None:

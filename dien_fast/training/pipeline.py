@@ -64,36 +64,37 @@ def train_run(
     """
     accelerator = training.make_accelerator(config.mixed_precision, config.gradient_accumulation, cpu)
     say = log if accelerator.is_main_process else _say_nothing
-    run = RunDirectory(directory)
-    if accelerator.is_main_process:
-        # At once, and not after minutes of reading.
-        run.check(resume=resume, overwrite=overwrite)
-    # One process downloads, the others find the files.
-    with accelerator.main_process_first():
-        tables = source.load(config.seed)
-    schema = tables.schema if config.model == "dien" else without_negatives(tables.schema)
-    encoders = fit_encoders(tables.train, schema, source=tables.names[0])
-    config = replace(config, schema=schema.to_dict(), data=asdict(source), fingerprint=encoders.fingerprint())
-    train, valid, test = make_loaders(
-        tables,
-        schema,
-        encoders,
-        config,
-        num_workers=num_workers,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    training.check_loaders(train, valid, accelerator)
-    training.seed_everything(config.seed, 0)
-    model = build_model(config, encoders)
-    say(
-        f"data: {source.dataset}, {len(train.dataset):,} training, {len(valid.dataset):,} validation "
-        f"and {len(test.dataset):,} test rows"
-    )
-    say(f"model: {_describe(config, model)}; {_describe_device(accelerator)}")
-    with run:
+    with RunDirectory(directory) as run:
         if accelerator.is_main_process:
+            # At once, and not after minutes of reading.
+            run.check(resume=resume, overwrite=overwrite)
+        # One process downloads, the others find the files.
+        with accelerator.main_process_first():
+            tables = source.load(config.seed)
+        schema = tables.schema if config.model == "dien" else without_negatives(tables.schema)
+        encoders = fit_encoders(tables.train, schema, source=tables.names[0])
+        config = replace(config, schema=schema.to_dict(), data=asdict(source), fingerprint=encoders.fingerprint())
+        train, valid, test = make_loaders(
+            tables,
+            schema,
+            encoders,
+            config,
+            num_workers=num_workers,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        training.check_loaders(train, valid, accelerator)
+        training.seed_everything(config.seed, 0)
+        model = build_model(config, encoders)
+        say(
+            f"data: {source.dataset}, {len(train.dataset):,} training, {len(valid.dataset):,} validation "
+            f"and {len(test.dataset):,} test rows"
+        )
+        say(f"model: {_describe(config, model)}; {_describe_device(accelerator)}")
+        if accelerator.is_main_process:
+            # Another training may have come first while this one read its rows.
+            run.check(resume=resume, overwrite=overwrite)
             prepare_directory(run, config, encoders, resume=resume)
         accelerator.wait_for_everyone()
         if resume:

@@ -23,6 +23,7 @@ from dien_fast import cli
 from dien_fast.cli import main
 from dien_fast.training import pipeline
 from dien_fast.training.checkpoints import load_checkpoint
+from dien_fast.training.directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,23 @@ def test_resume_needs_a_checkpoint_and_touches_nothing_without(run_copy, tmp_pat
         "or choose another --output"
     )
     assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
+
+
+def test_a_second_training_into_a_directory_is_refused_and_readers_are_not(run_copy, capsys):
+    with RunDirectory(run_copy) as first:
+        first.begin()
+        before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+        arguments = ["--dataset", "no file", "--output", run_copy, "--overwrite", "--cpu", "--quiet"]
+        # Before any row is read.
+        sentence = failure(capsys, "train", *arguments)
+        assert sentence == (
+            f"another training is writing to {run_copy}; wait until it has ended or choose another --output"
+        )
+        assert main(["info", str(run_copy)]) == 0
+        assert main(["evaluate", str(run_copy), "--quiet"]) == 0
+        assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
+    capsys.readouterr()
+    assert "no such file" in failure(capsys, "train", *arguments)
 
 
 @pytest.mark.parametrize("name", ["best.pt", "history.csv", "encoders/mine.json"])

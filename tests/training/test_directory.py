@@ -1,11 +1,16 @@
 """A run is replaced whole or not at all, at whatever moment its training is killed."""
 
 import itertools
+import json
 import os
+import subprocess
+import sys
 
+import filelock
 import pytest
 
 from dien_fast.errors import CheckpointError
+from dien_fast.training import directory as directory_module
 from dien_fast.training.directory import RunDirectory, finish_replacement
 
 OLD = {
@@ -42,7 +47,11 @@ def write(directory, files):
 def contents(directory):
     """Return the files of a directory, but not those that a training keeps to itself."""
     files = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
-    return {file.as_posix(): (directory / file).read_text() for file in files if file.parts[0][0] != "."}
+    return {file.as_posix(): (directory / file).read_text() for file in files if not is_hidden(file)}
+
+
+def is_hidden(file):
+    return any(part.startswith(".") for part in file.parts)
 
 
 def kill_after(monkeypatch, count):
@@ -75,6 +84,8 @@ def test_a_kill_at_any_moment_leaves_the_old_run_or_the_new_one_whole(tmp_path, 
                 killed = False
             except Killed:
                 killed = True
+        # The system ends a dead process's lock.
+        run._lock.release()
         with monkeypatch.context() as patch:
             # Whoever opens the directory next may be killed as well.
             kill_after(patch, count % 5)
@@ -87,7 +98,7 @@ def test_a_kill_at_any_moment_leaves_the_old_run_or_the_new_one_whole(tmp_path, 
         # The next training finds nothing in its way.
         with RunDirectory(directory) as run:
             run.begin()
-        assert not [path for path in directory.iterdir() if path.name.startswith(".")]
+        assert [path.name for path in directory.iterdir() if path.name.startswith(".")] == [".lock"]
         if not killed:
             break
     assert count > 15
@@ -106,19 +117,17 @@ def test_a_run_that_ends_without_a_checkpoint_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert contents(tmp_path) == OLD
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".lock"]
 
 
 def test_what_a_killed_training_began_is_removed_by_the_next(tmp_path):
-    run = RunDirectory(tmp_path)
-    run.begin()
-    write(run.place, {"best.pt": "killed", ".best.x.unfinished.pt": "half"})
-    run = RunDirectory(tmp_path)
-    run.begin()
-    assert list(run.place.iterdir()) == []
-    write(run.place, NEW)
-    run.take_place()
-    run.take_place()
+    write(tmp_path, {".new/best.pt": "killed", ".new/.best.x.unfinished.pt": "half"})
+    with RunDirectory(tmp_path) as run:
+        run.begin()
+        assert list(run.place.iterdir()) == []
+        write(run.place, NEW)
+        run.take_place()
+        run.take_place()
     assert contents(tmp_path) == NEW
 
 
@@ -132,8 +141,63 @@ def test_directories_are_refused_before_anything_changes(tmp_path):
         ("run", {}, "already holds a run: go on with --resume"),
         ("run", {"resume": True}, r"holds a run without last\.pt, so it cannot be resumed; start anew with"),
     ):
-        with pytest.raises(CheckpointError, match=message):
-            RunDirectory(tmp_path / name).check(**options)
-    RunDirectory(tmp_path / "run").check(overwrite=True)
+        with pytest.raises(CheckpointError, match=message), RunDirectory(tmp_path / name) as run:
+            run.check(**options)
+    with RunDirectory(tmp_path / "run") as run:
+        run.check(overwrite=True)
     RunDirectory(tmp_path / "new").check()
     assert contents(tmp_path) == {"file": "", "run/config.json": "", "run/best.pt": "", "other/best.pt": ""}
+
+
+def test_one_training_at_a_time_writes_and_a_kill_frees_the_directory(tmp_path):
+    write(tmp_path, OLD)
+    code = (
+        "import sys; from dien_fast.training.directory import RunDirectory; "
+        "run = RunDirectory(sys.argv[1]); run.begin(); print(flush=True); input()"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    first.stdout.readline()
+    message = "another training is writing to .*; wait until it has ended or choose another --output"
+    second = RunDirectory(tmp_path)
+    for attempt in (second.begin, second.resume, lambda: second.check(resume=True)):
+        with pytest.raises(CheckpointError, match=message):
+            attempt()
+    assert (tmp_path / ".new").exists()
+    # Readers go on meanwhile.
+    finish_replacement(tmp_path)
+    first.kill()
+    first.communicate()
+    with second:
+        second.begin()
+        with pytest.raises(CheckpointError, match=message):
+            RunDirectory(tmp_path).begin()
+    with RunDirectory(tmp_path) as third:
+        third.begin()
+    assert contents(tmp_path) == OLD
+
+
+def test_a_reader_waits_for_a_run_that_takes_its_place(tmp_path, monkeypatch):
+    write(tmp_path / ".ready", NEW | {"names.json": json.dumps(list(NEW))})
+    with RunDirectory(tmp_path) as run:
+        # Held by a training that is about to move the files.
+        run._lock.acquire()
+        monkeypatch.setattr(directory_module, "_REPLACING_SECONDS", 0.1)
+        with pytest.raises(CheckpointError, match="is being replaced by a newer run; try again later"):
+            finish_replacement(tmp_path)
+    assert contents(tmp_path) == {}
+    finish_replacement(tmp_path)
+    assert contents(tmp_path) == NEW
+
+
+def test_a_directory_that_must_not_be_written_to_is_named(tmp_path, monkeypatch):
+    def held(*arguments, **options):
+        raise filelock.Timeout(".lock")
+
+    # root may write everywhere, so that the answer of the system is made up.
+    monkeypatch.setattr(filelock.FileLock, "acquire", held)
+    monkeypatch.setattr(os, "access", lambda *arguments: False)
+    with pytest.raises(PermissionError) as caught:
+        RunDirectory(tmp_path).begin()
+    assert caught.value.filename == str(tmp_path)

@@ -50,6 +50,7 @@ def run_copy(trained, tmp_path):
 def test_a_run_directory_holds_what_it_should(trained):
     directory, metrics, lines = trained
     assert sorted(path.name for path in directory.iterdir()) == [
+        ".lock",
         "auc.png",
         "best.pt",
         "config.json",
@@ -266,7 +267,7 @@ def test_a_run_is_replaced_once_the_new_one_has_a_checkpoint(run_copy, monkeypat
     train()
     assert {path: content for path, content in seen[1].items() if ".new" not in path.parts} == before
     # After its first epoch the new run is there, whole, and of the old one nothing.
-    names = {path.relative_to(run_copy).as_posix() for path in seen[2]}
+    names = {path.relative_to(run_copy).as_posix() for path in seen[2]} - {".lock"}
     encoders = {"encoders/histItemIds.json", "encoders/itemId.json", "encoders/neg_histItemIds.json"}
     assert names == {"best.pt", "last.pt", "config.json", "history.csv", "notes.txt"} | encoders
     assert load_checkpoint(run_copy / "last.pt")["epoch"] == 2
