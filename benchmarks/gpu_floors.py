@@ -1,6 +1,6 @@
 """What the AUGRU cannot be faster than on an H100, and what its kernels are predicted to reach; on paper.
 
-    python benchmarks/gpu_floors.py        prints the tables of cuda-notes.md
+    python benchmarks/gpu_floors.py        prints the tables of docs/cuda-kernels.md
 
 No figure here was measured. Lengths are ragged, uniform in [T / 4, T], I = H, float32.
 """
