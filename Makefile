@@ -66,6 +66,15 @@ wheel: $(READY) ## build the wheel in dist/, one for every Python and torch
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist .
 	@ls dist/dien_fast-*-py3-none-manylinux_*.whl || { echo 'the wheel has no native library' >&2; exit 1; }
 
+.PHONY: docs
+docs: $(READY) ## build the documentation in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "written to build/docs/index.html"
+
+.PHONY: docs-serve
+docs-serve: docs ## build the documentation and show it at http://localhost:8000
+	$(BIN)/python -m http.server --directory build/docs --bind localhost 8000
+
 .PHONY: lint
 lint: $(READY) ## check formatting, lint and types
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
@@ -77,7 +86,7 @@ format: $(READY) ## rewrite the sources in the project's format
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format -i
 
 .PHONY: bench
-bench: $(READY) ## run the benchmarks and write their figures into the README
+bench: $(READY) ## run the benchmarks and write their figures into the pages
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-autosave $(ARGS)
 	OMP_PROC_BIND=true $(BIN)/python benchmarks/speed.py --compile  # two threads never share a core
 	OMP_PROC_BIND=true $(BIN)/python benchmarks/model.py

@@ -1,6 +1,6 @@
 """What the AUGRU cannot be faster than on an H100, and what its kernels are predicted to reach; on paper.
 
-    python benchmarks/gpu_floors.py        prints the tables of docs/cuda-kernels.md
+    python benchmarks/gpu_floors.py        prints the tables; report.py writes them into docs/cuda-kernels.md
 
 No figure here was measured. Lengths are ragged, uniform in [T / 4, T], I = H, float32.
 """
@@ -66,11 +66,12 @@ def predicted(batch: int, steps: int, hidden: int, backward: bool) -> float:
     return 1e3 * (products + scans + launches)
 
 
-def main() -> None:
+def text() -> str:
+    """Return a table for each hidden size."""
+    lines = []
     for hidden in HIDDEN:
-        print(f"\nH = {hidden}\n")
-        print("| B, T" + " | bytes | operations | steps | predicted | share" * 2 + " |")
-        print("|---" * 11 + "|")
+        lines += [f"### H = {hidden}", ""]
+        lines += ["| B, T" + " | bytes | operations | steps | predicted | share" * 2 + " |", "|---" * 11 + "|"]
         for batch, steps in product(BATCHES, STEPS):
             cells = [f"{batch}, {steps}"]
             for backward in (False, True):
@@ -79,8 +80,10 @@ def main() -> None:
                 time = predicted(batch, steps, hidden, backward)
                 cells += [f"{figure:.2g}" if figure < 99 else f"{figure:.0f}" for figure in (*figures, time)]
                 cells += [f"{max(figures) / time:.2f}"]
-            print("| " + " | ".join(cells) + " |")
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines).strip()
 
 
 if __name__ == "__main__":
-    main()
+    print(text())

@@ -1,11 +1,13 @@
-"""The README's figures come out of the committed results, by benchmarks/report.py; the script for GPUs runs."""
+"""The pages' figures come out of the committed results, by benchmarks/report.py; the script for GPUs runs."""
 
 import os
 import subprocess
 from pathlib import Path
 
+import charts
 import pytest
 import report
+import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,8 +30,8 @@ def speed():
         "sgemm GFLOP/s": 40.0,
         "call microseconds": 5.4,
         "rows": [
-            row(report.FORWARD, small, **{"reference loop": 25.0, "nn.GRU packed": 1.0, "dien-fast": 2.0}),
-            row(report.BOTH, small, **{"reference loop": 99.4, "torch.compile loop": 9.0, "dien-fast": 9.0})
+            row(tables.FORWARD, small, **{"reference loop": 25.0, "nn.GRU packed": 1.0, "dien-fast": 2.0}),
+            row(tables.BOTH, small, **{"reference loop": 99.4, "torch.compile loop": 9.0, "dien-fast": 9.0})
             | {"compile seconds": 81.6},
             row("augru_official forward + backward, dense", dense, **{"oneDNN": 3.0, "dien-fast": 2.0})
             | {"GFLOP/s": rates},
@@ -38,74 +40,111 @@ def speed():
 
 
 def test_tables(speed):
-    rows = report.rows_of(speed)
-    assert report.loop_table(rows).splitlines() == [
+    rows = tables.rows_of(speed)
+    assert tables.loop_table(rows).splitlines() == [
         "| B, T, H | AUGRU forward | AUGRU forward + backward | `Interest` forward + backward |",
         "|---|---|---|---|",
         "| 2, 3, 4 | **12.5x** (25 → 2.00) | **11.0x** (99 → 9.00) |  |",
     ]
-    assert report.others_table(rows).splitlines()[2:] == [
+    assert tables.others_table(rows).splitlines()[2:] == [
         "| 2, 3, 4, forward |  | 0.50x (1.00) |",
         "| 2, 3, 4, forward + backward | 1.0x (9.00) |  |",
     ]
-    assert report.onednn_table(rows).splitlines()[2:] == ["| 1024, 50, 32 |  | 1.5x |  |  |"]
-    assert report.rates_table(rows, 40.0).splitlines()[2:] == ["| 1024, 50, 32 |  | 20 (50 %) | 16 (40 %) |"]
+    assert tables.onednn_table(rows).splitlines()[2:] == ["| 1024, 50, 32 |  | 1.5x |  |  |"]
+    assert tables.rates_table(rows, 40.0).splitlines()[2:] == ["| 1024, 50, 32 |  | 20 (50 %) | 16 (40 %) |"]
 
 
 def test_losses_are_told(speed):
-    rows = report.rows_of(speed)
-    assert report.losses(rows) == "Faster than dien-fast: nn.GRU packed at 2, 3, 4 forward (0.50x)."
-    assert report.show_ratio(0.999) == "0.99x"
+    rows = tables.rows_of(speed)
+    assert tables.losses(rows) == "Faster than dien-fast: nn.GRU packed at 2, 3, 4 forward (0.50x)."
+    assert tables.show_ratio(0.999) == "0.99x"
 
 
-def test_other_libraries():
+@pytest.fixture
+def peers():
     times = {"milliseconds": {"library": 50.0, "accelerated": 8.0}}
-    peers = {"recbole": {"sizes": [{"size": [128, 50, 32], "recurrence": times, "step": times}]}}
-    assert report.peers_table(peers).splitlines()[2:] == [
+    return {"recbole": {"sizes": [{"size": [128, 50, 32], "recurrence": times, "step": times}]}}
+
+
+@pytest.fixture
+def trainings():
+    both = {
+        "unpatched, 2 threads": {"epoch_seconds": 27.31, "auc": 0.77825},
+        "accelerated, 2 threads": {"epoch_seconds": 5.8, "auc": 0.77831},
+    }
+    return {"libraries": {"recbole": {"version": "1.2.1", "epochs": 3, "trainings": both}}}
+
+
+def test_other_libraries(peers):
+    assert tables.peers_table(peers).splitlines()[2:] == [
         "| recbole | 128, 50, 32 | **6.2x** (50 → 8.00) | **6.2x** (50 → 8.00) |"
     ]
 
 
-def test_trainings():
-    trainings = {
-        "unpatched, 2 threads": {"epoch_seconds": 27.31, "auc": 0.77825},
-        "accelerated, 2 threads": {"epoch_seconds": 5.8, "auc": 0.77831},
-    }
-    libraries = {"recbole": {"version": "1.2.1", "epochs": 3, "trainings": trainings}}
-    assert report.trainings_table(libraries).splitlines()[2:] == [
+def test_trainings(trainings):
+    libraries = trainings["libraries"]
+    assert tables.trainings_table(libraries).splitlines()[2:] == [
         "| recbole 1.2.1 | **4.7x** (27.3 → 5.8) | 3 | 1 | 0.7782 | 0.7783 |"
     ]
     libraries["recbole"]["seeds"] = 8
-    assert report.trainings_table(libraries).splitlines()[2].split(" | ")[3] == "8"
+    assert tables.trainings_table(libraries).splitlines()[2].split(" | ")[3] == "8"
 
 
-def test_the_section(speed):
+def test_the_table_of_the_readme(speed, trainings):
+    size = (128, 50, 32)
+    speed["rows"].append(row(tables.BOTH, size, **{"reference loop": 120.4, "dien-fast": 9.0}))
+    assert tables.readme_table(speed, None, trainings).splitlines()[2:] == [
+        "| AUGRU recurrence, forward + backward, B 128, T 50, H 32 | 120 ms | 9.0 ms | **13.4x** |",
+        "| epoch of RecBole 1.2.1, accelerated | 27.3 s | 5.8 s | **4.7x** |",
+    ]
+
+
+def test_the_summary(speed, peers):
+    text = " ".join(report.summary(report.Results("some-cpu", speed, peers=peers)).split())
+    assert text.startswith("On 2 cores of Some CPU, a training step of a whole DIEN is 6.2 to 6.2 times as fast")
+
+
+def test_the_sections(speed):
     memory = {"rows": [{"provider": "dien-fast", "B": 10, "T": 200, "extra / (N H)": 0.26}]}
-    section = report.block("some-cpu", speed, memory)
+    results = report.Results("some-cpu", speed, memory)
+    section = report.benchmarks_block(results, [report.Results("other-cpu", speed)])
     words = " ".join(section.split())
     assert "torch.compile took 82 s" in words
     assert "inference) takes 5 µs." in words
     assert "dien-fast at most 0.26." in words
-    readme = report.replaced(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", section)
-    assert readme == f"before\n{report.BEGIN}\n{section}\n{report.END}\nafter\n"
-    assert report.replaced(readme, section) == readme
-    assert report.named(readme) == "some-cpu"
+    assert "Another machine: other-cpu" in words
+    assert report.named(section) == "some-cpu"
+
+
+def test_marks():
+    page = "before\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nafter\n"
+    written = report.replaced(page, "speed", "new")
+    assert written == "before\n<!-- speed:begin -->\nnew\n<!-- speed:end -->\nafter\n"
+    assert report.replaced(written, "speed", "new") == written
     with pytest.raises(ValueError, match="once each"):
-        report.replaced("no marks", section)
+        report.replaced("no marks", "speed", "new")
 
 
-def test_the_picture(speed, tmp_path):
-    report.draw(speed, tmp_path / "speed.svg")
-    assert (tmp_path / "speed.svg").read_text().lstrip().startswith("<?xml")
+def test_the_pictures(speed, peers, trainings, tmp_path):
+    charts.draw_speed(speed, tmp_path / "speed.svg")
+    charts.draw_models(None, peers, trainings, tmp_path / "models.svg")
+    for name in ("speed.svg", "models.svg"):
+        assert (tmp_path / name).read_text().lstrip().startswith("<?xml")
 
 
-def test_the_readme_tells_the_committed_results(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("page", "mark"),
+    [("README", "summary"), ("README", "speed"), ("BENCHMARKS", "results"), ("CUDA", "predictions")],
+)
+def test_the_pages_tell_the_committed_results(page, mark, monkeypatch, tmp_path, capsys):
     assert report.main(["--check"]) == 0
-    changed = tmp_path / "README.md"
-    changed.write_text(report.README.read_text().replace(report.END, f"1000x\n{report.END}"))
-    monkeypatch.setattr(report, "README", changed)
+    path = getattr(report, page)
+    changed = tmp_path / path.name
+    end = f"<!-- {mark}:end -->"
+    changed.write_text(path.read_text().replace(end, f"1000x\n{end}"))
+    monkeypatch.setattr(report, page, changed)
     assert report.main(["--check"]) == 1
-    assert "differs" in capsys.readouterr().err
+    assert path.name in capsys.readouterr().err
 
 
 @pytest.fixture

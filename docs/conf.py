@@ -1,0 +1,60 @@
+"""Settings of Sphinx for the documentation."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import options
+
+import dien_fast
+
+options.write(HERE / "_options")
+
+project = "dien-fast"
+author = "the authors of dien-fast"
+version = release = dien_fast.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_options", "sg_execution_times.rst", "tutorial/index.rst", "tutorial/sg_execution_times.rst"]
+nitpicky = True  # a reference to something that is not documented is an error
+# Types of other libraries, whose inventories could only be had from the network.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(torch|np|numpy|pa|pyarrow|pd|pandas|collections|pathlib|nn|sklearn|argparse)\..*"),
+    (r"py:.*", r"(Tensor|Any|optional|DataFrame|ndarray|Self|Accelerator|Path)"),
+]
+
+html_theme = "furo"
+html_title = "dien-fast"
+html_show_sphinx = False
+html_show_sourcelink = False
+html_copy_source = False
+pygments_style = "friendly"
+pygments_dark_style = "monokai"
+
+myst_heading_anchors = 3
+
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "tutorial",
+    "filename_pattern": "shop",
+    "run_stale_examples": True,  # the package may have changed, even where the script has not
+    "abort_on_example_error": True,
+    "show_signature": False,
+    "min_reported_time": 10**6,
+    "download_all_examples": False,
+}
