@@ -97,7 +97,7 @@ def split_words(rows: pa.Array, separator: str) -> tuple[pa.Array, np.ndarray]:
     """
     if is_text(rows.type):
         rows = pc.split_pattern(pc.if_else(pc.equal(rows, ""), None, rows), separator)
-    elif pa.types.is_null(rows.type):
+    elif pa.types.is_null(rows.type) or _holds_only_nan(rows):
         return pa.nulls(0, pa.string()), np.zeros(len(rows), np.int64)
     elif not is_list(rows.type):
         raise DataError(
@@ -105,6 +105,11 @@ def split_words(rows: pa.Array, separator: str) -> tuple[pa.Array, np.ndarray]:
         )
     counts = pc.fill_null(pc.list_value_length(rows), 0)
     return _plain(rows.flatten()), counts.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _holds_only_nan(rows: pa.Array) -> bool:
+    """Return whether ``rows`` are floats without a number, as pandas writes a column without values."""
+    return pa.types.is_floating(rows.type) and not pc.any(pc.is_finite(rows)).as_py()
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ class ClickDataset(Dataset[Batch]):
         negatives: draws the negative histories; None leaves them out, unless the schema reads them
             from columns.
         require_label: False for rows to predict: the label's column, the user's and those of negatives
-            need not be there, and no labels are given.
+            need not be there, no labels are given, and the table may be empty.
         source: what error messages call the table, for example its path.
 
     Attributes:
@@ -46,7 +46,7 @@ class ClickDataset(Dataset[Batch]):
 
     Raises:
         DataError: a column is missing or does not hold what the schema says, a label is not 0 or 1, a
-            history is padded, the pairs of a group differ in length, or the table is empty.
+            history is padded, the pairs of a group differ in length, or a table that needs labels is empty.
 
     Example:
         >>> from dien_fast.data import Schema, fit_encoders
@@ -66,7 +66,7 @@ class ClickDataset(Dataset[Batch]):
         require_label: bool = True,
         source: str = "table",
     ) -> None:
-        if not table.num_rows:
+        if not table.num_rows and require_label:
             raise DataError(f"{source}: the table has no rows")
         self.schema = schema
         self._size = table.num_rows

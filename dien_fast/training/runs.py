@@ -257,7 +257,7 @@ class Run:
             source: what error messages call the table; by default its path.
 
         Returns:
-            float32 ``[rows]`` in the table's order.
+            float32 ``[rows]`` in the table's order; of a table without rows, an empty array.
 
         Raises:
             DataError: if a column is missing or not what the schema says.
@@ -266,21 +266,31 @@ class Run:
             >>> dien_fast.load("runs/ml-100k").predict("new.csv")  # doctest: +SKIP
             array([0.31, 0.87], dtype=float32)
         """
-        from dien_fast.data import EpochLoader
+        from dien_fast.data import EpochLoader, read_table
 
-        return predict(self.model, EpochLoader(self.dataset(table, source=source), batch_size), progress=progress)
+        if source is None:
+            source = _name_of(table)
+        data = read_table(table, self.schema)
+        if not data.num_rows and not data.num_columns:
+            # pandas makes such a table of an empty list of records.
+            return np.zeros(0, np.float32)
+        return predict(self.model, EpochLoader(self.dataset(data, source=source), batch_size), progress=progress)
 
     def dataset(self, table: Any, *, require_label: bool = False, source: str | None = None) -> ClickDataset:
         """Return ``table`` (as in :meth:`predict`) as a dataset of this model's inputs, without negatives."""
         from dien_fast.data import ClickDataset, read_table
 
         if source is None:
-            source = str(table) if isinstance(table, str | Path) else "table"
+            source = _name_of(table)
         # The negatives serve the auxiliary loss alone; a table to score need not have them.
         schema = without_negatives(self.schema)
         return ClickDataset(
             read_table(table, schema), schema, self.encoders, require_label=require_label, source=source
         )
+
+
+def _name_of(table: Any) -> str:
+    return str(table) if isinstance(table, str | Path) else "table"
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Run:

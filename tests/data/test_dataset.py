@@ -202,6 +202,12 @@ def test_an_empty_table_is_refused(table: pa.Table, schema: Schema, encoders: En
         ClickDataset(table.slice(0, 0), schema, encoders, source="t.csv")
 
 
+def test_an_empty_table_may_be_predicted(table: pa.Table, schema: Schema, encoders: Encoders) -> None:
+    dataset = ClickDataset(table.slice(0, 0), schema, encoders, require_label=False)
+    assert len(dataset) == 0
+    assert list(EpochLoader(dataset, 4)) == []
+
+
 def rows_of(batches: EpochBatches) -> list[list[int]]:
     return [rows.tolist() for rows in batches]
 

@@ -112,6 +112,29 @@ def test_unseen_words_and_empty_histories_are_scored(trained):
     assert probabilities[1] == probabilities[2]
 
 
+def test_columns_of_pandas_without_a_value_are_empty(trained):
+    run = load(trained[0])
+    expected = run.predict({"itemId": [1, 2], "histItemIds": [[], []]})
+    for empty in (None, float("nan"), pd.NA):
+        table = pd.DataFrame({"itemId": [1, 2], "histItemIds": [empty, empty]})
+        np.testing.assert_array_equal(run.predict(table), expected)
+    with pytest.raises(DataError, match=r"column 'histItemIds': expected lists, or text .* got double values"):
+        run.predict(pd.DataFrame({"itemId": [1, 2], "histItemIds": [float("nan"), 3.0]}))
+
+
+def test_a_table_without_rows_has_an_empty_prediction(trained, tmp_path):
+    run = load(trained[0])
+    (tmp_path / "header.csv").write_text("itemId,histItemIds\n")
+    typed = pa.table({"itemId": [1], "histItemIds": [[1]]}).slice(1)
+    untyped = pd.DataFrame(columns=["itemId", "histItemIds"])
+    for table in (typed, untyped, pd.DataFrame([]), tmp_path / "header.csv", {"itemId": [], "histItemIds": []}):
+        probabilities = run.predict(table)
+        assert probabilities.shape == (0,)
+        assert probabilities.dtype == np.float32
+    with pytest.raises(DataError, match="no column 'histItemIds'"):
+        run.predict(pd.DataFrame(columns=["itemId"]))
+
+
 def test_a_table_without_a_feature_is_refused(trained):
     with pytest.raises(DataError, match="no column 'histItemIds'"):
         load(trained[0]).predict(pa.table({"itemId": [1]}))
