@@ -22,6 +22,9 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     Args:
         path: the file to write; its directory is made if needed.
 
+    Raises:
+        OSError: with ``path`` as its ``filename``, if the file cannot be written: no space is left, for example.
+
     Example:
         >>> with write_atomically("metrics.json") as unfinished:  # doctest: +SKIP
         ...     unfinished.write_text("{}")
@@ -41,6 +44,12 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         with unfinished.open("rb+") as written:
             os.fsync(written.fileno())
         unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        # A failed write, such as to a full disk, names no file; a failed opening names the unfinished one.
+        if error.errno is not None and error.filename in (None, name):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise

@@ -16,9 +16,18 @@ FORMAT = "dien-fast checkpoint 1"
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
-    """Write ``content`` (tensors, numbers, strings and lists and dicts of them) atomically to ``path``."""
-    with write_atomically(path) as unfinished:
-        torch.save({"format": FORMAT, **content}, unfinished)
+    """Write ``content`` (tensors, numbers, strings and lists and dicts of them) atomically to ``path``.
+
+    Raises:
+        OSError: with ``path`` as its ``filename``, if the file cannot be written: no space is left, for example.
+    """
+    with write_atomically(path) as unfinished, unfinished.open("wb") as file:
+        try:
+            torch.save({"format": FORMAT, **content}, file)
+        except RuntimeError as error:
+            # torch reports how far its writer came; what kept it from going on stands behind.
+            reason = error.__cause__ or error.__context__
+            raise (reason if isinstance(reason, OSError) else error) from None
 
 
 def load_checkpoint(path: str | Path, required: tuple[str, ...] = ("model",)) -> dict[str, Any]:

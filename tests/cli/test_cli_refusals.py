@@ -6,8 +6,10 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from full_disk import files_of_at_most
 from shop import failure, make_shop, shop_table, start
 
+from dien_fast.cli import main
 from dien_fast.training.checkpoints import load_checkpoint, save_checkpoint
 
 
@@ -95,6 +97,16 @@ def test_an_error_of_the_system_is_one_sentence_too(shop, tmp_path, capsys, monk
         capsys, "predict", shop / "run", shop / "new.parquet", "--output", tmp_path / "p.csv", "--quiet"
     )
     assert sentence == f"{tmp_path / 'p.csv'}: No space left on device"
+
+
+def test_a_full_disk_ends_a_training_with_one_sentence(run_copy, capsys):
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+    arguments = ["train", "--dataset", "synthetic", "--rows", "200", "--epochs", "1", "--cpu", "--quiet"]
+    with files_of_at_most(10_000):
+        assert main([*arguments, "--overwrite", "--output", str(run_copy)]) == 2
+    place = run_copy / ".new" / "best.pt"
+    assert capsys.readouterr().err == f"dien-fast: error: {place}: File too large\n"
+    assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
 
 
 def _truncate(run):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from full_disk import files_of_at_most
 from torch import nn
 
 from dien_fast.errors import CheckpointError
@@ -94,3 +95,18 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_copied(change, message
     with pytest.raises(CheckpointError, match=message):
         load_weights(model, state, "best.pt")
     assert torch.equal(model.weight, before)
+
+
+def test_a_checkpoint_that_finds_no_space_names_its_path_and_keeps_the_old_one(tmp_path):
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, {"model": nn.Linear(2, 2).state_dict()})
+    with files_of_at_most(20_000), pytest.raises(OSError, match="File too large") as caught:
+        save_checkpoint(path, {"model": nn.Linear(300, 300).state_dict()})
+    assert caught.value.filename == str(path)
+    assert load_checkpoint(path)["model"]["weight"].shape == (2, 2)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_saved_is_no_matter_of_space(tmp_path):
+    with pytest.raises((TypeError, AttributeError, RuntimeError), match="pickle"):
+        save_checkpoint(tmp_path / "best.pt", {"model": (number for number in range(3))})
