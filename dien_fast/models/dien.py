@@ -101,13 +101,15 @@ class DIEN(reference.DIEN):
 
         Raises:
             ValueError: if a feature is absent, or the histories of a group do not fit together.
+            TypeError: for a feature that is no tensor, or ids that are no integers.
+            IndexError: for an id outside its feature's vocabulary; on a GPU, torch's own assertion.
         """
         pooled = [(feature, _sequence(x, feature)) for feature in self.sequence_poolings]
         groups = [self._group_histories(group, x) for group in self.attention_groups]
-        candidates = [(feature, _feature(x, feature)) for feature in self.cat_features]
+        candidates = [(feature, _category(x, feature)) for feature in self.cat_features]
         vectors = iter(self._embed([*candidates, *pooled, *[pair for group in groups for pair in group]]))
         embedded = {feature: _values(next(vectors)) for feature, _ in candidates}
-        inputs = [_feature(x, feature).reshape(-1, 1) for feature in self.num_features]
+        inputs = [_number(x, feature) for feature in self.num_features]
         inputs += embedded.values()
         inputs += [_pool(pool, next(vectors)) for pool in self.sequence_poolings.values()]
         auxiliary_losses = []
@@ -139,27 +141,21 @@ class DIEN(reference.DIEN):
 
         Raises:
             ValueError: in training mode, or where the features do not fit together.
+            TypeError: for lists, words or other ids that are no integer tensor.
+            IndexError: for an id outside its feature's vocabulary; on a GPU, torch's own assertion.
         """
         if self.training:
             raise ValueError("score_candidates needs evaluation mode, got a model in training mode; call eval()")
         known = {*self.num_features, *self.cat_features}
-        if not candidates or not known.issuperset(candidates):
-            raise ValueError(
-                f"candidates must hold numeric or categorical features, one or more of {sorted(known)}, "
-                f"got {sorted(candidates)}"
-            )
-        count = len({value.size(0) for value in map(_values, candidates.values())})
-        if count > 1:
-            sizes = {name: _values(value).size(0) for name, value in candidates.items()}
-            raise ValueError(f"candidates must have the same number of rows in every feature, got {sizes}")
+        self._check_candidates(user, candidates, known)
         pooled = [(feature, _sequence(user, feature)) for feature in self.sequence_poolings]
         groups = [self._group_histories(group, user, with_negatives=False) for group in self.attention_groups]
-        own = [(f, _feature(candidates if f in candidates else user, f)) for f in self.cat_features]
+        own = [(f, _category(candidates if f in candidates else user, f)) for f in self.cat_features]
         vectors = iter(self._embed([*own, *pooled, *[pair for group in groups for pair in group]]))
         embedded = {feature: _values(next(vectors)) for feature, _ in own}
         pools = [_pool(pool, next(vectors)) for pool in self.sequence_poolings.values()]
         histories = [[next(vectors) for _ in group] for group in groups]
-        numbers = {f: _feature(candidates if f in candidates else user, f) for f in self.num_features}
+        numbers = {f: _number(candidates if f in candidates else user, f) for f in self.num_features}
         clicked = {pair["pos_hist"] for group in self.attention_groups for pair in group.pairs}
         of_user = (known | clicked | set(self.sequence_poolings)) - set(candidates)
         sizes = {name: _rows_of(value) for name, value in user.items() if name in of_user}
@@ -172,7 +168,7 @@ class DIEN(reference.DIEN):
         def per_candidate(feature: str, value: Tensor) -> Tensor:
             return value if feature in candidates else value[owner]
 
-        inputs = [per_candidate(feature, value).reshape(-1, 1) for feature, value in numbers.items()]
+        inputs = [per_candidate(feature, value) for feature, value in numbers.items()]
         embedded = {feature: per_candidate(feature, value) for feature, value in embedded.items()}
         inputs += embedded.values()
         inputs += [value[owner] for value in pools]
@@ -202,7 +198,7 @@ class DIEN(reference.DIEN):
         layer = self.attention_poolings[group_name]
         if not isinstance(layer, Interest):
             raise ValueError(f"trace needs a group with an interest layer, got {type(layer).__name__}")
-        pairs = [(pair["ad"], _feature(x, pair["ad"])) for pair in group.pairs]
+        pairs = [(pair["ad"], _category(x, pair["ad"])) for pair in group.pairs]
         histories = self._group_histories(group, x, with_negatives=False)
         vectors = self._embed([*pairs, *histories])
         embedded = {feature: _values(vector) for (feature, _), vector in zip(pairs, vectors, strict=False)}
@@ -218,16 +214,48 @@ class DIEN(reference.DIEN):
         for places in of_table.values():
             table = tables[requests[places[0]][0]]
             ids = [_values(requests[place][1]) for place in places]
-            if len(ids) == 1:
-                found = [table(ids[0])]
-            else:
-                rows = table(torch.cat([value.reshape(-1) for value in ids]))
-                parts = rows.split([value.numel() for value in ids])
-                found = [part.view(*value.shape, rows.size(1)) for part, value in zip(parts, ids, strict=True)]
+            try:
+                found = _look_up(table, ids)
+            except (IndexError, RuntimeError):
+                self._check_ids([requests[place] for place in places])
+                raise
             for place, vector in zip(places, found, strict=True):
                 asked = requests[place][1]
                 vectors[place] = asked._replace(values=vector) if isinstance(asked, Ragged) else vector
         return vectors
+
+    def _check_ids(self, requests: Sequence[tuple[str, Tensor | Ragged]]) -> None:
+        """Raise, in one sentence, for the first feature whose ids are not those of its table."""
+        for feature, asked in requests:
+            ids, number = _values(asked), self.cat_nums[feature]
+            if ids.dtype not in (torch.int64, torch.int32):
+                raise TypeError(f"feature {feature!r} must hold ids of dtype int64, got {ids.dtype}")
+            # On other devices a failed lookup leaves nothing that can be read.
+            wrong = ids[(ids < 0) | (ids >= number)] if ids.is_cpu else ids[:0]
+            if wrong.numel():
+                raise IndexError(f"ids of feature {feature!r} must lie in [0, {number - 1}], got {int(wrong[0])}")
+
+    def _check_candidates(self, user: Batch, candidates: Batch, known: set[str]) -> None:
+        for name, given in (("user", user), ("candidates", candidates)):
+            if not isinstance(given, Mapping):
+                raise TypeError(f"{name} must be a dict of tensors by feature, got {_kind(given)}")
+        if not candidates or not known.issuperset(candidates):
+            raise ValueError(
+                f"candidates must hold numeric or categorical features, one or more of {sorted(known)}, "
+                f"got {sorted(candidates)}"
+            )
+        for name, value in candidates.items():
+            if not isinstance(value, Tensor | Ragged):
+                raise TypeError(
+                    f"candidates[{name!r}] must be a tensor, got {_kind(value)}; "
+                    "for the words of a table see dien_fast.load(...).score_candidates"
+                )
+        sizes = {
+            name: (_category if name in self.cat_features else _number)(candidates, name).size(0)
+            for name in candidates
+        }
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"candidates must have the same number of rows in every feature, got {sizes}")
 
     @staticmethod
     def _query(group: AttentionGroup, embedded: Mapping[str, Tensor]) -> Tensor:
@@ -296,16 +324,58 @@ def _rows_of(value: Tensor | Ragged) -> int:
 
 
 def _feature(x: Batch, feature: str) -> Tensor:
-    value = _sequence(x, feature)
+    value = _given(x, feature)
     if isinstance(value, Ragged):
         raise ValueError(f"feature {feature!r} must have one value per row, got a ragged sequence")
     return value
 
 
+def _category(x: Batch, feature: str) -> Tensor:
+    """Return the ids of a categorical feature ``[B]``."""
+    ids = _feature(x, feature)
+    if ids.dim() != 1:
+        raise ValueError(f"feature {feature!r} must have shape (B,), got {tuple(ids.shape)}")
+    return ids
+
+
+def _number(x: Batch, feature: str) -> Tensor:
+    """Return a numeric feature ``[B, 1]``."""
+    value = _feature(x, feature)
+    if value.dim() == 0 or value.numel() != value.size(0):
+        raise ValueError(f"feature {feature!r} must have shape (B,) or (B, 1), got {tuple(value.shape)}")
+    return value.reshape(-1, 1)
+
+
 def _sequence(x: Batch, feature: str) -> Tensor | Ragged:
+    """Return the ids of a sequence feature, padded ``[B, T]`` or ragged."""
+    ids = _given(x, feature)
+    if isinstance(ids, Tensor) and ids.dim() != 2:
+        raise ValueError(f"feature {feature!r} must be Ragged or have shape (B, T), got {tuple(ids.shape)}")
+    return ids
+
+
+def _given(x: Batch, feature: str) -> Tensor | Ragged:
     if feature not in x:
         raise ValueError(f"the batch must have feature {feature!r}, got {sorted(x)}")
-    return x[feature]
+    value = x[feature]
+    if not isinstance(value, Tensor | Ragged):
+        raise TypeError(f"feature {feature!r} must be a tensor or Ragged, got {_kind(value)}")
+    return value
+
+
+def _kind(value: object) -> str:
+    """Say what an argument is that should have been a tensor."""
+    kind = type(value).__name__
+    return f"a {kind} of {type(value[0]).__name__}" if isinstance(value, list | tuple) and value else f"a {kind}"
+
+
+def _look_up(table: nn.Module, ids: Sequence[Tensor]) -> list[Tensor]:
+    """Return the vectors of several features' ids ``[...]``, each ``[..., D]``."""
+    if len(ids) == 1:
+        return [table(ids[0])]
+    rows = table(torch.cat([value.reshape(-1) for value in ids]))
+    parts = rows.split([value.numel() for value in ids])
+    return [part.view(*value.shape, rows.size(1)) for part, value in zip(parts, ids, strict=True)]
 
 
 def _pool(pool: nn.Module, rows: Ragged | Tensor) -> Tensor:

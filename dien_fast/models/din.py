@@ -53,7 +53,9 @@ class DIN(DIEN):
         self, group: AttentionGroup, x: Batch, with_negatives: bool = True
     ) -> list[tuple[str, Tensor | Ragged]]:
         ids = [(pair["pos_hist"], x[pair["pos_hist"]]) for pair in group.pairs if pair["pos_hist"] in x]
-        if len(ids) == group.pairs_count and all(isinstance(value, Tensor) for _, value in ids):
+        if len(ids) == group.pairs_count and all(
+            isinstance(value, Tensor) and value.dim() == 2 for _, value in ids
+        ):
             # How long they are is said by the ids alone.
             lengths = torch.stack([(value > 0).sum(1) for _, value in ids if isinstance(value, Tensor)])
             return [*ids, (_LENGTHS, lengths.min(0).values)]

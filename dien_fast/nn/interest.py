@@ -401,12 +401,16 @@ def candidate_owners(
     """Return the number of each candidate's user ``[C]`` int64.
 
     Raises:
-        ValueError: unless ``candidate_offsets`` rise from 0 to C over all users, or None stand for one user.
+        ValueError: unless ``candidate_offsets`` rise from 0 to C over all users, or are None for one user.
+        TypeError: unless they are an integer tensor.
     """
     if candidate_offsets is None:
         if users != 1:
             raise ValueError(f"candidate_offsets must be given for {users} users, got None")
         return torch.zeros(candidates, dtype=torch.int64, device=device)
+    if not isinstance(candidate_offsets, Tensor) or candidate_offsets.is_floating_point():
+        got = candidate_offsets.dtype if isinstance(candidate_offsets, Tensor) else type(candidate_offsets).__name__
+        raise TypeError(f"candidate_offsets must be a tensor of dtype int64, got {got}")
     if candidate_offsets.shape != (users + 1,):
         raise ValueError(f"candidate_offsets must have shape ({users + 1},), got {tuple(candidate_offsets.shape)}")
     counts = candidate_offsets.diff()
