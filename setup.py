@@ -95,7 +95,7 @@ class BuildNative(build_ext):
             "  deps = gcc",
             "rule compile_cuda",
             f"  command = {nvcc} -ccbin $cxx {CUDA_FLAGS} {architecture_flags(CUDA_ARCHITECTURES)} "
-            f"-I{(SOURCES / 'cuda' / 'platform').resolve()} -MMD -MF $out.d -c $in -o $out",
+            f"-I{(SOURCES / 'cuda' / 'common' / 'platform').resolve()} -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
@@ -178,11 +178,11 @@ setup(
     ext_modules=[
         NativeLibrary(
             "dien_fast._native.libdien_fast_cpu",
-            [path for path in SOURCES.rglob("*.cpp") if path.parent.name != "cuda"],
+            [*SOURCES.glob("*.cpp"), *SOURCES.glob("cpu/*.cpp")],
         ),
         NativeLibrary(
             "dien_fast._native.libdien_fast_cuda",
-            [path for path in SOURCES.glob("cuda/*") if path.suffix in (".cpp", ".cu")],
+            [path for path in SOURCES.glob("cuda/*/*") if path.suffix in (".cpp", ".cu")],
         ),
     ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},

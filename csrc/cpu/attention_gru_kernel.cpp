@@ -60,8 +60,8 @@ Rule<T> rule(Cell cell, T a) {
 }
 
 // clang-format off: each needs the one before
-#include "kernel/forward.h"
-#include "kernel/backward.h"
+#include "kernel/attention_gru_forward.h"
+#include "kernel/attention_gru_backward.h"
 // clang-format on
 
 }  // namespace

@@ -18,7 +18,7 @@ namespace {
 #include "kernel/vectors.h"
 #include "kernel/products.h"
 #include "kernel/rows.h"
-#include "kernel/activations.h"
+#include "kernel/attention_scores_activations.h"
 #include "kernel/scores.h"
 #include "kernel/auxiliary.h"
 // clang-format on

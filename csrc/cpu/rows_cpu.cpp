@@ -4,7 +4,7 @@
 #include <cstring>
 #include <tuple>
 
-#include "interest_kernels.h"
+#include "ragged.h"
 
 namespace dien_fast {
 namespace {

@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "checks.h"
+#include "../checks.h"
 
 namespace dien_fast {
 

@@ -55,7 +55,7 @@ def kernels(sources):
     """The objects of the kernels under ``sources``, and of the emulator."""
     headers = [HERE / "emulator.h", *HERE.glob("platform/*.h")]
     own = [*headers, *sources.rglob("*.cuh"), *sources.rglob("*.h")]
-    units = [(path, own) for path in sources.glob("cuda/*.cu")] + [(HERE / "emulator.cpp", headers)]
+    units = [(path, own) for path in sources.glob("cuda/*/*.cu")] + [(HERE / "emulator.cpp", headers)]
 
     def compile_unit(unit):
         path, needs = unit
@@ -72,7 +72,7 @@ def build(sources=ROOT / "csrc"):
 
     objects = kernels(sources)
     flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    headers = [ROOT / "csrc" / "attention_gru.h", ROOT / "csrc" / "cuda" / "attention_gru_cuda.h"]
+    headers = [ROOT / "csrc" / "attention_gru.h", ROOT / "csrc" / "cuda" / "attention_gru" / "attention_gru_cuda.h"]
     path = HERE / "module.cpp"
     binding = make(
         cached("module.o", [*FLAGS, *flags], [path, HERE / "emulator.h", *headers]), [*flags, "-c", path]
@@ -93,10 +93,10 @@ def build_operators():
         path,
         HERE / "emulator.h",
         sources / "library.cpp",
-        sources / "cpu" / "checks.h",
+        sources / "checks.h",
         sources / "attention_gru.h",
     ]
-    needs += [sources / "cuda" / "attention_gru_cuda.h", sources / "cuda" / "attention_gru_cuda.cpp"]
+    needs += sorted((sources / "cuda" / "attention_gru").glob("attention_gru_cuda.*"))
     unit = make(cached("operators.o", [*FLAGS, *flags], needs), [*flags, "-c", path])
     libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-ltorch"]
     target = cached("libdien_fast_cuda_emulated.so", FLAGS, [unit, *objects])

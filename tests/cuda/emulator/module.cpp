@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "../../csrc/cuda/attention_gru_cuda.h"
+#include "../../../csrc/cuda/attention_gru/attention_gru_cuda.h"
 #include "emulator.h"
 
 namespace py = pybind11;

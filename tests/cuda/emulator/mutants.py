@@ -19,13 +19,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 FILES = (
-    "schedule.cu",
-    "gemm.cuh",
-    "scan.cuh",
-    "forward_scan.cuh",
-    "backward_scan.cuh",
-    "weights.cuh",
-    "products.cuh",
+    "attention_gru/schedule.cu",
+    "common/gemm.cuh",
+    "attention_gru/scan.cuh",
+    "attention_gru/forward_scan.cuh",
+    "attention_gru/backward_scan.cuh",
+    "attention_gru/weights.cuh",
+    "attention_gru/products.cuh",
 )
 # What a mutant changes, and into what; of each rule and file, at most EACH places. Left out are bounds that only
 # keep a read inside whose value nobody uses, or which copies poison onto poison: the emulator sees neither.
@@ -90,9 +90,9 @@ def run(name, mutated, directory):
     shutil.copytree(ROOT / "csrc", sources)
     (sources / "cuda" / name).write_text(mutated)
     # One type, for the sake of time: the others differ in loads and stores alone.
-    dispatch = sources / "cuda" / "dispatch.cu"
+    dispatch = sources / "cuda" / "attention_gru" / "dispatch.cu"
     dispatch.write_text(re.sub(r"(double|Half|BFloat16)\{\}", "float{}", dispatch.read_text()))
-    for kernels in sources.glob("cuda/kernels_*.cu"):
+    for kernels in sources.glob("cuda/*/kernels_*.cu"):
         if kernels.stem != "kernels_float":
             kernels.unlink()
     options = ["-xq", "-p", "no:cacheprovider", "--tb=line", "-rf"]

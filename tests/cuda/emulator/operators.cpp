@@ -1,4 +1,4 @@
-// The operators of csrc/cuda/attention_gru_cuda.cpp over the emulated launchers:
+// The operators of csrc/cuda/attention_gru/attention_gru_cuda.cpp over the emulated launchers:
 // torch.ops.dien_fast_emulated, for tensors on the CPU. The source is compiled as it is; the names of what
 // only torch with CUDA has are given others.
 
@@ -24,8 +24,8 @@ static AOTITorchError no_stream(int32_t, void** stream) {
     return AOTI_TORCH_SUCCESS;
 }
 
-#include "../../csrc/cpu/checks.h"
-#include "../../csrc/cuda/attention_gru_cuda.h"
+#include "../../../csrc/checks.h"
+#include "../../../csrc/cuda/attention_gru/attention_gru_cuda.h"
 #include "emulator.h"
 
 namespace dien_fast_emulated {
@@ -50,5 +50,5 @@ void run_poisoned(const Direction& call, void* workspace, void* stream) {
 #define CUDA CPU
 #define dien_fast dien_fast_emulated
 
-#include "../../csrc/cuda/attention_gru_cuda.cpp"
-#include "../../csrc/library.cpp"
+#include "../../../csrc/cuda/attention_gru/attention_gru_cuda.cpp"
+#include "../../../csrc/library.cpp"

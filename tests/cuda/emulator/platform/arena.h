@@ -1,4 +1,5 @@
-// As csrc/cuda/platform/arena.h, with a guard zone behind every piece: whoever writes there is found out.
+// As csrc/cuda/common/platform/arena.h, with a guard zone behind every piece: whoever writes there is found
+// out.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// The names of csrc/cuda/platform/platform.h for a host compiler.
+// The names of csrc/cuda/common/platform/platform.h for a host compiler.
 
 #pragma once
 

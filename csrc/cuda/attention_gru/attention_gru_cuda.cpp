@@ -16,7 +16,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../cpu/checks.h"
+#include "../../checks.h"
 
 namespace dien_fast::cuda {
 namespace {

@@ -2,8 +2,8 @@
 
 #pragma once
 
+#include "../common/launch.cuh"
 #include "forward_scan.cuh"
-#include "launch.cuh"
 #include "runs.h"
 
 namespace dien_fast::cuda {

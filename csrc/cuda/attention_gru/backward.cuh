@@ -3,8 +3,8 @@
 
 #pragma once
 
+#include "../common/launch.cuh"
 #include "backward_scan.cuh"
-#include "launch.cuh"
 #include "runs.h"
 
 namespace dien_fast::cuda {

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "products.cuh"
-#include "schedule.cuh"
-#include "weights.cuh"
+#include "../attention_gru/products.cuh"
+#include "../attention_gru/schedule.cuh"
+#include "../attention_gru/weights.cuh"
 
 namespace dien_fast::cuda {
 

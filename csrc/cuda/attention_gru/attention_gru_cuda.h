@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "../attention_gru.h"
+#include "../../attention_gru.h"
 
 namespace dien_fast::cuda {
 

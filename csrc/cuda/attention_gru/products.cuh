@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "gemm.cuh"
+#include "../common/gemm.cuh"
 #include "schedule.cuh"
 #include "weights.cuh"
 

@@ -5,7 +5,7 @@
 #include <optional>
 #include <tuple>
 
-#include "score_layers.h"
+#include "attention_scores_layers.h"
 
 namespace dien_fast {
 namespace {

@@ -4,8 +4,8 @@
 
 #include <vector>
 
+#include "../checks.h"
 #include "../interest.h"
-#include "checks.h"
 #include "runtime.h"
 
 namespace dien_fast {

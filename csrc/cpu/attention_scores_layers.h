@@ -6,7 +6,7 @@
 #include <cmath>
 #include <vector>
 
-#include "interest_kernels.h"
+#include "ragged.h"
 
 namespace dien_fast {
 

@@ -15,7 +15,7 @@
 
 #pragma once
 
-#include "weights.cuh"
+#include "../attention_gru/weights.cuh"
 
 namespace dien_fast::cuda {
 

@@ -10,7 +10,7 @@
 #include <optional>
 #include <string>
 
-#include "../attention_gru.h"
+#include "attention_gru.h"
 
 namespace dien_fast {
 
