@@ -5,7 +5,7 @@ Rows are counted from 0, as in pandas and in a batch's ``__row__``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +14,92 @@ import pyarrow.compute as pc
 from dien_fast.data.columns import (
     as_column,
     first_row,
+    is_list,
     is_text,
     offsets_of,
     row_slices,
+    sequence_lengths,
     split_words,
+    to_finite_floats,
     to_floats,
 )
+from dien_fast.data.schema import Group, Schema
+from dien_fast.data.tables import get_column, reading
 from dien_fast.data.vocabulary import PAD
 from dien_fast.errors import DataError
+
+
+def check_table(
+    table: pa.Table,
+    schema: Schema,
+    source: str,
+    *,
+    require_label: bool = True,
+    zero_known: Collection[str] = (),
+) -> None:
+    """Refuse a table whose values are not what its schema says.
+
+    Done once, on the table as it was read: in its parts a row would have another number.
+
+    Args:
+        table: the rows.
+        schema: what their columns mean.
+        source: what messages call the table.
+        require_label: whether there must be labels.
+        zero_known: histories in which 0 is known to be an item.
+
+    Raises:
+        DataError: naming the table, the column and the first row at fault.
+    """
+    if require_label:
+        with reading(table, schema.label, source) as column:
+            check_labels(column)
+    for feature in schema.numeric:
+        with reading(table, feature, source) as column:
+            to_finite_floats(as_column(column))
+    for feature in schema.categorical:
+        with reading(table, feature, source) as column:
+            if is_list(as_column(column).type):
+                raise DataError("expected one word a row, got lists")
+    for feature in [*schema.sequences, *_present_negatives(table, schema)]:
+        with reading(table, feature, source) as column:
+            check_words(column, schema.separator)
+            ads = [pair.ad for pair in schema.pairs() if pair.pos_hist == feature]
+            if ads:
+                candidates = [get_column(table, ad, source) for ad in ads]
+                check_history(column, schema.separator, candidates, zero_known=feature in zero_known)
+    for group in schema.groups:
+        _check_pairs(table, schema, group, source)
+
+
+def _present_negatives(table: pa.Table, schema: Schema) -> list[str]:
+    """Return the columns of negatives, if they are read from the table and not drawn.
+
+    Those that are not there are asked for by whoever reads them: a model without auxiliary loss does not.
+    """
+    if schema.negatives != "columns":
+        return []
+    return [feature for feature in schema.negative_features() if feature in table.column_names]
+
+
+def _check_pairs(table: pa.Table, schema: Schema, group: Group, source: str) -> None:
+    """Refuse sequences of one group that differ in length, after the cut to ``max_length``."""
+    negatives = set(_present_negatives(table, schema))
+    names = [pair.pos_hist for pair in group.pairs]
+    names += [pair.neg_hist for pair in group.pairs if pair.neg_hist in negatives]
+    longest = schema.max_length or np.iinfo(np.int64).max
+    start = 0
+    for parts in zip(*(row_slices(as_column(get_column(table, name, source))) for name in names), strict=True):
+        lengths = [sequence_lengths(part, schema.separator) for part in parts]
+        for name, other in zip(names[1:], lengths[1:], strict=True):
+            different = np.flatnonzero(np.minimum(lengths[0], longest) != np.minimum(other, longest))
+            if len(different):
+                row = different[0]
+                raise DataError(
+                    f"{source}: columns {names[0]!r} and {name!r} of group {group.name!r} have {lengths[0][row]} "
+                    f"and {other[row]} events in row {start + row}, but should describe the same events"
+                )
+        start += len(parts[0])
 
 
 def check_labels(column: pa.Array | pa.ChunkedArray) -> np.ndarray:

@@ -107,6 +107,19 @@ def split_words(rows: pa.Array, separator: str) -> tuple[pa.Array, np.ndarray]:
     return _plain(rows.flatten()), counts.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
+def sequence_lengths(rows: pa.Array, separator: str) -> np.ndarray:
+    """Return how many words each sequence has: ``[B]`` int64, as :func:`split_words` but without splitting.
+
+    Raises:
+        DataError: neither lists nor text.
+    """
+    if not is_text(rows.type):
+        return split_words(rows, separator)[1]
+    words = pc.add(pc.count_substring(rows, separator), 1)
+    words = pc.if_else(pc.equal(rows, ""), 0, words)
+    return pc.fill_null(words, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
 def _holds_only_nan(rows: pa.Array) -> bool:
     """Return whether ``rows`` are floats without a number, as pandas writes a column without values."""
     return pa.types.is_floating(rows.type) and not pc.any(pc.is_finite(rows)).as_py()
@@ -150,6 +163,19 @@ def to_floats(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
                 bad = middle
         raise DataError(f"expected a number, got {column[good].as_py()!r} in row {good}") from None
     return np.array(numbers.to_numpy(zero_copy_only=False), np.float64)
+
+
+def to_finite_floats(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return a new ``[B]`` float64 array, NaN for nulls.
+
+    Raises:
+        DataError: a value is no finite number; the message names its row.
+    """
+    numbers = to_floats(column)
+    infinite = np.flatnonzero(np.isinf(numbers))
+    if len(infinite):
+        raise DataError(f"expected finite numbers, got {numbers[infinite[0]]} in row {infinite[0]}")
+    return numbers
 
 
 def first_row(mask: pa.Array | pa.ChunkedArray) -> int:

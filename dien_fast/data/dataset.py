@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dien_fast.data.checks import check_history, check_labels, check_words
+from dien_fast.data.checks import check_labels, check_table
 from dien_fast.data.columns import as_column, gather_index, offsets_of
 from dien_fast.data.fitting import Encoders
 from dien_fast.data.negatives import NegativeSampler
@@ -38,6 +38,7 @@ class ClickDataset(Dataset[Batch]):
             from columns.
         require_label: False for rows to predict: the label's column, the user's and those of negatives
             need not be there, no labels are given, and the table may be empty.
+        checked: True where :func:`~dien_fast.data.checks.check_table` has seen these rows.
         source: what error messages call the table, for example its path.
 
     Attributes:
@@ -64,10 +65,14 @@ class ClickDataset(Dataset[Batch]):
         *,
         negatives: NegativeSampler | None = None,
         require_label: bool = True,
+        checked: bool = False,
         source: str = "table",
     ) -> None:
         if not table.num_rows and require_label:
             raise DataError(f"{source}: the table has no rows")
+        if not checked:
+            zero_known = [name for name in schema.histories() if encoders.sequence(name).knows_zero()]
+            check_table(table, schema, source, require_label=require_label, zero_known=zero_known)
         self.schema = schema
         self._size = table.num_rows
         self._epoch = 0
@@ -84,7 +89,7 @@ class ClickDataset(Dataset[Batch]):
         read_negatives = require_label and schema.negatives == "columns"
         for feature in [*schema.sequences, *(schema.negative_features() if read_negatives else [])]:
             self._encode_sequence(table, feature, encoders, source)
-        self._check_pairs(read_negatives, source)
+        self._share_offsets(read_negatives)
         if self._negatives is not None:
             self._widths |= {pair.neg_hist: self._widths[pair.pos_hist] for pair in schema.pairs()}
 
@@ -106,39 +111,26 @@ class ClickDataset(Dataset[Batch]):
     def _encode_sequence(self, table: pa.Table, feature: str, encoders: Encoders, source: str) -> None:
         with reading(table, feature, source) as column:
             encoder = encoders.sequence(feature)
-            check_words(column, self.schema.separator)
-            ads = [pair.ad for pair in self.schema.pairs() if pair.pos_hist == feature]
-            if ads:
-                zero_known = encoder.word2idx_.keys() & {0, "0"}
-                check_history(
-                    column,
-                    self.schema.separator,
-                    [get_column(table, ad, source) for ad in ads],
-                    zero_known=bool(zero_known),
-                )
             values, lengths = encoder.transform_ragged(column)
             # Half the memory; a batch gets int64 again.
             self._sequences[feature] = (values.astype(np.int32), offsets_of(lengths))
             self._widths[feature] = encoder.max_length()
 
-    def _check_pairs(self, read_negatives: bool, source: str) -> None:
+    def _share_offsets(self, read_negatives: bool) -> None:
+        """Give the sequences of a group one offsets object, by which a batch computes its gather once."""
         for group in self.schema.groups:
             names = [pair.pos_hist for pair in group.pairs]
             if read_negatives:
                 names += [pair.neg_hist for pair in group.pairs]
             first = self._sequences[names[0]][1]
             for name in names[1:]:
-                offsets = self._sequences[name][1]
-                different = np.flatnonzero(np.diff(first) != np.diff(offsets))
-                if len(different):
-                    row = different[0]
+                values, offsets = self._sequences[name]
+                if not np.array_equal(first, offsets):
                     raise DataError(
-                        f"{source}: columns {names[0]!r} and {name!r} of group {group.name!r} have "
-                        f"{np.diff(first)[row]} and {np.diff(offsets)[row]} events in row {row}, "
-                        "but should describe the same events"
+                        f"the encoders of {names[0]!r} and {name!r} keep different numbers of events, "
+                        f"{self._widths[names[0]]} and {self._widths[name]}"
                     )
-                # The same offsets object lets a batch compute its gather once.
-                self._sequences[name] = (self._sequences[name][0], first)
+                self._sequences[name] = (values, first)
 
     def __len__(self) -> int:
         return self._size

@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
@@ -19,11 +18,11 @@ from dien_fast.data.columns import (
     as_column,
     gather_index,
     is_list,
-    is_text,
     offsets_of,
     row_slices,
+    sequence_lengths,
     split_words,
-    to_floats,
+    to_finite_floats,
 )
 from dien_fast.data.vocabulary import Vocabulary, count_words, encode_column, sequence_words
 from dien_fast.errors import DataError
@@ -256,6 +255,11 @@ class SequenceEncoder(_WordEncoder):
             lengths.append(counts)
         return np.concatenate(values), np.concatenate(lengths)
 
+    def knows_zero(self) -> bool:
+        """Return whether 0, as a number or as text, is one of the words and so cannot be padding."""
+        check_is_fitted(self, "word2idx_")
+        return bool(self.word2idx_.keys() & {0, "0"})
+
     def max_length(self) -> int:
         """Return the most ids a transformed sequence has."""
         check_is_fitted(self, "max_len_")
@@ -278,15 +282,8 @@ class SequenceEncoder(_WordEncoder):
 
 def longest_sequence(column: pa.Array | pa.ChunkedArray, separator: str) -> int:
     """Return the length of the longest sequence, at least 1."""
-    longest = 1
-    for rows in row_slices(column):
-        if is_text(rows.type):
-            # Counting separators costs a tenth of splitting.
-            found = pc.max(pc.count_substring(pc.if_else(pc.equal(rows, ""), None, rows), separator)).as_py()
-            longest = max(longest, 0 if found is None else found + 1)
-        else:
-            longest = max(longest, int(split_words(rows, separator)[1].max(initial=0)))
-    return longest
+    lengths = [sequence_lengths(rows, separator).max(initial=0) for rows in row_slices(column)]
+    return int(max([1, *lengths]))
 
 
 def cut(values: np.ndarray, lengths: np.ndarray, width: int, keep: str) -> tuple[np.ndarray, np.ndarray]:
@@ -327,7 +324,7 @@ class NumericEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
         Raises:
             DataError: a value is no finite number, or all are missing.
         """
-        numbers = _numbers(x)
+        numbers = to_finite_floats(as_column(x))
         if np.isnan(numbers).all():
             raise DataError("a numeric column needs at least one number to learn from")
         imputer = SimpleImputer()
@@ -341,7 +338,7 @@ class NumericEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
     def transform(self, x: Any) -> np.ndarray:
         """Return ``[N]`` float32 quantiles in [0, 1]."""
         check_is_fitted(self, "quantiles_")
-        numbers = _numbers(x)
+        numbers = to_finite_floats(as_column(x))
         numbers[np.isnan(numbers)] = self.mean_
         levels = np.linspace(0, 1, len(self.quantiles_))
         # Of equal quantiles np.interp takes one end; the mean of both directions is the middle.
@@ -366,16 +363,3 @@ class NumericEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
         self.set_params(**content["parameters"])
         self.mean_ = float(content["mean"])
         self.quantiles_ = np.asarray(content["quantiles"], np.float64)
-
-
-def _numbers(x: Any) -> np.ndarray:
-    """Return ``[N]`` float64 with NaN for nulls.
-
-    Raises:
-        DataError: a value that is no finite number.
-    """
-    numbers = to_floats(as_column(x))
-    infinite = np.flatnonzero(np.isinf(numbers))
-    if len(infinite):
-        raise DataError(f"expected finite numbers, got {numbers[infinite[0]]} in row {infinite[0]}")
-    return numbers

@@ -11,8 +11,8 @@ from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
-from dien_fast.data.checks import check_history, check_words
-from dien_fast.data.columns import as_column, is_list, row_slices
+from dien_fast.data.checks import check_table
+from dien_fast.data.columns import as_column, row_slices
 from dien_fast.data.encoders import CategoryEncoder, NumericEncoder, SequenceEncoder, longest_sequence
 from dien_fast.data.schema import Schema
 from dien_fast.data.tables import get_column, reading
@@ -113,7 +113,7 @@ class Encoders(Mapping[str, Encoder]):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def fit_encoders(table: pa.Table, schema: Schema, source: str = "table") -> Encoders:
+def fit_encoders(table: pa.Table, schema: Schema, source: str = "table", *, checked: bool = False) -> Encoders:
     """Learn the encoders of all features from one table, which should be the training rows alone.
 
     With ``schema.share_vocabulary`` a candidate, its histories and their negatives use one vocabulary,
@@ -124,12 +124,15 @@ def fit_encoders(table: pa.Table, schema: Schema, source: str = "table") -> Enco
         table: the training rows.
         schema: what the columns mean.
         source: what error messages call the table.
+        checked: True where :func:`~dien_fast.data.checks.check_table` has seen these rows.
 
     Raises:
         DataError: a column is missing or does not hold what the schema says, or the table is empty.
     """
     if not table.num_rows:
         raise DataError(f"{source}: the table has no rows to learn from")
+    if not checked:
+        check_table(table, schema, source, require_label=False)
     encoders: dict[str, Encoder] = {}
     for feature in schema.numeric:
         with reading(table, feature, source) as column:
@@ -156,19 +159,11 @@ def _learn_vocabularies(table: pa.Table, schema: Schema, source: str) -> dict[st
     counts: dict[str, WordCounts] = {}
     for feature in schema.categorical:
         with reading(table, feature, source) as column:
-            words = as_column(column)
-            if is_list(words.type):
-                raise DataError("expected one word a row, got lists")
-            counts[feature] = count_words(row_slices(words))
+            counts[feature] = count_words(row_slices(as_column(column)))
     read = schema.sequence_features() if schema.negatives == "columns" else schema.sequences
-    histories = schema.histories()
     for feature in read:
         with reading(table, feature, source) as column:
             counts[feature] = count_words(sequence_words(as_column(column), schema.separator))
-            check_words(column, schema.separator)
-            if feature in histories:
-                ads = {pair.ad for pair in schema.pairs() if pair.pos_hist == feature}
-                check_history(column, schema.separator, [get_column(table, ad, source) for ad in ads])
     owners = {feature: owner for feature, owner in schema.vocabulary_owners().items() if feature in counts}
     if owners:
         _check_overlap(counts, schema, source)

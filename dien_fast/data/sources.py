@@ -20,8 +20,7 @@ from dien_fast.data import (
     split_table,
     synthetic_clicks,
 )
-from dien_fast.data.checks import check_history, check_labels
-from dien_fast.data.tables import get_column, reading
+from dien_fast.data.checks import check_table
 from dien_fast.errors import CheckpointError, DataError
 from dien_fast.training import metrics
 
@@ -40,6 +39,7 @@ class Tables:
         train, valid, test: the three parts.
         schema: what their columns mean.
         names: what messages call the three parts.
+        checked: which of the three were checked, as part of the table that they were divided from.
         best_auc: the best AUC that any model can reach on the test rows, where it is known.
     """
 
@@ -48,6 +48,7 @@ class Tables:
     test: pa.Table
     schema: Schema
     names: tuple[str, str, str]
+    checked: tuple[bool, bool, bool] = (False, False, False)
     best_auc: float | None = None
 
 
@@ -141,7 +142,7 @@ class Source:
         if table.num_rows == 0:
             raise DataError(f"{self.dataset}: the table has no rows")
         schema = Schema.from_dict(schema.to_dict() | self.overrides)
-        _check_rows(table, schema, self.dataset)
+        check_table(table, schema, self.dataset)
         shares = np.array(_SHARES)
         given = {1: self.valid, 2: self.test}
         for part, path in given.items():
@@ -160,22 +161,19 @@ class Source:
         for part_table, name in zip(parts, names, strict=True):
             if part_table.num_rows == 0:
                 raise DataError(f"{name}: there are none; the table has {table.num_rows} rows, too few to divide")
-        return Tables(parts[0], parts[1], parts[2], schema, (names[0], names[1], names[2]))
+        return Tables(
+            parts[0],
+            parts[1],
+            parts[2],
+            schema,
+            (names[0], names[1], names[2]),
+            checked=(True, self.valid is None, self.test is None),
+        )
 
 
 def cache_directory() -> Path:
     """Return where fetched data is kept: ``$DIEN_FAST_CACHE`` or ``~/.cache/dien-fast``."""
     return Path(os.environ.get("DIEN_FAST_CACHE") or Path.home() / ".cache" / "dien-fast")
-
-
-def _check_rows(table: pa.Table, schema: Schema, source: str) -> None:
-    """Refuse bad labels and histories while their rows still have the numbers they have in the file."""
-    with reading(table, schema.label, source) as labels:
-        check_labels(labels)
-    for pair in schema.pairs():
-        candidates = get_column(table, pair.ad, source)
-        with reading(table, pair.pos_hist, source) as history:
-            check_history(history, schema.separator, [candidates])
 
 
 def _best_split(schema: Schema) -> str:

@@ -12,7 +12,6 @@ import torch
 
 from dien_fast.data import ClickDataset, EpochLoader, NegativeSampler, fit_encoders
 from dien_fast.data.sources import Source, Tables
-from dien_fast.errors import DataError
 from dien_fast.training import loop as training
 from dien_fast.training.directory import RunDirectory
 from dien_fast.training.runs import RunConfig, build_model, prepare_directory, without_negatives, write_json
@@ -72,7 +71,7 @@ def train_run(
         with accelerator.main_process_first():
             tables = source.load(config.seed)
         schema = tables.schema if config.model == "dien" else without_negatives(tables.schema)
-        encoders = fit_encoders(tables.train, schema, source=tables.names[0])
+        encoders = fit_encoders(tables.train, schema, source=tables.names[0], checked=tables.checked[0])
         config = replace(config, schema=schema.to_dict(), data=asdict(source), fingerprint=encoders.fingerprint())
         train, valid, test = make_loaders(
             tables,
@@ -145,18 +144,14 @@ def make_loaders(
     """
     negatives = None
     if schema.groups and schema.negatives in ("uniform", "popularity"):
-        try:
-            negatives = NegativeSampler.fit(tables.train, schema, encoders, seed=config.seed)
-        except DataError:
-            # What is wrong with the histories, a dataset says with file, column and row.
-            ClickDataset(tables.train, schema, encoders, source=tables.names[0])
-            raise
+        negatives = NegativeSampler.fit(tables.train, schema, encoders, seed=config.seed)
     loaders: list[EpochLoader] = []
-    for table, name in zip((tables.train, tables.valid, tables.test), tables.names, strict=True):
+    parts = (tables.train, tables.valid, tables.test)
+    for table, name, checked in zip(parts, tables.names, tables.checked, strict=True):
         training_rows = not loaders
         loaders.append(
             EpochLoader(
-                ClickDataset(table, schema, encoders, negatives=negatives, source=name),
+                ClickDataset(table, schema, encoders, negatives=negatives, checked=checked, source=name),
                 config.batch_size if training_rows else _SCORING_BATCH,
                 shuffle=training_rows,
                 seed=config.seed,

@@ -219,4 +219,4 @@ def test_pairs_of_different_lengths_are_refused() -> None:
         table.column_names.index("hist_category"), "hist_category", pa.array([["a"] * 9] * table.num_rows)
     )
     with pytest.raises(DataError, match="the histories of group 'items' differ in length"):
-        NegativeSampler.fit(table, make_schema(), fit_encoders(table, make_schema()))
+        NegativeSampler.fit(table, make_schema(), fit_encoders(table, make_schema(), checked=True))

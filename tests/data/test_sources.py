@@ -1,5 +1,7 @@
 """Where rows come from, how they are divided, and that scores are written whole."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -109,6 +111,53 @@ def test_the_schema_may_be_overridden(shop):
 def test_bad_settings_are_named(shop, settings, message):
     with pytest.raises(DataError, match=message):
         shop(**settings).load()
+
+
+FAULTS = {
+    "price": ("9,5", "column 'price': expected a number, got '9,5' in row 95"),
+    "clicked": ("2", "column 'clicked': expected 0 or 1, got 2 in row 95"),
+    "tags": ("a|__PAD__", "column 'tags': row 95 holds the word '__PAD__'"),
+    "past": ("i1|0", "column 'past': row 95 is padded with 0 behind its events"),
+    "brands": ("b|b|b|b|b", "columns 'past' and 'brands' of group 'items' have 1 and 5 events in row 95"),
+    "negatives": ("i1|i2", "columns 'past' and 'negatives' of group 'items' have 1 and 2 events in row 95"),
+}
+
+
+@pytest.mark.parametrize("column", FAULTS)
+@pytest.mark.parametrize("split", ["user", "global", "random"])
+def test_rows_are_numbered_as_in_the_file(tmp_path, column, split):
+    rows = 100
+    table = {
+        "who": [f"u{number % 10}" for number in range(rows)],
+        "when": list(range(rows)),
+        "price": ["1.5"] * rows,
+        "clicked": ["0", "1"] * (rows // 2),
+        "item": ["i1", "i2"] * (rows // 2),
+        "brand": ["b"] * rows,
+        "tags": ["a|c"] * rows,
+        "past": ["i1"] * rows,
+        "brands": ["b"] * rows,
+        "negatives": ["i2"] * rows,
+    }
+    value, message = FAULTS[column]
+    table[column][95] = value
+    pa.csv.write_csv(pa.table(table), tmp_path / "t.csv")
+    (tmp_path / "t.toml").write_text("""
+        label = "clicked"
+        user = "who"
+        time = "when"
+        numeric = ["price"]
+        categorical = ["item", "brand"]
+        sequences = ["tags", "past", "brands"]
+        negatives = "columns"
+        [[groups]]
+        name = "items"
+        pairs = [{ ad = "item", pos_hist = "past", neg_hist = "negatives" }, { ad = "brand", pos_hist = "brands" }]
+    """)
+    source = Source(str(tmp_path / "t.csv"), schema=str(tmp_path / "t.toml"), split=split)
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        source.load()
+    assert str(caught.value).startswith(f"{tmp_path / 't.csv'}: ")
 
 
 def test_too_few_rows_to_divide(shop, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dien_fast
-from dien_fast.data import Schema, synthetic_clicks
+from dien_fast.data import Schema, checks, synthetic_clicks
 from dien_fast.data.sources import Source
 from dien_fast.errors import CheckpointError, DataError, DienFastError
 from dien_fast.training import loop, scoring
@@ -67,6 +67,18 @@ def test_a_run_directory_holds_what_it_should(trained):
     assert any(line.startswith("best reachable test AUC: 0.") for line in lines)
     history = pd.read_csv(directory / "history.csv")
     assert metrics["valid_auc"] == pytest.approx(history["valid_auc"].max())
+
+
+def test_the_rows_of_a_training_are_checked_once(tmp_path, monkeypatch):
+    calls = []
+    check_history = checks.check_history
+    monkeypatch.setattr(
+        checks,
+        "check_history",
+        lambda column, *rest, **options: calls.append(len(column)) or check_history(column, *rest, **options),
+    )
+    small_run(tmp_path / "run")
+    assert calls == [400]
 
 
 def test_load_gives_the_weights_of_the_best_epoch(trained):
