@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,17 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path) -
         if key not in own:
             raise CheckpointError(f"{path} does not fit the model: it has the unknown weight {key!r}")
     model.load_state_dict(state)
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return the first setting that differs, as a phrase, or None.
+
+    Example:
+        >>> first_difference({"lr": 0.1, "seed": 0}, {"lr": 0.1, "seed": 3})
+        'seed = 0, now seed = 3'
+    """
+    for name in {**before, **now}:
+        if name not in before or name not in now or before[name] != now[name]:
+            old, new = (repr(values[name]) if name in values else "not set" for values in (before, now))
+            return f"{name} = {old}, now {name} = {new}"
+    return None

@@ -26,6 +26,7 @@ from dien_fast.errors import CheckpointError, DataError, DienFastError
 from dien_fast.files import write_atomically
 from dien_fast.training import metrics
 from dien_fast.training.checkpoints import (
+    first_difference,
     load_checkpoint,
     load_weights,
     save_checkpoint,
@@ -71,6 +72,7 @@ def fit(
     seed: int = 0,
     resume: bool = False,
     fingerprint: str = "",
+    identity: Mapping[str, Any] | None = None,
     mixed_precision: str = "no",
     gradient_accumulation_steps: int = 1,
     cpu: bool = False,
@@ -102,6 +104,8 @@ def fit(
         seed: seed of dropout; the loaders have their own.
         resume: go on from ``last.pt`` in ``run_directory``, if it is there.
         fingerprint: identity of the encoders, stored in the checkpoints; on resuming it must be the same.
+        identity: what else the weights belong to (sizes, column names: plain values by name), stored in the
+            checkpoints; on resuming it must be the same.
         mixed_precision: "no", "bf16" or "fp16".
         gradient_accumulation_steps: batches to an optimizer step.
         cpu: stay on the CPU though there is a GPU.
@@ -148,7 +152,7 @@ def fit(
         best: dict[str, Tensor] | None = None
         best_epoch, best_auc = 0, float("-inf")
         if run is not None and resuming:
-            last = _load_last(run.path / "last.pt", settings, fingerprint)
+            last = _load_last(run.path / "last.pt", settings, fingerprint, dict(identity or {}))
             load_weights(bare, last["model"], run.path / "last.pt")
             _load_optimizer(optimizer, last["optimizer"], run.path / "last.pt")
             history, best_epoch, best_auc = last["history"], last["best_epoch"], last["best_auc"]
@@ -187,7 +191,13 @@ def fit(
                     if best_epoch == epoch:
                         save_checkpoint(
                             run.place / "best.pt",
-                            {"model": best, "epoch": epoch, "valid_auc": best_auc, "fingerprint": fingerprint},
+                            {
+                                "model": best,
+                                "epoch": epoch,
+                                "valid_auc": best_auc,
+                                "fingerprint": fingerprint,
+                                "identity": dict(identity or {}),
+                            },
                         )
                     _write_history(history, run.place)
                     save_checkpoint(
@@ -201,6 +211,7 @@ def fit(
                             "best_auc": best_auc,
                             "settings": settings,
                             "fingerprint": fingerprint,
+                            "identity": dict(identity or {}),
                         },
                     )
                     run.take_place()
@@ -412,17 +423,13 @@ def _share_buffers(model: nn.Module) -> None:
         torch.distributed.broadcast(buffer, src=0)
 
 
-def _load_last(path: Path, settings: dict[str, Any], fingerprint: str) -> dict[str, Any]:
+def _load_last(path: Path, settings: dict[str, Any], fingerprint: str, identity: dict[str, Any]) -> dict[str, Any]:
     """Read last.pt and refuse it if the run it belongs to had other settings."""
-    last = load_checkpoint(
-        path, ("model", "optimizer", "history", "best_epoch", "best_auc", "settings", "fingerprint")
-    )
-    for name, value in settings.items():
-        before = last["settings"].get(name)
-        if before != value:
-            raise CheckpointError(
-                f"{path} cannot be resumed: it was trained with {name} = {before}, now {name} = {value}"
-            )
+    entries = ("model", "optimizer", "history", "best_epoch", "best_auc", "settings", "fingerprint", "identity")
+    last = load_checkpoint(path, entries)
+    difference = first_difference(last["settings"] | last["identity"], settings | identity)
+    if difference:
+        raise CheckpointError(f"{path} cannot be resumed: it was trained with {difference}")
     if last["fingerprint"] != fingerprint:
         raise CheckpointError(f"{path} cannot be resumed: its encoders were fitted to other data")
     return last

@@ -111,6 +111,7 @@ def train_run(
             seed=config.seed,
             resume=resume,
             fingerprint=config.fingerprint,
+            identity=config.identity(),
             accelerator=accelerator,
             progress=progress,
             log=log,

@@ -24,7 +24,7 @@ import dien_fast
 from dien_fast.errors import CheckpointError, DataError, DienFastError
 from dien_fast.files import write_atomically
 from dien_fast.models import DIEN, DIN, AttentionGroup
-from dien_fast.training.checkpoints import load_checkpoint, load_weights
+from dien_fast.training.checkpoints import first_difference, load_checkpoint, load_weights
 from dien_fast.training.directory import RunDirectory, finish_replacement
 from dien_fast.training.scoring import predict
 
@@ -38,6 +38,22 @@ GRU_TYPES = ("AUGRU", "AGRU", "AIGRU", "GRU")
 
 # These may change when a run is resumed: none of them alters an epoch that has been trained.
 _FREE_TO_CHANGE = ("epochs", "patience", "versions")
+
+# All other settings say what the weights mean, so a checkpoint repeats them.
+_NOT_OF_THE_MODEL = (
+    "data",
+    "epochs",
+    "patience",
+    "batch_size",
+    "lr",
+    "weight_decay",
+    "aux_weight",
+    "seed",
+    "mixed_precision",
+    "gradient_accumulation",
+    "fingerprint",
+    "versions",
+)
 
 
 @dataclass
@@ -151,18 +167,24 @@ class RunConfig:
         Raises:
             CheckpointError: naming the first setting that differs.
         """
-        old, new = _flat(asdict(self)), _flat(asdict(other))
-        for name in old | new:
-            before, now = old.get(name), new.get(name)
-            if before == now or name in _FREE_TO_CHANGE:
-                continue
-            if name == "fingerprint":
-                raise CheckpointError(
-                    f"{directory} cannot be resumed: the training rows are not those it was trained on"
-                )
+        old, new = (
+            {name: value for name, value in _flat(asdict(config)).items() if name not in _FREE_TO_CHANGE}
+            for config in (self, other)
+        )
+        data = old.pop("fingerprint") == new.pop("fingerprint")
+        difference = first_difference(old, new)
+        if difference:
+            raise CheckpointError(f"{directory} cannot be resumed: it was trained with {difference}")
+        if not data:
             raise CheckpointError(
-                f"{directory} cannot be resumed: it was trained with {name} = {before!r}, now {name} = {now!r}"
+                f"{directory} cannot be resumed: the training rows are not those it was trained on"
             )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the weights belong to, by name: the model's kind and sizes and the columns' meaning."""
+        settings = {name: value for name, value in asdict(self).items() if name not in _NOT_OF_THE_MODEL}
+        # As config.json gives them back.
+        return json.loads(json.dumps(_flat(settings)))
 
 
 def build_model(config: RunConfig, encoders: Encoders) -> DIEN:
@@ -316,11 +338,17 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Run:
 
     try:
         schema = config.click_schema
+        best = load_checkpoint(directory / "best.pt", ("model", "fingerprint", "identity"))
+        difference = first_difference(best["identity"], config.identity())
+        if difference:
+            raise CheckpointError(
+                f"{directory / 'config.json'} was changed after training: "
+                f"{directory / 'best.pt'} was trained with {difference}"
+            )
         encoders = Encoders.load(directory / "encoders")
         model = build_model(config, encoders)
     except DataError as error:
         raise CheckpointError(f"the run {directory} is damaged: {error}") from error
-    best = load_checkpoint(directory / "best.pt", ("model", "fingerprint"))
     if best["fingerprint"] != encoders.fingerprint():
         raise CheckpointError(
             f"the encoders in {directory / 'encoders'} do not fit {directory / 'best.pt'}: "

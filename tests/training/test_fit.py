@@ -166,6 +166,7 @@ def test_resume_without_a_last_checkpoint_keeps_the_best_one(tmp_path):
         ({"aux_weight": 0.5}, "trained with aux_weight = 1.0, now aux_weight = 0.5"),
         ({"seed": 3}, "trained with seed = 0, now seed = 3"),
         ({"fingerprint": "other"}, "its encoders were fitted to other data"),
+        ({"identity": {"separator": ","}}, "trained with separator = not set, now separator = ','"),
     ],
 )
 def test_resuming_with_other_settings_is_refused(tmp_path, changed, message):

@@ -181,6 +181,14 @@ def change_config(**changes):
     return damage
 
 
+def change_schema(**changes):
+    def damage(run):
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"schema": config["schema"] | changes}))
+
+    return damage
+
+
 def drop_setting(run):
     config = json.loads((run / "config.json").read_text())
     del config["lr"]
@@ -219,8 +227,13 @@ def truncate(run):
         (change_config(model="gpt"), "model must be one of dien, din, got 'gpt'"),
         (change_config(extra=1), "the setting 'extra' is missing or unknown"),
         (drop_setting, "the setting 'lr' is missing or unknown"),
-        (change_config(embedding_size=8), r"does not fit the model: weight .* must have shape"),
-        (change_config(gru_type="AIGRU"), "does not fit the model"),
+        (change_config(embedding_size=8), "trained with embedding_size = 4, now embedding_size = 8"),
+        (change_config(gru_type="AIGRU"), "trained with gru_type = 'AUGRU', now gru_type = 'AIGRU'"),
+        (change_schema(separator=","), r"config\.json was changed after training: .*best\.pt was trained with "),
+        (change_schema(separator=","), r"schema\.separator = '\|', now schema\.separator = ','"),
+        (change_schema(max_length=7), r"schema\.max_length = 20, now schema\.max_length = 7"),
+        (change_schema(min_count=1), r"schema\.min_count = 5, now schema\.min_count = 1"),
+        (change_schema(keep="oldest"), r"schema\.keep = 'newest', now schema\.keep = 'oldest'"),
         (change_config(schema={"categorical": "x"}), "is damaged: schema: categorical must be a list"),
         (drop_weight, "lacks the weight"),
         (truncate, "damaged, cut short"),
@@ -334,3 +347,10 @@ def test_a_schema_the_model_cannot_serve_is_a_data_error(trained):
     encoders = dien_fast.data.fit_encoders(clicks.table, Schema.from_dict(settings))
     with pytest.raises(DataError, match="the schema does not fit the model"):
         build_model(RunConfig(schema=settings), encoders)
+
+
+def test_a_run_may_be_told_where_its_rows_are_now(run_copy):
+    config = json.loads((run_copy / "config.json").read_text())
+    config["data"]["dataset"], config["epochs"] = "moved.csv", 5
+    (run_copy / "config.json").write_text(json.dumps(config))
+    assert load(run_copy).config.epochs == 5
