@@ -33,9 +33,17 @@ train: $(READY) ## train DIEN on MovieLens-100K; results in runs/ml-100k
 resume: $(READY) ## go on with a training that was interrupted
 	$(BIN)/dien-fast train --output $(RUN) --resume $(ARGS)
 
+WORKERS ?= $(shell nproc)
+PYTEST := $(BIN)/python -m pytest -p no:benchmark --numprocesses $(WORKERS) --dist worksteal
+COVERAGE := --cov --cov-report=term --cov-fail-under=90
+
 .PHONY: test
-test: $(READY) ## run the tests with branch coverage
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90 $(ARGS)
+test: $(READY) ## run the tests with branch coverage, but for slow ones; WORKERS=1 uses one core
+	$(PYTEST) $(COVERAGE) $(ARGS)
+
+.PHONY: test-all
+test-all: $(READY) ## run all tests: slow ones, every emulated case and the whole of make sanitize too
+	$(PYTEST) $(COVERAGE) -m '' $(ARGS)
 
 PEERS := .venv-peers
 PEERS_READY := $(patsubst tests/peers/requirements/%.txt,$(PEERS)/%/.ready,$(wildcard tests/peers/requirements/*.txt))
@@ -54,7 +62,7 @@ test-peers: $(READY) $(PEERS_READY) ## train the supported libraries' own DIEN, 
 
 .PHONY: test-cuda-emulated
 test-cuda-emulated: $(READY) ## run every case of the CUDA kernels on the host, without a GPU
-	DIEN_FAST_EMULATED=all $(BIN)/python -m pytest tests/cuda/test_cuda_emulated.py tests/cuda/test_cuda_operators.py $(ARGS)
+	$(PYTEST) -m '' tests/cuda/test_cuda_emulated.py tests/cuda/test_cuda_operators.py $(ARGS)
 
 .PHONY: sanitize
 sanitize: $(READY) ## test the kernels under AddressSanitizer and UndefinedBehaviorSanitizer

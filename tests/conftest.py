@@ -8,6 +8,11 @@ collect_ignore_glob = ["*/conftest.py"]
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Start long tests first: at the end of the run, one worker would wait for the other's."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

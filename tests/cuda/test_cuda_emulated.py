@@ -1,10 +1,9 @@
 """The CUDA kernels, on the host (see tests/cuda/emulator), against the reference loop in float64.
 
-``DIEN_FAST_EMULATED=all`` runs every cell, layout, type and shape; without it, each of them in some case.
+Every cell, layout, type and shape is in some case that is not marked slow; all combinations are in make test-all.
 """
 
 import itertools
-import os
 
 import pytest
 import torch
@@ -12,17 +11,14 @@ from cuda_cases import DTYPES, LAYOUTS, SHAPES, assert_close, in_layout, incomin
 from emulator.build import build, find_compiler, load
 from emulator.harness import Emulated
 from recurrence_cases import problem
+from selection import slow_but
 
 from dien_fast.functional import GATES
 from dien_fast.ops.attention_gru import CELLS
 
-ALL = os.environ.get("DIEN_FAST_EMULATED") == "all"
-CASES = list(itertools.product(GATES, LAYOUTS, DTYPES, SHAPES))
-if not ALL:
-    # 7 shapes, 3 layouts, 4 types and 5 cells meet each other as the number of the case grows.
-    CASES = [
-        (tuple(GATES)[i % 5], LAYOUTS[i % 3], DTYPES[0 if i % 2 else i // 2 % 4], SHAPES[i % 7]) for i in range(42)
-    ]
+# 7 shapes, 3 layouts, 4 types and 5 cells meet each other as the number of the case grows.
+FEW = [(tuple(GATES)[i % 5], LAYOUTS[i % 3], DTYPES[0 if i % 2 else i // 2 % 4], SHAPES[i % 7]) for i in range(42)]
+CASES = FEW + [case for case in itertools.product(GATES, LAYOUTS, DTYPES, SHAPES) if case not in FEW]
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +34,7 @@ def emulated(module):
 
 
 @pytest.mark.parametrize(
-    ("cell", "layout", "dtype", "shape"), CASES, ids=lambda value: str(value).replace("torch.", "")
+    ("cell", "layout", "dtype", "shape"), slow_but(FEW, CASES), ids=lambda value: str(value).replace("torch.", "")
 )
 def test_against_reference(emulated, cell, layout, dtype, shape):
     number = CASES.index((cell, layout, dtype, shape))

@@ -9,6 +9,8 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from filelock import FileLock
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 NAME = "dien_fast_cuda_emulated"
@@ -42,12 +44,13 @@ def cached(name, flags, contents):
 
 
 def make(target, command):
-    """Run a compiler whose output is ``target``, unless it is there."""
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{os.getpid()}.{target.name}")  # another process may make the same
-        subprocess.run([find_compiler(), *FLAGS, *command, "-o", partial], check=True)
-        partial.rename(target)
+    """Run a compiler whose output is ``target``, unless it is there; other processes wait for its lock."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            partial = target.with_name(f"partial.{target.name}")
+            subprocess.run([find_compiler(), *FLAGS, *command, "-o", partial], check=True)
+            partial.rename(target)
     return target
 
 
