@@ -28,12 +28,18 @@ nitpicky = True  # a reference to something that is not documented is an error
 # Types of other libraries, whose inventories could only be had from the network.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|np|numpy|pa|pyarrow|pd|pandas|collections|pathlib|nn|sklearn|argparse)\..*"),
-    (r"py:.*", r"(Tensor|Any|optional|DataFrame|ndarray|Self|Accelerator|Path)"),
+    (r"py:.*", r"(Tensor|Any|optional|DataFrame|ndarray|Self|Accelerator|Path|dict\[str)"),
+    # Parts of signatures that nobody but the package itself makes.
+    (r"py:class", r"(.*\.)?(Vocabulary|_Catalogue|Tables|RunDirectory)"),
 ]
+suppress_warnings = ["ref.python"]  # a bare DIEN in a signature may be the fast or the reference one
 
 html_theme = "furo"
 html_title = "dien-fast"
 html_show_sphinx = False
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 html_show_sourcelink = False
 html_copy_source = False
 pygments_style = "friendly"
@@ -47,6 +53,8 @@ autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+# Returns as a plain section: else what stands before its first colon is taken for a type.
+napoleon_custom_sections = ["Returns"]
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
@@ -55,6 +63,7 @@ sphinx_gallery_conf = {
     "run_stale_examples": True,  # the package may have changed, even where the script has not
     "abort_on_example_error": True,
     "show_signature": False,
+    "capture_repr": (),
     "min_reported_time": 10**6,
     "download_all_examples": False,
 }

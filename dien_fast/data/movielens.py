@@ -136,10 +136,9 @@ def read_movielens(path: str | Path) -> Tables:
     ``movies.csv``) and RecBole's atomic files (``*.inter``, ``*.item``, ``*.user``).
 
     Returns:
-        ratings: userId, movieId, rating, timestamp (seconds).
-        movies: movieId, title, genres (divided by ``|``; null where there are none).
-        users: userId, age (years; ML-1M: the lower bound of a range), gender, occupation, zipCode; or None
-            where the layout has none.
+        The ratings (userId, movieId, rating, timestamp in seconds), the movies (movieId, title, genres divided by
+        ``|``, null where there are none) and the users (userId, age in years, in ML-1M the lower bound of a range,
+        gender, occupation, zipCode), or None where the layout has no users.
 
     Raises:
         DataError: no known layout, or a file that is not what its name says.

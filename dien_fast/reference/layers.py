@@ -144,7 +144,7 @@ class MLP(nn.Module):
         hidden_layers: output size of each layer.
         dropout: probability of zeroing an activation, in ``[0, 1)``.
         batchnorm: whether each linear layer is batch-normalised.
-        activation: a name for :func:`get_activation_layer`; empty or None for none.
+        activation: ``"relu"``, ``"prelu"``, ``"dice"`` or another name of an activation; empty or None for none.
 
     Example:
         >>> MLP(4, [16, 8])(torch.randn(32, 4)).shape

@@ -34,7 +34,7 @@ def attention_view(
 
     Args:
         run: a trained DIEN.
-        table: as in :meth:`Run.predict`.
+        table: as in :meth:`dien_fast.training.runs.Run.predict`.
         directory: where ``attention.png`` and ``interest.png`` are written.
         row: number of the row, counted from 0; by default the first that has a history.
         user: in place of ``row``: the last row of this user that has a history.

@@ -114,8 +114,8 @@ def fit(
         log: takes the line printed after each epoch; None prints it to stdout.
 
     Returns:
-        One row per epoch: epoch, train_loss, train_aux_loss, train_auc, valid_loss, valid_auc, valid_logloss,
-        valid_gauc, seconds (the whole epoch), rows_per_second (training alone).
+        A row for each epoch, with epoch, train_loss, train_aux_loss, train_auc, valid_loss, valid_auc,
+        valid_logloss, valid_gauc, seconds (the whole epoch), rows_per_second (training alone).
 
     Raises:
         DataError: if the validation rows have one class only, so that there is no AUC.

@@ -60,7 +60,8 @@ _NOT_OF_THE_MODEL = (
 class RunConfig:
     """Everything that decides a run's outcome, as stored in ``config.json``.
 
-    The defaults are those of the article for MovieLens.
+    The defaults are those of the article for MovieLens. Epochs, patience, batch_size, lr, weight_decay,
+    aux_weight, seed, mixed_precision and gradient_accumulation are as in :func:`dien_fast.training.fit`.
 
     Attributes:
         schema: :meth:`dien_fast.data.Schema.to_dict` of the table's columns.
@@ -73,8 +74,6 @@ class RunConfig:
         mlp_hidden: widths of the last MLP's hidden layers.
         mlp_activation: its activation.
         mlp_dropout: its dropout probability.
-        epochs, patience, batch_size, lr, weight_decay, aux_weight, seed, mixed_precision,
-            gradient_accumulation: as in :func:`dien_fast.training.fit`.
         fingerprint: identity of the encoders that the weights belong to.
         versions: of dien-fast, torch and Python, for the record.
     """
