@@ -21,6 +21,7 @@ from dien_fast.data import (
     synthetic_clicks,
 )
 from dien_fast.data.checks import check_table
+from dien_fast.data.splitting import most_moments
 from dien_fast.errors import CheckpointError, DataError
 from dien_fast.training import metrics
 
@@ -158,9 +159,11 @@ class Source:
                 parts[part], names[part] = read_table(path, schema), path
         if self.valid is not None and self.test is not None:
             names[0] = self.dataset
-        for part_table, name in zip(parts, names, strict=True):
-            if part_table.num_rows == 0:
-                raise DataError(f"{name}: there are none; the table has {table.num_rows} rows, too few to divide")
+        for number, name in enumerate(names):
+            if parts[number].num_rows == 0:
+                # A file that was given in place of a part holds none itself.
+                reason = "the table has no rows" if given.get(number) else _why_none(table, schema, how)
+                raise DataError(f"{name}: there are none; {reason}")
         return Tables(
             parts[0],
             parts[1],
@@ -199,3 +202,25 @@ def _split(
         if column is None and (how == "user" or setting == "time"):
             raise DataError(f"--split {how} needs a {setting} column: name it in the schema as {setting} = ...")
     return split_table(table, how, shares, user=schema.user or "", time=schema.time or "", source=source)
+
+
+def _why_none(table: pa.Table, schema: Schema, how: str) -> str:
+    """Return why a split leaves one of the three parts without rows, and which other split does not."""
+    if how == "user":
+        most = most_moments(table, user=schema.user or "", time=schema.time or "")
+        reason = (
+            "--split user puts the last tenths of each user's rows aside, but no user has rows at more than "
+            f"{most} different {'time' if most == 1 else 'times'}"
+        )
+    elif how == "global":
+        reason = (
+            f"--split global divides the rows in time, but of {table.num_rows} rows too many have the same time"
+        )
+    else:
+        reason = f"the table has {table.num_rows} rows, too few to divide"
+    for other in ("global", "random"):
+        if other != how and (other == "random" or schema.time is not None):
+            parts = _split(table, schema, other, _SHARES, 0, "table")
+            if all(part.num_rows for part in parts):
+                return f"{reason}; --split {other} works for this table"
+    return reason

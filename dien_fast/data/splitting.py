@@ -60,6 +60,18 @@ def split_table(
     return train, valid, test
 
 
+def most_moments(table: pa.Table, user: str = "userId", time: str = "timestamp") -> int:
+    """Return at how many different times the user with the most of them has rows.
+
+    Example:
+        >>> most_moments(pa.table({"userId": [1, 1, 1, 2], "timestamp": [5, 6, 6, 5]}))
+        2
+    """
+    users, times = _ranks(table, user, "table"), _ranks(table, time, "table")
+    moments = np.unique(np.stack([users, times]), axis=1)[0]
+    return int(np.unique(moments, return_counts=True)[1].max(initial=0))
+
+
 def _ranks(table: pa.Table, name: str, source: str) -> np.ndarray:
     """Return ``[rows]`` int64, equal for equal values and rising with them."""
     column = as_column(get_column(table, name, source))

@@ -409,7 +409,9 @@ def candidate_owners(
             raise ValueError(f"candidate_offsets must be given for {users} users, got None")
         return torch.zeros(candidates, dtype=torch.int64, device=device)
     if not isinstance(candidate_offsets, Tensor) or candidate_offsets.is_floating_point():
-        got = candidate_offsets.dtype if isinstance(candidate_offsets, Tensor) else type(candidate_offsets).__name__
+        got = (
+            candidate_offsets.dtype if isinstance(candidate_offsets, Tensor) else type(candidate_offsets).__name__
+        )
         raise TypeError(f"candidate_offsets must be a tensor of dtype int64, got {got}")
     if candidate_offsets.shape != (users + 1,):
         raise ValueError(f"candidate_offsets must have shape ({users + 1},), got {tuple(candidate_offsets.shape)}")

@@ -166,6 +166,50 @@ def test_too_few_rows_to_divide(shop, tmp_path):
         shop().load()
 
 
+def table_of(tmp_path, users, times):
+    """Write a table with these users and times, and return where."""
+    rows = len(users)
+    table = {
+        "who": users,
+        "when": times,
+        "clicked": [0, 1] * (rows // 2),
+        "item": ["i1"] * rows,
+        "past": [""] * rows,
+    }
+    pa.csv.write_csv(pa.table(table), tmp_path / "clicks.csv")
+
+
+@pytest.mark.parametrize("rows_of_a_user", [1, 2, 4])
+def test_users_with_few_rows_are_no_reason_to_give_up(shop, tmp_path, rows_of_a_user):
+    table_of(tmp_path, np.arange(200) // rows_of_a_user, np.arange(200))
+    columns = 'user = "who"\ntime = "when"\n'
+    part = "test" if rows_of_a_user == 4 else "validation"
+    times = "1 different time" if rows_of_a_user == 1 else f"{rows_of_a_user} different times"
+    with pytest.raises(
+        DataError,
+        match=rf"\({part} rows\): there are none; --split user puts the last tenths of each user.s rows aside, "
+        f"but no user has rows at more than {times}; --split global works for this table$",
+    ):
+        shop(columns).load()
+    assert sizes(shop(columns, split="global").load()) == (160, 20, 20)
+
+
+def test_rows_of_one_time_are_no_reason_to_give_up(shop, tmp_path):
+    table_of(tmp_path, np.arange(200) % 4, [7] * 200)
+    columns = 'user = "who"\ntime = "when"\n'
+    with pytest.raises(DataError, match=r"at more than 1 different time; --split random works for this table$"):
+        shop(columns).load()
+    with pytest.raises(DataError, match=r"too many have the same time; --split random works for this table$"):
+        shop(columns, split="global").load()
+    assert sizes(shop(columns, split="random").load()) == (160, 20, 20)
+
+
+def test_an_empty_file_of_test_rows_is_named(shop, tmp_path):
+    (tmp_path / "none.csv").write_text("clicked,item,past\n")
+    with pytest.raises(DataError, match=r"none\.csv: there are none; the table has no rows"):
+        shop(test=str(tmp_path / "none.csv")).load()
+
+
 def test_unknown_places_are_named(tmp_path):
     with pytest.raises(DataError, match="no such file or directory; --dataset also takes ml-100k and synthetic"):
         Source(str(tmp_path / "nothing.csv")).load()

@@ -75,7 +75,10 @@ def build(sources=ROOT / "csrc"):
 
     objects = kernels(sources)
     flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    headers = [ROOT / "csrc" / "attention_gru.h", ROOT / "csrc" / "cuda" / "attention_gru" / "attention_gru_cuda.h"]
+    headers = [
+        ROOT / "csrc" / "attention_gru.h",
+        ROOT / "csrc" / "cuda" / "attention_gru" / "attention_gru_cuda.h",
+    ]
     path = HERE / "module.cpp"
     binding = make(
         cached("module.o", [*FLAGS, *flags], [path, HERE / "emulator.h", *headers]), [*flags, "-c", path]
