@@ -40,6 +40,7 @@ class Tables:
         train, valid, test: the three parts.
         schema: what their columns mean.
         names: what messages call the three parts.
+        split: a line that says how the rows were divided, and why so.
         checked: which of the three were checked, as part of the table that they were divided from.
         best_auc: the best AUC that any model can reach on the test rows, where it is known.
     """
@@ -49,6 +50,7 @@ class Tables:
     test: pa.Table
     schema: Schema
     names: tuple[str, str, str]
+    split: str = "split: made by the caller"
     checked: tuple[bool, bool, bool] = (False, False, False)
     best_auc: float | None = None
 
@@ -170,8 +172,30 @@ class Source:
             parts[2],
             schema,
             (names[0], names[1], names[2]),
+            split=self._describe_split(how, schema),
             checked=(True, self.valid is None, self.test is None),
         )
+
+    def _describe_split(self, how: str, schema: Schema) -> str:
+        if self.valid is not None and self.test is not None:
+            return f"split: none, since validation and test rows are files ({self.valid}, {self.test})"
+        line = (
+            f"split: {how}, "
+            + {
+                "user": f"each user's own rows in the order of {schema.time!r}",
+                "global": f"all rows in the order of {schema.time!r}",
+                "random": "by chance",
+            }[how]
+        )
+        if self.split is not None:
+            return f"{line}, as asked for"
+        if schema.time is None:
+            return (
+                f"{line}, since the schema names no time column: training may know what comes after the test rows"
+            )
+        if schema.user is None:
+            return f"{line}, since the schema names a time but no user"
+        return f"{line}, since the schema names user and time"
 
 
 def cache_directory() -> Path:

@@ -90,6 +90,7 @@ def train_run(
             f"data: {source.dataset}, {len(train.dataset):,} training, {len(valid.dataset):,} validation "
             f"and {len(test.dataset):,} test rows"
         )
+        say(tables.split)
         say(f"model: {_describe(config, model)}; {_describe_device(accelerator)}")
         if accelerator.is_main_process:
             # Another training may have come first while this one read its rows.

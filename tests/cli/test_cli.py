@@ -46,8 +46,9 @@ def test_training_on_own_data_reports_and_ends_with_the_test_auc(tmp_path, shop,
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert lines[0] == f"data: {table}, 320 training, 40 validation and 40 test rows"
-    assert lines[1].startswith("model: DIEN (AUGRU, negatives: uniform), ")
-    assert lines[2].startswith("epoch 1: train loss ")
+    assert lines[1] == "split: global, all rows in the order of 'when', as asked for"
+    assert lines[2].startswith("model: DIEN (AUGRU, negatives: uniform), ")
+    assert lines[3].startswith("epoch 1: train loss ")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert lines[-1] == f"test AUC: {metrics['test_auc']:.4f}"
     assert "epoch 1/1" in captured.err
@@ -214,7 +215,7 @@ def test_two_processes_train_together_and_score_every_row_once(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert "2 processes" in lines[1]
+    assert "2 processes" in lines[2]
     assert [line[:8] for line in lines if line.startswith("epoch ")] == ["epoch 1:", "epoch 2:"]
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert lines[-1] == f"test AUC: {metrics['test_auc']:.4f}"

@@ -92,6 +92,38 @@ def test_files_of_ones_own_for_validation_and_test(shop, tmp_path):
     assert sizes(shop('time = "when"\n', valid=later, test=later).load()) == (100, 20, 20)
 
 
+@pytest.mark.parametrize(
+    ("columns", "settings", "line"),
+    [
+        (
+            'user = "who"\ntime = "when"\n',
+            {},
+            "split: user, each user's own rows in the order of 'when', since the schema names user and time",
+        ),
+        (
+            'time = "when"\n',
+            {},
+            "split: global, all rows in the order of 'when', since the schema names a time but no user",
+        ),
+        (
+            'user = "who"\n',
+            {},
+            "split: random, by chance, since the schema names no time column: "
+            "training may know what comes after the test rows",
+        ),
+        ('user = "who"\ntime = "when"\n', {"split": "random"}, "split: random, by chance, as asked for"),
+    ],
+)
+def test_the_split_that_was_used_is_told_with_its_reason(shop, columns, settings, line):
+    assert shop(columns, **settings).load().split == line
+
+
+def test_files_of_ones_own_are_told_as_the_split(shop, tmp_path):
+    later = str(tmp_path / "later.parquet")
+    line = f"split: none, since validation and test rows are files ({later}, {later})"
+    assert shop(valid=later, test=later).load().split == line
+
+
 def test_the_schema_may_be_overridden(shop):
     schema = shop(overrides={"min_count": 3, "negatives": "popularity"}).load().schema
     assert schema.min_count == 3
