@@ -80,6 +80,13 @@ class Encoders(Mapping[str, Encoder]):
         """Return the most events a sequence feature has: the width it is padded to."""
         return self.sequence(feature).max_length()
 
+    def unknown(self, feature: str) -> int:
+        """Return the id of every word of a categorical or sequence feature that was not learnt."""
+        encoder = self[feature]
+        if isinstance(encoder, NumericEncoder):
+            raise DataError(f"the encoders do not fit the schema: {feature!r} holds numbers, not words")
+        return encoder.vocabulary_.unknown
+
     def save(self, directory: str | Path) -> None:
         """Write one JSON file per feature into ``directory``, which is made if needed."""
         directory = Path(directory)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
@@ -26,7 +27,7 @@ from dien_fast.files import write_atomically
 from dien_fast.models import DIEN, DIN, AttentionGroup
 from dien_fast.training.checkpoints import first_difference, load_checkpoint, load_weights
 from dien_fast.training.directory import RunDirectory, finish_replacement
-from dien_fast.training.scoring import predict
+from dien_fast.training.scoring import predict, to_device
 
 if TYPE_CHECKING:
     from dien_fast.data.dataset import ClickDataset
@@ -256,6 +257,8 @@ class Run:
         schema: the meaning of the table's columns.
         encoders: its vocabularies.
         model: in eval mode.
+        unknown: by column, how many words :meth:`score_candidates` met since the run was opened that training did
+            not see; missing words count too.
     """
 
     directory: Path
@@ -263,6 +266,7 @@ class Run:
     schema: Schema
     encoders: Encoders
     model: DIEN
+    unknown: Counter[str] = field(default_factory=Counter, repr=False, compare=False)
 
     def predict(
         self, table: Any, *, batch_size: int = 1024, progress: bool = False, source: str | None = None
@@ -296,6 +300,43 @@ class Run:
             # pandas makes such a table of an empty list of records.
             return np.zeros(0, np.float32)
         return predict(self.model, EpochLoader(self.dataset(data, source=source), batch_size), progress=progress)
+
+    def score_candidates(self, user_table: Any, items: Any, candidate_offsets: Any = None) -> np.ndarray:
+        """Return the click probability of each candidate of each user.
+
+        What depends on a user alone, above all the states of the history, is computed once a user. Words that
+        training did not see and empty histories are fine; :attr:`unknown` counts such words.
+
+        Args:
+            user_table: a row for each user, as a table for :meth:`predict`, or one user as a dict: a value for
+                each numeric and categorical feature, and a list of words, or text, for each sequence. What
+                describes the candidates need not be there and is not looked at.
+            items: the words of the candidate column; where several columns describe a candidate, a table, or a
+                dict of columns, with all of them. For several users a list of words for each, or a table with
+                such lists in its columns.
+            candidate_offsets: instead of lists: ``[U + 1]`` whole numbers; user ``u`` has the items
+                ``candidate_offsets[u]`` to ``candidate_offsets[u + 1]``.
+
+        Returns:
+            float32 ``[C]``, in the order of the items, user after user: what :meth:`predict` gives for a table in
+            which each user's row is repeated for each candidate.
+
+        Raises:
+            DataError: if a column is missing or not what the schema says, or users and items do not fit together.
+
+        Example:
+            >>> run = dien_fast.load("runs/ml-100k")  # doctest: +SKIP
+            >>> run.score_candidates({"histMovieId": [50, 181, 258]}, [1, 7, 121])  # doctest: +SKIP
+            array([0.62, 0.41, 0.55], dtype=float32)
+        """
+        from dien_fast.training.candidates import encode_request
+
+        request = encode_request(self, user_table, items, candidate_offsets)
+        self.unknown.update(request.unknown)
+        device = next(self.model.parameters()).device
+        user, candidates = (to_device(batch, device) for batch in (request.user, request.candidates))
+        logits = self.model.score_candidates(user, candidates, request.offsets)
+        return logits.float().sigmoid().cpu().numpy()
 
     def dataset(self, table: Any, *, require_label: bool = False, source: str | None = None) -> ClickDataset:
         """Return ``table`` (as in :meth:`predict`) as a dataset of this model's inputs, without negatives."""
