@@ -125,6 +125,7 @@ def test_no_block_escapes(page):
     """A fence of another language would not be run; plain text needs no run."""
     fences = re.findall(r"^\s*```+(.*)$", page.read_text(), re.MULTILINE)
     assert len(fences) % 2 == 0
+    assert not re.search("^(<<<<<<<|=======|>>>>>>>)", page.read_text(), re.MULTILINE), "marks of a merge"
     unknown = [fence for fence in fences[::2] if fence not in RUN | NOT_CODE and not fence.startswith("{")]
     assert unknown == []
 
