@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import subprocess
-import sys
 
 import pytest
 
@@ -26,12 +24,6 @@ def test_examples(module: str) -> None:
     results = doctest.testmod(importlib.import_module(f"dien_fast.data.{module}"))
     assert results.attempted > 0
     assert results.failed == 0
-
-
-def test_importing_the_package_imports_no_extra() -> None:
-    code = "import sys, dien_fast, dien_fast.data; print([m for m in ('pyarrow', 'sklearn') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
