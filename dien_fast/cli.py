@@ -426,6 +426,7 @@ def _info(arguments: argparse.Namespace) -> None:
             user=arguments.user,
             candidates=arguments.candidates,
             group=arguments.group,
+            log=print,
         )
         print("written: " + ", ".join(str(path) for path in paths))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 import torch
 
 from dien_fast.data import read_table
+from dien_fast.data.columns import as_column, split_words
+from dien_fast.data.dataset import Batch
 from dien_fast.data.schema import Group
 from dien_fast.errors import DataError
 from dien_fast.ragged import Ragged
@@ -29,8 +31,11 @@ def attention_view(
     user: str | None = None,
     candidates: Sequence[str] | None = None,
     group: str | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> tuple[Path, Path]:
     """Draw, for the history of one row, which steps each candidate attends to and how the interest moves.
+
+    Words that training did not see are marked as unknown: to the model they are all the same word.
 
     Args:
         run: a trained DIEN.
@@ -42,6 +47,7 @@ def attention_view(
             from a row of the table that has the same candidate. None takes the row's own and the table's
             most frequent others.
         group: name of the attention group, by default the first.
+        log: takes a line that names the unknown candidates, and one for the unknown items of the history.
 
     Returns:
         The paths of the two pictures.
@@ -60,15 +66,20 @@ def attention_view(
     number = _row_number(run, data, run.dataset(data).lengths(chosen.pairs[0].pos_hist), row, user)
     rows, names = _candidate_rows(data, chosen, number, candidates)
     batch = run.dataset(_with_candidates(data, chosen, number, rows, names)).batch(np.arange(len(rows)))
-    history = batch[chosen.pairs[0].pos_hist]
-    assert isinstance(history, Ragged)
     scores, states = run.model.trace(batch, chosen.name)
-    length = int(history.lengths()[0])
     with torch.no_grad():
         probabilities = torch.sigmoid(run.model(batch)[0]).tolist()
-    words = run.encoders.sequence(chosen.pairs[0].pos_hist).idx2word_
-    steps = [str(words[index]) for index in history.values[:length].tolist()]
-    labels = [f"{name}  (p = {chance:.2f})" for name, chance in zip(names, probabilities, strict=True)]
+    steps, new_steps = _steps(run, data, chosen.pairs[0].pos_hist, number, batch)
+    length = len(steps)
+    candidate_ids = batch[chosen.pairs[0].ad]
+    assert isinstance(candidate_ids, torch.Tensor)
+    marked, new_names = _marked(
+        [name or "missing" for name in names], candidate_ids == run.encoders.unknown(chosen.pairs[0].ad)
+    )
+    labels = [f"{name}  (p = {chance:.2f})" for name, chance in zip(marked, probabilities, strict=True)]
+    for new, of in ((new_names, f"{len(names)} candidates"), (new_steps, f"{length} items of the history")):
+        if new and log is not None:
+            log(f"{len(new)} of {of} are unknown to the model, which sees them as one word: {', '.join(new)}")
     whose = f"row {number}" if user is None else f"user {user}"
     directory = Path(directory)
     return (
@@ -83,6 +94,29 @@ def attention_view(
             states[:, :length].numpy(), labels, directory / "interest.png", f"{whose}: how the interest evolves"
         ),
     )
+
+
+def _steps(run: Run, table: pa.Table, column: str, row: int, batch: Batch) -> tuple[list[str], list[str]]:
+    """Return the names of a row's events, unknown ones marked, and the words of those."""
+    history, encoder = batch[column], run.encoders.sequence(column)
+    assert isinstance(history, Ragged)
+    ids = history.values[: int(history.lengths()[0])]
+    given = split_words(as_column(table[column].slice(row, 1)).combine_chunks(), run.schema.separator)[
+        0
+    ].to_pylist()
+    given = given[-len(ids) :] if encoder.keep == "newest" else given[: len(ids)]
+    unknown = ids == run.encoders.unknown(column)
+    words = []
+    for index, new, word in zip(ids.tolist(), unknown.tolist(), given, strict=True):
+        # A word that was learnt has one spelling, whatever the table's.
+        words.append(str(word if new else encoder.idx2word_[index]) if word is not None else "missing")
+    return _marked(words, unknown)
+
+
+def _marked(words: Sequence[str], unknown: torch.Tensor) -> tuple[list[str], list[str]]:
+    """Mark the words where ``unknown`` holds; return all words and, unmarked, the unknown ones."""
+    pairs = list(zip(words, unknown.tolist(), strict=True))
+    return [f"{word} (unknown)" if new else word for word, new in pairs], [word for word, new in pairs if new]
 
 
 def _group(run: Run, name: str | None) -> Group:

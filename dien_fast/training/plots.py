@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,4 +185,8 @@ def _save(figure: Figure, path: str | Path) -> Path:
 
 
 def _shorten(name: str, most: int = 18) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """Cut a long word, but not the marks behind it."""
+    marks = re.search(r"(?: \(unknown\))?(?:  \(p = [\d.]+\))?$", name)
+    assert marks is not None
+    word, kept = name[: marks.start()], marks.group()
+    return (word if len(word) <= most else f"{word[: most - 1]}…") + kept

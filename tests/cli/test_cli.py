@@ -324,6 +324,27 @@ def test_info_draws_what_the_model_attends_to(shop, tmp_path, capsys):
     assert failure(capsys, "info", "--attention", "x").startswith("--attention needs a run directory")
 
 
+def test_info_names_what_the_model_does_not_know(shop, tmp_path, capsys):
+    table = pa.table(
+        {
+            "country": ["NO"],
+            "price": [1.0],
+            "words": ["new"],
+            "item": ["novel"],
+            "brand": ["b1"],
+            "past_items": ["i1;strange"],
+            "past_brands": ["b1;b2"],
+        }
+    )
+    pa.parquet.write_table(table, tmp_path / "one.parquet")
+    arguments = ["info", str(shop / "run"), "--attention", str(tmp_path), "--table", str(tmp_path / "one.parquet")]
+    assert main(arguments) == 0
+    candidates, history, written = capsys.readouterr().out.splitlines()[-3:]
+    assert candidates == "1 of 1 candidates are unknown to the model, which sees them as one word: novel"
+    assert history == "1 of 2 items of the history are unknown to the model, which sees them as one word: strange"
+    assert written.startswith("written: ")
+
+
 def test_help_explains_itself(capsys):
     for arguments in (["--help"], ["train", "--help"], ["predict", "--help"], ["info", "--help"]):
         with pytest.raises(SystemExit) as caught:

@@ -24,9 +24,9 @@ TABLE = pa.table(
 PAIRS = [{"ad": "item", "pos_hist": "past_items"}, {"ad": "brand", "pos_hist": "past_brands"}]
 
 
-def make_run(pairs=2, model="dien", groups=True):
+def make_run(pairs=2, model="dien", groups=True, **settings):
     torch.manual_seed(0)
-    settings = {
+    settings |= {
         "user": "user",
         "categorical": ["item", "brand"],
         "sequences": ["past_items", "past_brands"],
@@ -94,6 +94,43 @@ def test_a_single_candidate_column_takes_unseen_candidates_of_its_type(tmp_path,
     assert [name.split()[0] for name in drawn["candidates"]] == ["5", "99"]
     with pytest.raises(DataError, match="candidates of column 'item' must be int64"):
         attention_view(make_run(pairs=1), TABLE, tmp_path, row=1, candidates=["x"])
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["lists", "text"])
+def test_unknown_words_keep_their_names_and_are_marked(tmp_path, drawn, text):
+    history = "5|98|7|99" if text else [5, 98, 7, 99]
+    table = pa.table({"item": [6, 98, 77, None], "past_items": [history] * 4})
+    lines = []
+    attention_view(make_run(pairs=1), add_brands(table), tmp_path, row=0, log=lines.append)
+    assert drawn["steps"] == ["5", "98 (unknown)", "7", "99 (unknown)"]
+    names = [label.split("  (p = ")[0] for label in drawn["candidates"]]
+    assert names[0] == "6"
+    assert sorted(names[1:]) == ["77 (unknown)", "98 (unknown)", "missing (unknown)"]
+    for row in drawn["scores"][2:]:
+        np.testing.assert_array_equal(row, drawn["scores"][1])
+    assert lines[0].startswith("3 of 4 candidates are unknown to the model, which sees them as one word: ")
+    assert lines[1:] == [
+        "2 of 4 items of the history are unknown to the model, which sees them as one word: 98, 99"
+    ]
+
+
+def add_brands(table):
+    return table.append_column("brand", pa.array(["a"] * 4)).append_column("past_brands", pa.array([["a"]] * 4))
+
+
+def test_the_newest_events_are_named_where_older_ones_are_cut(tmp_path, drawn):
+    table = pa.table({"item": [6] * 4, "past_items": [[99, 5, 98, 7, 6]] * 4})
+    attention_view(make_run(pairs=1, max_length=3), add_brands(table), tmp_path, row=0)
+    assert drawn["steps"] == ["98 (unknown)", "7", "6"]
+    attention_view(make_run(pairs=1, max_length=3, keep="oldest"), add_brands(table), tmp_path, row=0)
+    assert drawn["steps"] == ["99 (unknown)", "5", "98 (unknown)"]
+
+
+def test_known_words_are_not_marked(tmp_path, drawn):
+    lines = []
+    attention_view(make_run(), TABLE, tmp_path, row=2, log=lines.append)
+    assert lines == []
+    assert not [name for name in [*drawn["steps"], *drawn["candidates"]] if "unknown" in name]
 
 
 @pytest.mark.parametrize(

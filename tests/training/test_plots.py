@@ -73,3 +73,9 @@ def test_states_that_never_move_or_have_one_dimension_are_drawn():
 def test_long_names_are_shortened():
     assert plots._shorten("short") == "short"
     assert plots._shorten("x" * 30, 10) == "x" * 9 + "…"
+
+
+def test_shortening_keeps_the_marks():
+    assert plots._shorten("x" * 30 + " (unknown)", 10) == "x" * 9 + "… (unknown)"
+    assert plots._shorten("x" * 30 + " (unknown)  (p = 0.12)", 10) == "x" * 9 + "… (unknown)  (p = 0.12)"
+    assert plots._shorten("Alien (1979)" + "x" * 30 + "  (p = 0.12)", 10) == "Alien (19…  (p = 0.12)"
