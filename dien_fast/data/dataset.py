@@ -18,6 +18,7 @@ from dien_fast.data.negatives import NegativeSampler
 from dien_fast.data.schema import ROW_KEY, Schema
 from dien_fast.data.tables import get_column, reading
 from dien_fast.errors import DataError
+from dien_fast.progress import step
 from dien_fast.ragged import Ragged
 
 Batch = dict[str, Tensor | Ragged]
@@ -83,12 +84,15 @@ class ClickDataset(Dataset[Batch]):
         for feature in schema.numeric:
             with reading(table, feature, source) as column:
                 self._scalars[feature] = encoders.numeric(feature).transform(column)
+            step()
         for feature in schema.categorical:
             with reading(table, feature, source) as column:
                 self._scalars[feature] = encoders.category(feature).transform(column)
+            step()
         read_negatives = require_label and schema.negatives == "columns"
         for feature in [*schema.sequences, *(schema.negative_features() if read_negatives else [])]:
             self._encode_sequence(table, feature, encoders, source)
+            step()
         self._share_offsets(read_negatives)
         if self._negatives is not None:
             self._widths |= {pair.neg_hist: self._widths[pair.pos_hist] for pair in schema.pairs()}

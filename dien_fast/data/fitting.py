@@ -19,6 +19,7 @@ from dien_fast.data.tables import get_column, reading
 from dien_fast.data.vocabulary import Vocabulary, WordCounts, count_words, merge_counts, sequence_words
 from dien_fast.errors import DataError
 from dien_fast.files import is_unfinished, remove_unfinished
+from dien_fast.progress import step
 
 Encoder = CategoryEncoder | SequenceEncoder | NumericEncoder
 T = TypeVar("T", CategoryEncoder, SequenceEncoder, NumericEncoder)
@@ -144,6 +145,7 @@ def fit_encoders(table: pa.Table, schema: Schema, source: str = "table", *, chec
     for feature in schema.numeric:
         with reading(table, feature, source) as column:
             encoders[feature] = NumericEncoder().fit(column)
+        step()
     vocabularies = _learn_vocabularies(table, schema, source)
     for feature in schema.categorical:
         category = CategoryEncoder(min_cnt=schema.min_count)
@@ -167,10 +169,12 @@ def _learn_vocabularies(table: pa.Table, schema: Schema, source: str) -> dict[st
     for feature in schema.categorical:
         with reading(table, feature, source) as column:
             counts[feature] = count_words(row_slices(as_column(column)))
+        step()
     read = schema.sequence_features() if schema.negatives == "columns" else schema.sequences
     for feature in read:
         with reading(table, feature, source) as column:
             counts[feature] = count_words(sequence_words(as_column(column), schema.separator))
+        step()
     owners = {feature: owner for feature, owner in schema.vocabulary_owners().items() if feature in counts}
     if owners:
         _check_overlap(counts, schema, source)

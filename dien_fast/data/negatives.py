@@ -19,6 +19,7 @@ from dien_fast.data.schema import Group, Schema
 from dien_fast.data.tables import get_column
 from dien_fast.data.vocabulary import Vocabulary, count_words, encode_column, merge_counts, sequence_words
 from dien_fast.errors import DataError
+from dien_fast.progress import step
 
 _ATTEMPTS = 64
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -119,9 +120,10 @@ class NegativeSampler:
         if schema.negatives not in ("uniform", "popularity"):
             raise DataError(f"negatives={schema.negatives!r} draws nothing; use 'uniform' or 'popularity'")
         by_popularity = schema.negatives == "popularity"
-        catalogues = {
-            group.name: _collect(table, schema, group, encoders, by_popularity) for group in schema.groups
-        }
+        catalogues = {}
+        for group in schema.groups:
+            catalogues[group.name] = _collect(table, schema, group, encoders, by_popularity)
+            step()
         return cls(catalogues, exclude_clicked=schema.exclude_clicked, seed=seed, fresh=fresh)
 
     def sample(

@@ -23,12 +23,15 @@ from dien_fast.data import (
 from dien_fast.data.checks import check_table
 from dien_fast.data.splitting import most_moments
 from dien_fast.errors import CheckpointError, DataError
+from dien_fast.progress import step
 from dien_fast.training import metrics
 
 # Settings of the schema that a command line may change.
 OVERRIDES = ("negatives", "exclude_clicked", "min_count", "max_length", "share_vocabulary")
 
 SPLITS = ("user", "global", "random")
+# Reading, checking and dividing.
+LOAD_STEPS = 3
 _SHARES = (0.8, 0.1, 0.1)
 
 
@@ -100,7 +103,7 @@ class Source:
         return self.dataset == "ml-100k" or (self.schema is None and Path(self.dataset).is_dir())
 
     def load(self, seed: int = 0) -> Tables:
-        """Read, build and divide the tables.
+        """Read, build and divide the tables, in ``LOAD_STEPS`` steps of :func:`dien_fast.progress.steps`.
 
         Args:
             seed: of synthetic rows and of a random split.
@@ -144,8 +147,10 @@ class Source:
         """Return the parts of ``table``, and the files in place of those that are given."""
         if table.num_rows == 0:
             raise DataError(f"{self.dataset}: the table has no rows")
+        step()
         schema = Schema.from_dict(schema.to_dict() | self.overrides)
         check_table(table, schema, self.dataset)
+        step()
         shares = np.array(_SHARES)
         given = {1: self.valid, 2: self.test}
         for part, path in given.items():
@@ -155,6 +160,7 @@ class Source:
         parts = list(
             _split(table, schema, how, (float(shares[0]), float(shares[1]), float(shares[2])), seed, self.dataset)
         )
+        step()
         names = [f"{self.dataset} ({part} rows)" for part in ("training", "validation", "test")]
         for part, path in given.items():
             if path is not None:

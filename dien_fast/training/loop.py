@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from dien_fast.errors import CheckpointError, DataError, DienFastError
 from dien_fast.files import write_atomically
+from dien_fast.progress import progress_bar
 from dien_fast.training import metrics
 from dien_fast.training.checkpoints import (
     first_difference,
@@ -33,12 +34,10 @@ from dien_fast.training.checkpoints import (
 )
 from dien_fast.training.directory import RunDirectory
 from dien_fast.training.scoring import (
-    REFRESH_SECONDS,
     collect,
     evaluate,
     labels_of,
     predict,
-    progress_bar,
     sum_over_ranks,
     to_device,
     weighted_sum,
@@ -274,10 +273,10 @@ def _train_epoch(
     aux_losses: list[Tensor] = []
     sizes: list[int] = []
     begin = time.perf_counter()
-    refresh = begin + REFRESH_SECONDS
     show = progress and accelerator.is_main_process
     all_labels = labels_of(loader)
-    with progress_bar(loader, show, title) as bar:
+    with progress_bar(len(loader.dataset), title, "rows", show) as bar:
+        refresh = begin + bar.seconds
         for step, batch in enumerate(loader, 1):
             if device.type != "cpu":
                 batch = to_device(batch, device)
@@ -298,10 +297,10 @@ def _train_epoch(
             losses.append(loss.detach())
             scored.append((cast(Tensor, batch["__row__"]), logits.detach()))
             sizes.append(labels.size(0))
-            bar.update(sizes[-1] * accelerator.num_processes)
-            if show and time.perf_counter() > refresh:
+            if time.perf_counter() > refresh:
                 bar.set_postfix(_recent(losses, scored, sizes, all_labels), refresh=False)
-                refresh = time.perf_counter() + REFRESH_SECONDS
+                refresh = time.perf_counter() + bar.seconds
+            bar.update(sizes[-1] * accelerator.num_processes)
     weights = torch.tensor(sizes, dtype=torch.float64)
     sums = [weighted_sum(losses, weights), weighted_sum(aux_losses, weights), float(weights.sum())]
     logits_by_row, times = collect(scored, len(loader.dataset), accelerator.num_processes)

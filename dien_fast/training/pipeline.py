@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 
 from dien_fast.data import ClickDataset, EpochLoader, NegativeSampler, fit_encoders
-from dien_fast.data.sources import Source, Tables
+from dien_fast.data.sources import LOAD_STEPS, Source, Tables
+from dien_fast.progress import steps
 from dien_fast.training import loop as training
 from dien_fast.training.directory import RunDirectory
 from dien_fast.training.runs import RunConfig, build_model, prepare_directory, without_negatives, write_json
@@ -67,22 +68,26 @@ def train_run(
         if accelerator.is_main_process:
             # At once, and not after minutes of reading.
             run.check(resume=resume, overwrite=overwrite)
+        show = progress and accelerator.is_main_process
         # One process downloads, the others find the files.
-        with accelerator.main_process_first():
+        with steps(LOAD_STEPS, "reading", show), accelerator.main_process_first():
             tables = source.load(config.seed)
         schema = tables.schema if config.model == "dien" else without_negatives(tables.schema)
-        encoders = fit_encoders(tables.train, schema, source=tables.names[0], checked=tables.checked[0])
-        config = replace(config, schema=schema.to_dict(), data=asdict(source), fingerprint=encoders.fingerprint())
-        train, valid, test = make_loaders(
-            tables,
-            schema,
-            encoders,
-            config,
-            num_workers=num_workers,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            pin_memory=accelerator.device.type == "cuda",
-        )
+        with steps(_encoding_steps(schema), "encoding", show):
+            encoders = fit_encoders(tables.train, schema, source=tables.names[0], checked=tables.checked[0])
+            config = replace(
+                config, schema=schema.to_dict(), data=asdict(source), fingerprint=encoders.fingerprint()
+            )
+            train, valid, test = make_loaders(
+                tables,
+                schema,
+                encoders,
+                config,
+                num_workers=num_workers,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+                pin_memory=accelerator.device.type == "cuda",
+            )
         training.check_loaders(train, valid, accelerator)
         training.seed_everything(config.seed, 0)
         model = build_model(config, encoders)
@@ -164,6 +169,16 @@ def make_loaders(
             )
         )
     return loaders[0], loaders[1], loaders[2]
+
+
+def _encoding_steps(schema: Schema) -> int:
+    """Return how many steps :func:`fit_encoders` and :func:`make_loaders` report."""
+    columns = [*schema.numeric, *schema.categorical, *schema.sequences]
+    if schema.negatives == "columns":
+        columns += schema.negative_features()
+    drawn = schema.groups if schema.negatives in ("uniform", "popularity") else []
+    # Each column is learnt from the training rows, then encoded in each of the three parts.
+    return 4 * len(columns) + len(drawn)
 
 
 def report(metrics: dict[str, Any], directory: str | Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,13 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dien_fast.errors import DataError, DienFastError
+from dien_fast.progress import progress_bar
 from dien_fast.training import metrics
 
 if TYPE_CHECKING:
     from dien_fast.data.dataset import EpochLoader
-
-# The progress bar is drawn at most this often: drawing costs more than a fast step.
-REFRESH_SECONDS = 0.5
 
 
 def evaluate(
@@ -93,7 +90,8 @@ def _score(model: nn.Module, loader: EpochLoader, progress: bool) -> tuple[np.nd
     aux_losses: list[Tensor] = []
     sizes: list[int] = []
     try:
-        with torch.no_grad(), progress_bar(loader, progress and loader.batches.rank == 0, "scoring") as bar:
+        show = progress and loader.batches.rank == 0
+        with torch.no_grad(), progress_bar(len(loader.dataset), "scoring", "rows", show) as bar:
             for batch in loader:
                 if device.type != "cpu":
                     batch = to_device(batch, device)
@@ -155,24 +153,6 @@ def weighted_sum(losses: list[Tensor], weights: Tensor) -> float:
     return float(torch.stack(losses).cpu().double() @ weights) if losses else 0.0
 
 
-def progress_bar(loader: EpochLoader, show: bool, title: str) -> Any:
-    """Return a progress bar in rows, which shows rows a second of its own; seldom drawn into a log file."""
-    if not show:
-        return _NoBar()
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError('progress bars need tqdm: pip install "dien-fast[train]"') from error
-    return tqdm(
-        total=len(loader.dataset),
-        desc=title,
-        unit=" rows",
-        unit_scale=True,
-        leave=False,
-        mininterval=REFRESH_SECONDS if sys.stderr.isatty() else 10.0,
-    )
-
-
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """Return the batch with every tensor on ``device``; pinned memory is copied without waiting."""
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
@@ -182,16 +162,3 @@ def _process_count() -> int:
     """Return the number of processes of this run."""
     ready = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if ready else 1
-
-
-class _NoBar:
-    """Stands in for a progress bar that is not shown, so that scoring needs no tqdm."""
-
-    def __enter__(self) -> _NoBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self, rows: int) -> None:
-        """Do nothing."""

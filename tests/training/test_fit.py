@@ -1,5 +1,6 @@
 """The training loop: what it records, when it stops, and that a resumed run ends as an undisturbed one."""
 
+import re
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from tiny import TinyDataset, TinyLoader, TinyModel, loaders
 
+from dien_fast import progress
 from dien_fast.errors import CheckpointError, DataError, DienFastError
 from dien_fast.training import evaluate, fit, predict
 from dien_fast.training import loop as training
@@ -251,13 +253,32 @@ def test_divergence_is_reported_and_keeps_the_last_good_checkpoint(tmp_path):
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
-def test_the_progress_bar_shows_loss_auc_and_rows_per_second(monkeypatch, capsys):
-    monkeypatch.setattr(training, "REFRESH_SECONDS", 0.0)
+def test_the_progress_bar_shows_loss_auc_and_rows(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(progress, "_BAR_SECONDS", 0.0)
     train, valid = loaders(rows=300, batch_size=64)
     fit(TinyModel(), train, valid, epochs=1, cpu=True, progress=True)
     shown = capsys.readouterr().err
     assert "epoch 1/1" in shown
     assert "rows/s" in shown
+    assert "loss=0." in shown
+    assert "auc=0." in shown
+
+
+def test_a_log_file_gets_lines_with_loss_and_auc(monkeypatch, capsys):
+    monkeypatch.setattr(progress._Lines, "seconds", 0.0)
+    train, valid = loaders(rows=300, batch_size=64)
+    fit(TinyModel(), train, valid, epochs=1, cpu=True, progress=True)
+    shown = capsys.readouterr().err
+    assert "\r" not in shown
+    # Validation shows no progress.
+    assert [line.split(" in ")[0] for line in shown.splitlines()] == [
+        f"epoch 1/1: {rows} of 300 rows" for rows in (64, 128, 192, 256)
+    ]
+    assert re.fullmatch(r"epoch 1/1: 64 of 300 rows in \d+ s, loss 0\.\d{4}, auc 0\.\d{4}", shown.splitlines()[0])
+
+
+def test_the_recent_loss_and_auc_are_those_of_the_last_batches():
     recent = training._recent(
         [torch.tensor(0.5)], [(torch.arange(4), torch.arange(4.0))], [4], np.float32([0, 1, 0, 1])
     )
@@ -338,6 +359,7 @@ def test_a_missing_package_is_named_with_the_extra(monkeypatch, name):
 def test_scoring_needs_tqdm_for_its_bar_alone(monkeypatch):
     _, valid = loaders(rows=60)
     monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert predict(TinyModel(), valid).shape == (20,)
     with pytest.raises(ImportError, match="progress bars need tqdm: pip install"):
         predict(TinyModel(), valid, progress=True)
