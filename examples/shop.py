@@ -131,3 +131,25 @@ for picture in pictures:
     axis.imshow(plt.imread(picture))
     axis.axis("off")
 plt.show()
+
+# %%
+# Ranking items for a user
+# ------------------------
+# To fill a page for a user, score the whole catalogue. ``score_candidates`` takes the words as they stand in the shop's
+# tables, and computes what depends on the user only once. This is the user of the pictures, who liked one brand in the
+# first week and another in the second.
+mine = clicks[(clicks["user"] == "u3") & (clicks["clicked"] == 1)]
+user = {"past_items": list(mine["item"]), "past_brands": list(mine["brand"])}
+print("clicked brands, oldest first:", *user["past_brands"])
+
+catalogue = log[["item", "brand"]].drop_duplicates().assign(price=15.0)
+scored = catalogue.assign(probability=run.score_candidates(user, catalogue))
+print(scored.nlargest(10, "probability").to_string(index=False))
+
+# %%
+# The brand that the user likes now comes first.
+figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+for brand, rows in scored.groupby("brand"):
+    axis.scatter([brand] * len(rows), rows["probability"], label=brand, alpha=0.7)
+axis.set(xlabel="brand", ylabel="probability of a click")
+plt.show()

@@ -39,7 +39,7 @@ class ClickDataset(Dataset[Batch]):
             from columns.
         require_label: False for rows to predict: the label's column, the user's and those of negatives
             need not be there, no labels are given, and the table may be empty.
-        checked: True where :func:`~dien_fast.data.checks.check_table` has seen these rows.
+        checked: True where ``dien_fast.data.checks.check_table`` has seen these rows.
         source: what error messages call the table, for example its path.
 
     Attributes:

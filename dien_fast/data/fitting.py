@@ -132,7 +132,7 @@ def fit_encoders(table: pa.Table, schema: Schema, source: str = "table", *, chec
         table: the training rows.
         schema: what the columns mean.
         source: what error messages call the table.
-        checked: True where :func:`~dien_fast.data.checks.check_table` has seen these rows.
+        checked: True where ``dien_fast.data.checks.check_table`` has seen these rows.
 
     Raises:
         DataError: a column is missing or does not hold what the schema says, or the table is empty.

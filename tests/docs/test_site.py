@@ -78,7 +78,10 @@ def check_every_public_name_is_documented(site):
 def check_the_tutorial_was_run(site):
     page = (site / "tutorial" / "shop.html").read_text()
     assert "test AUC: 0." in page
-    assert page.count("<img ") >= 4
+    assert page.count("<img ") >= 5
+    # The user's present brand leads the ranking, as the page says.
+    ranking = page.split("item brand  price  probability")[1]
+    assert ranking.split()[1] == "b3"
 
 
 @pytest.mark.slow
