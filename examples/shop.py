@@ -118,19 +118,26 @@ plt.show()
 # %%
 # What the model attends to
 # -------------------------
-# ``attention_view`` draws two pictures of a user's last row, as ``dien-fast info RUN --attention DIRECTORY``
-# does. The first shows how much each step of the history counts for a candidate, the second how the user's
-# interest moves from step to step.
+# ``attention_view`` draws two pictures of a user's last row, as ``dien-fast info RUN --attention DIRECTORY`` does. The
+# first shows how much each step of the history counts for each candidate, here one item of each brand.
 from dien_fast.training.attention_view import attention_view
 
-pictures = attention_view(
-    run, clicks, folder / "pictures", user="u3", candidates=["i0", "i1", "i2", "i3", "i4", "i5"]
-)
-for picture in pictures:
-    figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
+candidates = ["i0", "i1", "i2", "i3", "i4", "i5"]
+attention, interest = attention_view(run, clicks, folder / "pictures", user="u3", candidates=candidates)
+
+
+def show(picture):
+    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
     axis.imshow(plt.imread(picture))
     axis.axis("off")
-plt.show()
+    plt.show()
+
+
+show(attention)
+
+# %%
+# The second shows how the user's interest moves from step to step, once for each candidate.
+show(interest)
 
 # %%
 # Ranking items for a user

@@ -305,7 +305,7 @@ class Run:
         """Return the click probability of each candidate of each user.
 
         What depends on a user alone, above all the states of the history, is computed once a user. Words that
-        training did not see and empty histories are fine; :attr:`unknown` counts such words.
+        training did not see and empty histories are fine; ``unknown`` counts such words.
 
         Args:
             user_table: a row for each user, as a table for :meth:`predict`, or one user as a dict: a value for
