@@ -1,0 +1,164 @@
+"""The session layer against its definition, user by user, and what it must not do."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from dien_fast import Ragged
+from dien_fast.nn.sessions import SessionInterest
+
+
+def batch(depth=8, seed=0, users=(6, 0, 1, 9, 4), dtype=torch.float64):
+    """Candidates, events and the numbers of their sessions, of one to five events each."""
+    generator = torch.Generator().manual_seed(seed)
+    offsets = F.pad(torch.tensor(users, dtype=torch.int64).cumsum(0), (1, 0))
+    rows = int(offsets[-1])
+    sessions = torch.randint(0, 2, (rows,), generator=generator).cumsum(0)
+    values = torch.randn(rows, depth, generator=generator, dtype=dtype)
+    query = torch.randn(len(users), depth, generator=generator, dtype=dtype)
+    return query, Ragged(values, offsets, 10), sessions
+
+
+def layer_of(**options):
+    torch.manual_seed(1)
+    layer = SessionInterest(8, **({"heads": 2, "dropout": 0.0} | options)).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return layer
+
+
+def split(rows, numbers, layer):
+    """The newest sessions of one user, each cut to its newest events."""
+    found = []
+    for row, number in zip(rows, numbers.tolist(), strict=True):
+        if not found or found[-1][0] != number:
+            found.append((number, []))
+        found[-1][1].append(row)
+    return [torch.stack(events[-layer.max_events :]) for _, events in found[-layer.max_sessions :]]
+
+
+def interest(events, place, layer):
+    """One session's interest: equations 3 to 7 of the paper, one head and one event at a time."""
+    if layer.bias_encoding:
+        events = events + layer.session_bias[place] + layer.step_bias[: len(events), None] + layer.unit_bias
+    query, key, value = (events @ weight.T for weight in layer.projections.weight.chunk(3))
+    size = events.size(1) // layer.heads
+    attended = torch.zeros_like(events)
+    for head in range(layer.heads):
+        part = slice(head * size, (head + 1) * size)
+        for step in range(len(events)):
+            others = [other for other in range(len(events)) if other != step or not layer.blinding]
+            if others:
+                scores = key[others, part] @ query[step, part] / size**0.5
+                attended[step, part] = scores.softmax(0) @ value[others, part]
+    attended = attended + events
+    return (attended + layer.narrow(F.relu(layer.widen(attended)))).mean(0)
+
+
+def pooled(query, rows, unit):
+    """The activation unit: softmax over the sessions of an MLP on [q, k, q - k, q * k]."""
+    wide = query.expand_as(rows)
+    hidden = unit.mlp(torch.cat([wide, rows, wide - rows, wide * rows], 1))
+    return (unit.fc(hidden).squeeze(1) / rows.size(1) ** 0.5).softmax(0) @ rows
+
+
+def expected(layer, query, keys, sessions):
+    results = []
+    for user, (begin, end) in enumerate(zip(keys.offsets[:-1].tolist(), keys.offsets[1:].tolist(), strict=True)):
+        if begin == end:
+            results.append(torch.zeros(2 * query.size(1), dtype=query.dtype))
+            continue
+        parts = split(keys.values[begin:end], sessions[begin:end], layer)
+        interests = torch.stack([interest(events, place, layer) for place, events in enumerate(parts)])
+        onward = layer.forward_lstm(interests[None])[0][0]
+        backward = layer.backward_lstm(interests.flip(0)[None])[0][0].flip(0)
+        units = ((interests, layer.interest_attention), ((onward + backward) / 2, layer.evolution_attention))
+        results.append(torch.cat([pooled(query[user], rows, unit) for rows, unit in units]))
+    return torch.stack(results)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"blinding": False}, {"bias_encoding": False}, {"heads": 8}, {"max_sessions": 2, "max_events": 2}],
+    ids=str,
+)
+def test_equals_its_definition(options):
+    layer, arguments = layer_of(**options), batch()
+    torch.testing.assert_close(layer(*arguments), expected(layer, *arguments), rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_equal_those_of_the_definition():
+    layer, (query, keys, sessions) = layer_of(), batch()
+    leaves = [query.requires_grad_(), keys.values.requires_grad_(), *layer.parameters()]
+    weights = torch.randn(len(query), 16, dtype=torch.float64)
+    outcomes = [function(query, keys, sessions) for function in (layer, lambda *a: expected(layer, *a))]
+    got, wanted = (torch.autograd.grad((outcome * weights).sum(), leaves) for outcome in outcomes)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_gradcheck():
+    layer, (query, keys, sessions) = layer_of(max_sessions=3, max_events=3), batch(users=(4, 0, 2))
+    query, values = query.requires_grad_(), keys.values.requires_grad_()
+    assert torch.autograd.gradcheck(lambda q, v: layer(q, keys._replace(values=v), sessions), (query, values))
+
+
+def test_users_without_events():
+    layer, arguments = layer_of(), batch(users=(0, 0, 0))
+    outcome = layer(*arguments)
+    assert outcome.tolist() == torch.zeros(3, 16).tolist()
+    outcome.sum().backward()
+
+
+def test_a_batch_without_users():
+    assert layer_of()(*batch(users=())).shape == (0, 16)
+
+
+def test_users_do_not_see_one_another():
+    layer, (query, keys, sessions) = layer_of(), batch()
+    values = keys.values.clone()
+    values[: keys.offsets[1]] = float("nan")
+    poisoned = layer(query, keys._replace(values=values), sessions)
+    torch.testing.assert_close(poisoned[1:], layer(query, keys, sessions)[1:])
+    assert poisoned[0].isnan().all()
+
+
+class Calls(TorchFunctionMode):
+    """Counts the calls of torch that Python makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        self.count += 1
+        return function(*arguments, **(options or {}))
+
+
+def test_python_loops_over_neither_sessions_nor_events():
+    layer = layer_of(max_sessions=50, max_events=50)
+    counts = []
+    for users in ((3, 4), (40, 45, 30)):
+        arguments = batch(users=users)
+        with Calls() as calls:
+            layer(*arguments)
+        counts.append(calls.count)
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, k, s: (q[1:], k, s), r"query must have shape \(5, 8\), got \(4, 8\)"),
+        (lambda q, k, s: (q, k, s[1:]), r"sessions must have shape \(20,\), got \(19,\)"),
+    ],
+)
+def test_wrong_shapes(change, message):
+    with pytest.raises(ValueError, match=message):
+        layer_of()(*change(*batch()))
+
+
+def test_heads_divide_the_size():
+    with pytest.raises(ValueError, match="input_size must be a multiple of heads, 3, got 8"):
+        SessionInterest(8, heads=3)
