@@ -1,4 +1,4 @@
-"""Ranking and calibration metrics on NumPy arrays: AUC, LogLoss and GAUC."""
+"""Ranking and calibration metrics on NumPy arrays: AUC, GAUC, log loss, hit rate, NDCG and MRR."""
 
 from __future__ import annotations
 
@@ -56,14 +56,8 @@ def gauc(labels: npt.ArrayLike, scores: npt.ArrayLike, users: npt.ArrayLike) -> 
         0.5
     """
     labels, scores = _checked(labels, scores)
-    users = np.asarray(users)
-    if users.shape != labels.shape:
-        raise ValueError(f"users must have shape {labels.shape} as labels, got {users.shape}")
-    if users.dtype == object:
-        # A column with nulls mixes types, which do not sort; their words do.
-        users = users.astype(str)
-    distinct, group = np.unique(users, return_inverse=True)
-    areas, rows = _areas(labels, scores, group, groups=len(distinct))
+    group, count = _grouped(labels, users, "users")
+    areas, rows = _areas(labels, scores, group, groups=count)
     judged = ~np.isnan(areas)
     if not judged.any():
         return float("nan")
@@ -95,6 +89,68 @@ def log_loss(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float:
     precision = np.finfo(probabilities.dtype).eps if probabilities.dtype.kind == "f" else 1e-16
     kept = np.clip(probabilities.astype(np.float64), precision, 1 - precision)
     return float(-np.mean(np.where(labels, np.log(kept), np.log1p(-kept))))
+
+
+def ranking(labels: npt.ArrayLike, scores: npt.ArrayLike, lists: npt.ArrayLike, k: int = 10) -> dict[str, float]:
+    """Return hit rate, NDCG and mean reciprocal rank over lists of candidates, such as those of a user.
+
+    Lists without a click, or with clicks only, have nothing to rank and are left out. A candidate that is not
+    clicked comes before a clicked one of equal score, so that a constant score earns nothing.
+
+    Args:
+        labels: ``[rows]``, 1 for a click, 0 for none.
+        scores: ``[rows]`` of any real dtype.
+        lists: ``[rows]`` the list of each row: integers, strings or any other sortable values.
+        k: places that are looked at by HR and NDCG.
+
+    Returns:
+        ``hr@k``: share of lists with a click among their first k. ``ndcg@k``: DCG with gain 1 for a click and
+        discount log2(rank + 1), relative to the best order's (Järvelin and Kekäläinen, 2002). ``mrr``: mean of 1 /
+        rank of the first click. Each in [0, 1]; NaN where no list has both classes.
+
+    Raises:
+        ValueError: if the three are not 1-D of one length, a score is NaN, or k is below 1.
+
+    Example:
+        >>> ranking([0, 1, 0, 1, 0], [0.9, 0.5, 0.1, 0.8, 0.2], ["ann"] * 3 + ["bob"] * 2, k=1)
+        {'hr@1': 0.5, 'ndcg@1': 0.5, 'mrr': 0.75}
+    """
+    labels, scores = _checked(labels, scores)
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    group, count = _grouped(labels, lists, "lists")
+    # Worst case first among equal scores: not clicked, then clicked.
+    order = np.lexsort((labels, -scores, group))
+    clicked, of = labels[order], group[order]
+    sizes = np.bincount(of, minlength=count)
+    rank = np.arange(len(of)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + 1
+    clicks = np.bincount(of[clicked], minlength=count)
+    judged = (clicks > 0) & (clicks < sizes)
+    first = np.full(count, np.inf)
+    np.minimum.at(first, of[clicked], rank[clicked])
+    seen = clicked & (rank <= k)
+    gains = np.bincount(of[seen], weights=1 / np.log2(rank[seen] + 1), minlength=count)
+    best = np.cumsum(1 / np.log2(np.arange(1, k + 1) + 1))
+    if not judged.any():
+        return {f"hr@{k}": float("nan"), f"ndcg@{k}": float("nan"), "mrr": float("nan")}
+    ideal = best[np.minimum(clicks[judged], k) - 1]
+    return {
+        f"hr@{k}": float(np.mean(first[judged] <= k)),
+        f"ndcg@{k}": float(np.mean(gains[judged] / ideal)),
+        "mrr": float(np.mean(1 / first[judged])),
+    }
+
+
+def _grouped(labels: np.ndarray, names: npt.ArrayLike, argument: str) -> tuple[np.ndarray, int]:
+    """Return the number of each row's group, and how many groups there are."""
+    names = np.asarray(names)
+    if names.shape != labels.shape:
+        raise ValueError(f"{argument} must have shape {labels.shape} as labels, got {names.shape}")
+    if names.dtype == object:
+        # A column with nulls mixes types, which do not sort; their words do.
+        names = names.astype(str)
+    distinct, group = np.unique(names, return_inverse=True)
+    return group, len(distinct)
 
 
 def _checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import log_loss as sklearn_log_loss
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import ndcg_score, roc_auc_score
 
-from dien_fast.training.metrics import auc, gauc, log_loss
+from dien_fast.training.metrics import auc, gauc, log_loss, ranking
 
 
 @pytest.mark.parametrize("levels", [3, 50, 10**9])
@@ -78,3 +78,31 @@ def test_bad_arguments_are_named():
         gauc([0, 1], [0.1, 0.2], [1])
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got -1 to 2"):
         log_loss([0, 1], [-1.0, 2.0])
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_ranking_equals_scikit_learn_and_its_definition(k):
+    rng = np.random.default_rng(k)
+    labels, scores, users = rng.integers(0, 2, 3000), rng.permutation(3000), rng.integers(0, 400, 3000)
+    hits, gains, ranks = [], [], []
+    for user in np.unique(users):
+        mine = users == user
+        if 0 < labels[mine].sum() < mine.sum():
+            order = labels[mine][np.argsort(-scores[mine])]
+            hits.append(order[:k].any())
+            gains.append(ndcg_score(labels[mine][None], scores[mine][None], k=k))
+            ranks.append(1 / (np.argmax(order) + 1))
+    expected = {f"hr@{k}": np.mean(hits), f"ndcg@{k}": np.mean(gains), "mrr": np.mean(ranks)}
+    assert ranking(labels, scores, users.astype(str), k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ranking_gives_nothing_for_equal_scores():
+    assert ranking([1, 0, 0], [2.0, 2.0, 2.0], [7, 7, 7], k=2) == {"hr@2": 0.0, "ndcg@2": 0.0, "mrr": 1 / 3}
+
+
+def test_ranking_without_anything_to_rank():
+    assert all(np.isnan(value) for value in ranking([1, 0], [0.1, 0.2], [1, 2]).values())
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        ranking([1, 0], [0.1, 0.2], [1, 1], k=0)
+    with pytest.raises(ValueError, match=r"lists must have shape \(2,\) as labels, got \(1,\)"):
+        ranking([1, 0], [0.1, 0.2], [1])
