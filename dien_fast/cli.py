@@ -6,8 +6,11 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +44,7 @@ examples:
   dien-fast train --dataset clicks.parquet --schema clicks.toml --output runs/clicks
   dien-fast train --output runs/clicks --resume     go on after an interruption, same settings
   accelerate launch --multi_gpu -m dien_fast.cli train --dataset ...     one process per GPU
+  torchrun --nproc-per-node 2 -m dien_fast.cli train --cpu ...           two processes on CPUs
 
 A schema file says what the columns of your table mean:
 
@@ -61,7 +65,10 @@ history.csv, loss.png, auc.png and metrics.json. Open it in Python with dien_fas
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 2 for an error of the input, 130 when interrupted.
+    """Run the command and return its exit status.
+
+    It is 0, 2 for an error of the input, 130 after Ctrl-C and 143 after SIGTERM, which ends a training in the
+    same way.
 
     Args:
         argv: the words after ``dien-fast``; None takes those of this process.
@@ -86,8 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
     except KeyboardInterrupt as interrupt:
-        print(f"\ndien-fast: interrupted{interrupt}", file=sys.stderr)
-        return 130
+        terminated = isinstance(interrupt, _Terminated)
+        print(f"\ndien-fast: {'terminated' if terminated else 'interrupted'}{interrupt}", file=sys.stderr)
+        return 143 if terminated else 130
     return 0
 
 
@@ -276,22 +284,46 @@ def _train(arguments: argparse.Namespace) -> None:
     source, config = _settings(arguments, directory)
     before = _file_number(directory / "last.pt")
     try:
-        train_run(
-            source,
-            config,
-            directory,
-            resume=arguments.resume,
-            overwrite=arguments.overwrite,
-            cpu=arguments.cpu,
-            num_workers=arguments.workers,
-            progress=not arguments.quiet,
-        )
+        with _sigterm_as_interrupt():
+            train_run(
+                source,
+                config,
+                directory,
+                resume=arguments.resume,
+                overwrite=arguments.overwrite,
+                cpu=arguments.cpu,
+                num_workers=arguments.workers,
+                progress=not arguments.quiet,
+            )
     except KeyboardInterrupt as interrupt:
         # Without a checkpoint of its own, a training leaves the run that was there.
         now = _file_number(directory / "last.pt")
+        hint = f"; go on with: dien-fast train --output {directory} --resume"
         if now is None or (now == before and not arguments.resume):
-            raise KeyboardInterrupt("; it had no checkpoint yet, so nothing has changed") from interrupt
-        raise KeyboardInterrupt(f"; go on with: dien-fast train --output {directory} --resume") from interrupt
+            hint = "; it had no checkpoint yet, so nothing has changed"
+        raise type(interrupt)(hint) from interrupt
+
+
+class _Terminated(KeyboardInterrupt):
+    """Raised by SIGTERM, with which schedulers and containers end a process."""
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the code inside as Ctrl-C does, so that it cleans up and says how to go on."""
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    # Python runs handlers in the main thread alone, and sets them only there.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _file_number(path: Path) -> int | None:

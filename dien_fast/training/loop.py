@@ -10,6 +10,7 @@ killed and resumed at an epoch's boundary goes on exactly as the undisturbed one
 from __future__ import annotations
 
 import importlib
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -329,7 +330,11 @@ def _recent(
 
 
 def make_accelerator(mixed_precision: str, gradient_accumulation_steps: int, cpu: bool) -> Accelerator:
-    """Return an Accelerator; its settings are process-wide, so an earlier one's are dropped first."""
+    """Return an Accelerator; its settings are process-wide, so an earlier one's are dropped first.
+
+    Raises:
+        DienFastError: if a setting is not possible here, or other processes that were asked for are missing.
+    """
     _check_extras()
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -350,7 +355,24 @@ def make_accelerator(mixed_precision: str, gradient_accumulation_steps: int, cpu
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise DienFastError(f"mixed_precision {mixed_precision!r} cannot be used here: {reason}") from error
+    if accelerator.num_processes == 1 and _launched_as_one_of_several(os.environ):
+        raise DienFastError(
+            "accelerate launch started one process only: on CPUs it starts several through mpirun alone; start "
+            "them with torchrun --nproc-per-node N -m dien_fast.cli train --cpu ... (for one, unset MASTER_ADDR)"
+        )
     return accelerator
+
+
+def _launched_as_one_of_several(environment: Mapping[str, str]) -> bool:
+    """Return whether ``accelerate launch`` was told of several processes and started this one alone.
+
+    On a CPU ``accelerate launch --num_processes 2`` sets where the processes are to meet, and then starts one,
+    which trains by itself (seen in accelerate 1.15).
+    """
+    launched = "ACCELERATE_DYNAMO_BACKEND" in environment and "MASTER_ADDR" in environment
+    # torchrun, and the launchers of MPI, number the processes that they start.
+    numbered = any(name.endswith(("WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")) for name in environment)
+    return launched and not numbered
 
 
 def _check_extras() -> None:

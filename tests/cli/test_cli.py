@@ -250,6 +250,19 @@ def test_an_interrupted_run_tells_how_to_go_on(run_copy, tmp_path, monkeypatch, 
         assert capsys.readouterr().err.endswith("interrupted; it had no checkpoint yet, so nothing has changed\n")
 
 
+def test_sigterm_ends_a_training_as_ctrl_c_does(run_copy, monkeypatch, capsys):
+    def terminated(*arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(pipeline, "train_run", terminated)
+    assert main(["train", "--output", str(run_copy), "--resume"]) == 143
+    assert capsys.readouterr().err == (
+        f"\ndien-fast: terminated; go on with: dien-fast train --output {run_copy} --resume\n"
+    )
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 # predict, evaluate and info
 
 

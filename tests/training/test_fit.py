@@ -235,6 +235,23 @@ def test_impossible_settings_are_named():
         quiet(TinyModel(), train, TinyLoader(valid.dataset, 32, rank=1, world_size=2))
 
 
+@pytest.mark.parametrize(("processes", "refused"), [(1, False), (2, True)])
+def test_processes_that_accelerate_does_not_start_are_missed(monkeypatch, processes, refused):
+    launch = pytest.importorskip("accelerate.commands.launch")
+    words = ["--cpu", "--num_processes", str(processes), "-m", "dien_fast.cli", "train"]
+    arguments, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
+    command, environment = launch.prepare_simple_launcher_cmd_env(arguments)
+    # One process, whatever the number.
+    assert command == [sys.executable, "-m", "dien_fast.cli", "train"]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if refused:
+        with pytest.raises(DienFastError, match=r"accelerate launch started one process only.*torchrun"):
+            training.make_accelerator("no", 1, cpu=True)
+    else:
+        assert training.make_accelerator("no", 1, cpu=True).num_processes == 1
+
+
 def test_validation_rows_of_one_class_are_refused():
     train, _ = loaders(rows=60)
     with pytest.raises(DataError, match="all 10 have label 1"):
