@@ -118,8 +118,8 @@ plt.show()
 # %%
 # What the model attends to
 # -------------------------
-# ``attention_view`` draws two pictures of a user's last row, as ``dien-fast info RUN --attention DIRECTORY`` does. The
-# first shows how much each step of the history counts for each candidate, here one item of each brand.
+# ``attention_view`` draws two pictures of a user's last row, as ``dien-fast info RUN --attention DIRECTORY`` does.
+# The first shows how much each step of the history counts for each candidate, here one item of each brand.
 from dien_fast.training.attention_view import attention_view
 
 candidates = ["i0", "i1", "i2", "i3", "i4", "i5"]
@@ -127,7 +127,7 @@ attention, interest = attention_view(run, clicks, folder / "pictures", user="u3"
 
 
 def show(picture):
-    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
+    _, axis = plt.subplots(figsize=(9, 6), layout="constrained")
     axis.imshow(plt.imread(picture))
     axis.axis("off")
     plt.show()
@@ -142,9 +142,9 @@ show(interest)
 # %%
 # Ranking items for a user
 # ------------------------
-# To fill a page for a user, score the whole catalogue. ``score_candidates`` takes the words as they stand in the shop's
-# tables, and computes what depends on the user only once. This is the user of the pictures, who liked one brand in the
-# first week and another in the second.
+# To fill a page for a user, score the whole catalogue. ``score_candidates`` takes the words as they stand in the
+# shop's tables, and computes what depends on the user only once. This is the user of the pictures, who liked one
+# brand in the first week and another in the second.
 mine = clicks[(clicks["user"] == "u3") & (clicks["clicked"] == 1)]
 user = {"past_items": list(mine["item"]), "past_brands": list(mine["brand"])}
 print("clicked brands, oldest first:", *user["past_brands"])
