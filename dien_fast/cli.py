@@ -23,6 +23,7 @@ from dien_fast.errors import DataError, DienFastError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from dien_fast.data import ClickDataset
     from dien_fast.data.sources import Source
     from dien_fast.training.runs import RunConfig
 
@@ -180,6 +181,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory that train wrote")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--allow-unknown",
+        action="store_true",
+        help="score rows even if nearly all words of a column are unknown to the model, or seem to be written "
+        "another way than in training",
+    )
 
 
 def _add_train(commands: Any) -> None:
@@ -375,7 +382,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         table, source = _table(arguments.table)
     else:
         table, source = _test_rows(run.config, run.directory), "the run's test rows"
-    loader = EpochLoader(run.dataset(table, require_label=True, source=source), 1024)
+    dataset = run.dataset(table, require_label=True, allow_unknown=arguments.allow_unknown, source=source)
+    _report_unknown(dataset)
+    loader = EpochLoader(dataset, 1024)
     scores = evaluate(run.model, loader, progress=not arguments.quiet)
     print(f"rows: {len(loader.dataset):,}")
     for name, title in (("auc", "AUC"), ("logloss", "LogLoss"), ("gauc", "GAUC")):
@@ -417,10 +426,19 @@ def _predict(arguments: argparse.Namespace) -> None:
     table = read_table(place, run.schema)
     if arguments.column in table.column_names:
         raise DataError(f"{source} has a column {arguments.column!r} already; name another with --column")
-    probabilities = run.predict(table, progress=not arguments.quiet, source=source)
+    dataset = run.dataset(table, allow_unknown=arguments.allow_unknown, source=source)
+    _report_unknown(dataset)
+    probabilities = run.predict(dataset, progress=not arguments.quiet)
     write_table(table.append_column(arguments.column, pa.array(probabilities)), output, run.schema.separator)
     if output != STANDARD_STREAM:
         print(f"{len(probabilities):,} rows written to {output}")
+
+
+def _report_unknown(dataset: ClickDataset) -> None:
+    from dien_fast.data.inspection import unknown_lines
+
+    for line in unknown_lines(dataset.unknown):
+        print(line, file=sys.stderr)
 
 
 def _table(name: str) -> tuple[Any, str]:

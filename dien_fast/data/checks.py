@@ -23,6 +23,7 @@ from dien_fast.data.columns import (
     to_finite_floats,
     to_floats,
 )
+from dien_fast.data.notation import check_no_lists_as_text
 from dien_fast.data.schema import Group, Schema
 from dien_fast.data.tables import get_column, reading
 from dien_fast.data.vocabulary import PAD
@@ -63,6 +64,7 @@ def check_table(
                 raise DataError("expected one word a row, got lists")
     for feature in [*schema.sequences, *_present_negatives(table, schema)]:
         with reading(table, feature, source) as column:
+            check_no_lists_as_text(column, schema.separator)
             check_words(column, schema.separator)
             ads = [pair.ad for pair in schema.pairs() if pair.pos_hist == feature]
             if ads:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,33 @@ def as_column(x: Any) -> pa.Array | pa.ChunkedArray:
     try:
         if isinstance(x, np.ndarray) or hasattr(x, "iloc"):
             # pandas and numpy write a missing value as NaN; Arrow has nulls.
-            return _plain(pa.array(x, from_pandas=True))
+            return _ordered(pa.array(x, from_pandas=True), x)
         if hasattr(x, "__arrow_c_stream__"):
             return _plain(pa.chunked_array(x))
-        return _plain(pa.array(x if hasattr(x, "__arrow_c_array__") else list(x), from_pandas=True))
+        if hasattr(x, "__arrow_c_array__"):
+            return _plain(pa.array(x))
+        x = list(x)
+        return _ordered(pa.array(x, from_pandas=True), x)
+    except DataError:
+        raise
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"a column must hold values of one kind: {first_line(error)}") from None
+
+
+def _ordered(column: pa.Array | pa.ChunkedArray, values: Any) -> pa.Array | pa.ChunkedArray:
+    """Return the column made of Python ``values``, unless they are sets."""
+    refuse_sets(column.type, values)
+    return _plain(column)
+
+
+def refuse_sets(kind: pa.DataType, values: Iterable[Any]) -> None:
+    """Refuse Python sets, which Arrow takes for lists of type ``kind``.
+
+    Raises:
+        DataError: one of the values is a set.
+    """
+    if is_list(kind) and any(isinstance(value, set) for value in values):
+        raise DataError("a set has no order; give a list, whose oldest event comes first")
 
 
 def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
@@ -176,6 +197,11 @@ def to_finite_floats(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     if len(infinite):
         raise DataError(f"expected finite numbers, got {numbers[infinite[0]]} in row {infinite[0]}")
     return numbers
+
+
+def count_missing(column: pa.Array | pa.ChunkedArray) -> int:
+    """Return how many rows have no value: nulls and, among floats, NaN."""
+    return int(pc.sum(pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))).as_py() or 0)
 
 
 def first_row(mask: pa.Array | pa.ChunkedArray) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dien_fast.data.checks import check_labels, check_table
-from dien_fast.data.columns import as_column, gather_index, offsets_of
+from dien_fast.data.columns import as_column, count_missing, gather_index, offsets_of
+from dien_fast.data.encoders import CategoryEncoder, SequenceEncoder
 from dien_fast.data.fitting import Encoders
 from dien_fast.data.negatives import NegativeSampler
 from dien_fast.data.schema import ROW_KEY, Schema
@@ -22,6 +23,34 @@ from dien_fast.progress import step
 from dien_fast.ragged import Ragged
 
 Batch = dict[str, Tensor | Ragged]
+
+
+class UnknownWords(NamedTuple):
+    """How many words of a column an encoder does not know; rows without a word do not count.
+
+    Attributes:
+        words: how many words the column has.
+        unknown: how many of them are unknown.
+        training: the share in [0, 1] that was unknown in the rows the encoder was fitted on, or None.
+
+    Example:
+        >>> str(UnknownWords(words=50, unknown=3, training=0.012))
+        '6.0 % of 50 words are unknown (1.2 % in training)'
+    """
+
+    words: int
+    unknown: int
+    training: float | None = None
+
+    @property
+    def share(self) -> float:
+        """The share of unknown words, in [0, 1]; 0 where there are no words."""
+        return self.unknown / self.words if self.words else 0.0
+
+    def __str__(self) -> str:
+        """Return the share as a clause."""
+        before = "" if self.training is None else f" ({100 * self.training:.1f} % in training)"
+        return f"{100 * self.share:.1f} % of {self.words:,} words are unknown{before}"
 
 
 class ClickDataset(Dataset[Batch]):
@@ -45,6 +74,7 @@ class ClickDataset(Dataset[Batch]):
     Attributes:
         labels: ``[rows]`` float32, or None.
         users: ``[rows]`` int64 user numbers, or None where the schema names no user.
+        unknown: how many words of each column the encoders do not know.
 
     Raises:
         DataError: a column is missing or does not hold what the schema says, a label is not 0 or 1, a
@@ -81,13 +111,17 @@ class ClickDataset(Dataset[Batch]):
         self._scalars: dict[str, np.ndarray] = {}
         self._sequences: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._widths: dict[str, int] = {}
+        self.unknown: dict[str, UnknownWords] = {}
         for feature in schema.numeric:
             with reading(table, feature, source) as column:
                 self._scalars[feature] = encoders.numeric(feature).transform(column)
             step()
         for feature in schema.categorical:
             with reading(table, feature, source) as column:
-                self._scalars[feature] = encoders.category(feature).transform(column)
+                encoder = encoders.category(feature)
+                self._scalars[feature] = encoder.transform(column)
+                missing = count_missing(as_column(column))
+                self._count_unknown(feature, encoder, self._scalars[feature], missing)
             step()
         read_negatives = require_label and schema.negatives == "columns"
         for feature in [*schema.sequences, *(schema.negative_features() if read_negatives else [])]:
@@ -119,6 +153,14 @@ class ClickDataset(Dataset[Batch]):
             # Half the memory; a batch gets int64 again.
             self._sequences[feature] = (values.astype(np.int32), offsets_of(lengths))
             self._widths[feature] = encoder.max_length()
+            self._count_unknown(feature, encoder, values)
+
+    def _count_unknown(
+        self, feature: str, encoder: CategoryEncoder | SequenceEncoder, ids: np.ndarray, missing: int = 0
+    ) -> None:
+        unknown = int(np.count_nonzero(ids == encoder.vocabulary_.unknown)) - missing
+        training = None if encoder.coverage_ is None else encoder.coverage_.unknown
+        self.unknown[feature] = UnknownWords(len(ids) - missing, unknown, training)
 
     def _share_offsets(self, read_negatives: bool) -> None:
         """Give the sequences of a group one offsets object, by which a batch computes its gather once."""

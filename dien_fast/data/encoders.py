@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from dien_fast.data.columns import (
     split_words,
     to_finite_floats,
 )
-from dien_fast.data.vocabulary import Vocabulary, count_words, encode_column, sequence_words
+from dien_fast.data.vocabulary import Vocabulary, WordCounts, count_words, encode_column, sequence_words
 from dien_fast.errors import DataError
 from dien_fast.files import write_atomically
 
@@ -80,23 +81,63 @@ class _SavedAsJson:
         raise NotImplementedError
 
 
+class Coverage(NamedTuple):
+    """What a vocabulary kept of the words of the column it was fitted on.
+
+    Attributes:
+        distinct: how many different words the column has.
+        kept: how many of them are in the vocabulary.
+        unknown: the share in [0, 1] of all its words, each as often as it occurs, that are not.
+    """
+
+    distinct: int
+    kept: int
+    unknown: float
+
+    @classmethod
+    def of(cls, counts: WordCounts, vocabulary: Vocabulary) -> Coverage:
+        """Return the coverage of counted words."""
+        strange = vocabulary.encode(counts.words) == vocabulary.unknown
+        total = counts.counts.sum()
+        return cls(
+            len(counts.words), int(np.count_nonzero(~strange)), float(counts.counts[strange].sum() / max(total, 1))
+        )
+
+
 class _WordEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
     """What the two word encoders have in common."""
 
     min_cnt: int
     word2idx: dict[Any, int] | None
     idx2word: dict[int, Any] | None
+    coverage_: Coverage | None = None
 
     def dimension(self) -> int:
         """Return the number of ids, ``__PAD__`` and ``__UNKNOWN__`` included."""
         check_is_fitted(self, "word2idx_")
         return len(self.word2idx_)
 
-    def use(self, vocabulary: Vocabulary) -> None:
-        """Take a ready vocabulary, for example one that several features share."""
+    def use(self, vocabulary: Vocabulary, coverage: Coverage | None = None) -> None:
+        """Take a ready vocabulary, for example one that several features share.
+
+        Args:
+            vocabulary: the words.
+            coverage: what it kept of the words of this encoder's own training column, where known.
+        """
         self.vocabulary_ = vocabulary
+        self.coverage_ = coverage
         self.word2idx_ = vocabulary.word2idx()
         self.idx2word_ = dict(enumerate(vocabulary.words))
+
+    def _learn(self, words: Iterable[pa.Array]) -> None:
+        """Learn the words of a column, or use the vocabulary that the constructor was given."""
+        given = self._given()
+        if given is not None:
+            self.use(given)
+            return
+        counts = count_words(words)
+        vocabulary = Vocabulary.from_counts(counts, self.min_cnt)
+        self.use(vocabulary, Coverage.of(counts, vocabulary))
 
     def _given(self) -> Vocabulary | None:
         """Return the vocabulary that the constructor was given, if any."""
@@ -108,14 +149,16 @@ class _WordEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
 
     def _vocabulary_to_dict(self) -> dict[str, Any]:
         check_is_fitted(self, "word2idx_")
-        return {"words": self.vocabulary_.kind, "word_by_id": self.vocabulary_.words}
+        content = {"words": self.vocabulary_.kind, "word_by_id": self.vocabulary_.words}
+        return content if self.coverage_ is None else content | {"training": self.coverage_._asdict()}
 
     def _restore(self, content: dict[str, Any]) -> None:
         self.set_params(**content["parameters"])
         vocabulary = Vocabulary(content["word_by_id"], content["words"])
         if vocabulary.words[0] != "__PAD__":
             raise ValueError("id 0 is not __PAD__")
-        self.use(vocabulary)
+        training = content.get("training")
+        self.use(vocabulary, None if training is None else Coverage(**training))
 
 
 class CategoryEncoder(_WordEncoder):
@@ -133,6 +176,7 @@ class CategoryEncoder(_WordEncoder):
     Attributes:
         word2idx_: word -> id.
         idx2word_: id -> word.
+        coverage_: what was kept of the words it was fitted on, or None.
 
     Example:
         >>> encoder = CategoryEncoder(min_cnt=2).fit(["b", "a", "a", "b", "c"])
@@ -161,8 +205,7 @@ class CategoryEncoder(_WordEncoder):
         column = as_column(x)
         if is_list(column.type):
             raise DataError("expected one word a row, got lists")
-        given = self._given()
-        self.use(given or Vocabulary.from_counts(count_words(row_slices(column)), self.min_cnt))
+        self._learn(row_slices(column))
         return self
 
     def transform(self, x: Any) -> np.ndarray:
@@ -200,6 +243,7 @@ class SequenceEncoder(_WordEncoder):
         word2idx_: word -> id.
         idx2word_: id -> word.
         max_len_: words kept, at least 1.
+        coverage_: what was kept of the words it was fitted on, or None.
 
     Example:
         >>> encoder = SequenceEncoder(sep="|", min_cnt=1, max_len=2).fit(["a|b|c", "", "c"])
@@ -234,8 +278,7 @@ class SequenceEncoder(_WordEncoder):
         if self.max_len is not None and self.max_len < 1:
             raise DataError(f"max_len must be at least 1, got {self.max_len}")
         column = as_column(x)
-        given = self._given()
-        self.use(given or Vocabulary.from_counts(count_words(sequence_words(column, self.sep)), self.min_cnt))
+        self._learn(sequence_words(column, self.sep))
         self.max_len_ = self.max_len or longest_sequence(column, self.sep)
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, unquote
@@ -13,10 +14,19 @@ import pyarrow as pa
 
 from dien_fast.data.checks import check_table
 from dien_fast.data.columns import as_column, row_slices
-from dien_fast.data.encoders import CategoryEncoder, NumericEncoder, SequenceEncoder, longest_sequence
-from dien_fast.data.schema import Schema
+from dien_fast.data.encoders import CategoryEncoder, Coverage, NumericEncoder, SequenceEncoder, longest_sequence
+from dien_fast.data.notation import other_notation, sample_index
+from dien_fast.data.schema import Pair, Schema
 from dien_fast.data.tables import get_column, reading
-from dien_fast.data.vocabulary import Vocabulary, WordCounts, count_words, merge_counts, sequence_words
+from dien_fast.data.vocabulary import (
+    Vocabulary,
+    WordCounts,
+    cast_words,
+    count_words,
+    knows,
+    merge_counts,
+    sequence_words,
+)
 from dien_fast.errors import DataError
 from dien_fast.files import is_unfinished, remove_unfinished
 from dien_fast.progress import step
@@ -116,8 +126,11 @@ class Encoders(Mapping[str, Encoder]):
         return cls(encoders)
 
     def fingerprint(self) -> str:
-        """Return the sha256 of all content: equal for equal encoders, whatever their order."""
+        """Return the sha256 of all that decides an id: equal for equal encoders, whatever their order."""
         content = {feature: self[feature].to_dict() for feature in sorted(self)}
+        for described in content.values():
+            # What was not kept decides no prediction.
+            described.pop("training", None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -149,22 +162,23 @@ def fit_encoders(table: pa.Table, schema: Schema, source: str = "table", *, chec
     vocabularies = _learn_vocabularies(table, schema, source)
     for feature in schema.categorical:
         category = CategoryEncoder(min_cnt=schema.min_count)
-        category.use(vocabularies[feature])
+        category.use(*vocabularies[feature])
         encoders[feature] = category
     drawn = {} if schema.negatives == "columns" else {pair.neg_hist: pair.pos_hist for pair in schema.pairs()}
     for feature in schema.sequence_features():
         sequence = SequenceEncoder(
             sep=schema.separator, min_cnt=schema.min_count, max_len=schema.max_length, keep=schema.keep
         )
-        sequence.use(vocabularies[drawn.get(feature, feature)])
+        vocabulary, coverage = vocabularies[drawn.get(feature, feature)]
+        sequence.use(vocabulary, None if feature in drawn else coverage)
         column = as_column(get_column(table, drawn.get(feature, feature), source))
         sequence.max_len_ = schema.max_length or longest_sequence(column, schema.separator)
         encoders[feature] = sequence
     return Encoders(encoders)
 
 
-def _learn_vocabularies(table: pa.Table, schema: Schema, source: str) -> dict[str, Vocabulary]:
-    """Return the vocabularies of all word columns of the table."""
+def _learn_vocabularies(table: pa.Table, schema: Schema, source: str) -> dict[str, tuple[Vocabulary, Coverage]]:
+    """Return the vocabulary of each word column of the table, and what it kept of that column's words."""
     counts: dict[str, WordCounts] = {}
     for feature in schema.categorical:
         with reading(table, feature, source) as column:
@@ -176,26 +190,37 @@ def _learn_vocabularies(table: pa.Table, schema: Schema, source: str) -> dict[st
             counts[feature] = count_words(sequence_words(as_column(column), schema.separator))
         step()
     owners = {feature: owner for feature, owner in schema.vocabulary_owners().items() if feature in counts}
-    if owners:
-        _check_overlap(counts, schema, source)
+    for pair in schema.pairs():
+        _check_overlap(counts, pair, schema, source)
     vocabularies = {}
     for owner in counts.keys() - owners.keys():
         shared = [counts[feature] for feature in counts if owners.get(feature, feature) == owner]
         vocabularies[owner] = Vocabulary.from_counts(merge_counts(shared), schema.min_count)
     for feature, owner in owners.items():
         vocabularies[feature] = vocabularies[owner]
-    return vocabularies
+    return {
+        feature: (vocabularies[feature], Coverage.of(found, vocabularies[feature]))
+        for feature, found in counts.items()
+    }
 
 
-def _check_overlap(counts: dict[str, WordCounts], schema: Schema, source: str) -> None:
+def _check_overlap(counts: dict[str, WordCounts], pair: Pair, schema: Schema, source: str) -> None:
     """Refuse a candidate and a history that are written differently, as 1.0 and 1 are in CSV files."""
-    for pair in schema.pairs():
-        ad, history = counts[pair.ad], counts[pair.pos_hist]
-        if min(len(ad.words), len(history.words)) < _ENOUGH_WORDS:
-            continue
-        both = merge_counts([ad, history])
-        if len(both.words) == len(ad.words) + len(history.words):
-            raise DataError(
-                f"{source}: columns {pair.ad!r} and {pair.pos_hist!r} should hold the same words but have none "
-                f"in common, for example {ad.words[0].as_py()!r} and {history.words[0].as_py()!r}"
-            )
+    ad, history = counts[pair.ad], counts[pair.pos_hist]
+    sample = sample_index(len(history.words))
+    words = cast_words(history.words, "string").take(pa.array(sample)).to_pylist()
+    candidates = Vocabulary.from_counts(ad, min_count=1)
+    how = other_notation(words, history.counts[sample], schema.separator, partial(knows, candidates))
+    if how is not None:
+        raise DataError(
+            f"{source}: column {pair.pos_hist!r}: its words would be those of {pair.ad!r} if they were written "
+            f"another way: {how}"
+        )
+    if not schema.share_vocabulary or min(len(ad.words), len(history.words)) < _ENOUGH_WORDS:
+        return
+    both = merge_counts([ad, history])
+    if len(both.words) == len(ad.words) + len(history.words):
+        raise DataError(
+            f"{source}: columns {pair.ad!r} and {pair.pos_hist!r} should hold the same words but have none "
+            f"in common, for example {ad.words[0].as_py()!r} and {history.words[0].as_py()!r}"
+        )

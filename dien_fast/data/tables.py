@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.parquet
 
-from dien_fast.data.columns import as_column, first_line, is_list
+from dien_fast.data.columns import as_column, first_line, is_list, refuse_sets
 from dien_fast.data.schema import Schema
 from dien_fast.data.text_files import read_text_table
 from dien_fast.errors import DataError
@@ -81,15 +81,39 @@ def read_table(source: Any, schema: Schema | None = None) -> pa.Table:
         return _read_stream(source, schema)
     try:
         if isinstance(source, Mapping):
-            return pa.table({name: as_column(values) for name, values in source.items()})
+            return pa.table({name: _named_column(name, values) for name, values in source.items()})
         if hasattr(source, "__arrow_c_stream__"):
-            return pa.table(source)
+            table = pa.table(source)
+            _refuse_sets(table, source)
+            return table
+    except DataError:
+        raise
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise DataError(f"cannot turn the {type(source).__name__} into a table: {first_line(error)}") from None
     raise DataError(
         "a table must be a path, a mapping of columns or an object with __arrow_c_stream__, "
         f"got {type(source).__name__}"
     )
+
+
+def _named_column(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+    try:
+        return as_column(values)
+    except DataError as error:
+        raise DataError(f"column {name!r}: {error}") from None
+
+
+def _refuse_sets(table: pa.Table, source: Any) -> None:
+    """Refuse a DataFrame of pandas, the only table that can hold Python objects, if one of them is a set."""
+    if type(source).__module__.partition(".")[0] != "pandas":
+        return
+    for column in table.schema:
+        # The index comes along under a name of its own.
+        if column.name in source and is_list(column.type):
+            try:
+                refuse_sets(column.type, source[column.name])
+            except DataError as error:
+                raise DataError(f"column {column.name!r}: {error}") from None
 
 
 def _read_path(path: Path, schema: Schema | None) -> pa.Table:

@@ -199,3 +199,12 @@ def encode_column(vocabulary: Vocabulary, x: Any) -> np.ndarray:
     """Return the ``[N]`` int64 ids of a one-dimensional column."""
     parts = [vocabulary.encode(rows) for rows in row_slices(as_column(x))]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def knows(vocabulary: Vocabulary, words: pa.Array | list[str]) -> np.ndarray:
+    """Return ``[N]`` bool: which texts are words of the vocabulary."""
+    try:
+        return vocabulary.encode(pa.array(words, pa.large_string())) != vocabulary.unknown
+    except DataError:
+        # None of them is a number, but all words of the vocabulary are.
+        return np.zeros(len(words), bool)

@@ -65,7 +65,8 @@ def attention_view(
     # Pairs of a group describe the same events, so that their histories are of one length.
     number = _row_number(run, data, run.dataset(data).lengths(chosen.pairs[0].pos_hist), row, user)
     rows, names = _candidate_rows(data, chosen, number, candidates)
-    batch = run.dataset(_with_candidates(data, chosen, number, rows, names)).batch(np.arange(len(rows)))
+    described = run.dataset(_with_candidates(data, chosen, number, rows, names), allow_unknown=True)
+    batch = described.batch(np.arange(len(rows)))
     scores, states = run.model.trace(batch, chosen.name)
     with torch.no_grad():
         probabilities = torch.sigmoid(run.model(batch)[0]).tolist()

@@ -65,7 +65,7 @@ def encode_request(run: Run, user_table: Any, items: Any, candidate_offsets: Any
     for name in words:
         # A dataset wants every column; the candidate's own are not used.
         users = users.append_column(name, pa.nulls(users.num_rows))
-    batch = run.dataset(users, source=_USERS).batch(np.arange(users.num_rows))
+    batch = run.dataset(users, allow_unknown=True, source=_USERS).batch(np.arange(users.num_rows))
     user = {name: value for name, value in batch.items() if name not in candidates}
     for name in (*run.schema.categorical, *run.schema.sequences):
         if name in user:

@@ -269,37 +269,44 @@ class Run:
     unknown: Counter[str] = field(default_factory=Counter, repr=False, compare=False)
 
     def predict(
-        self, table: Any, *, batch_size: int = 1024, progress: bool = False, source: str | None = None
+        self,
+        table: Any,
+        *,
+        batch_size: int = 1024,
+        progress: bool = False,
+        allow_unknown: bool = False,
+        source: str | None = None,
     ) -> np.ndarray:
         """Return the click probability of each row of ``table``.
 
         Args:
             table: path of a CSV or Parquet file, or anything that speaks Arrow: a pandas, Polars or pyarrow
-                table. It needs the feature columns of the schema, no label; words not seen in training and
-                empty histories are fine.
+                table; or a dataset made by :meth:`dataset`. It needs the feature columns of the schema, no label;
+                words not seen in training and empty histories are fine.
             batch_size: rows scored at once; the result does not depend on it beyond rounding.
             progress: show a progress bar on stderr.
+            allow_unknown: score the rows even if the model knows nearly no word of a column.
             source: what error messages call the table; by default its path.
 
         Returns:
             float32 ``[rows]`` in the table's order; of a table without rows, an empty array.
 
         Raises:
-            DataError: if a column is missing or not what the schema says.
+            DataError: if a column is missing or not what the schema says, or the model cannot read its words.
 
         Example:
             >>> dien_fast.load("runs/ml-100k").predict("new.csv")  # doctest: +SKIP
             array([0.31, 0.87], dtype=float32)
         """
-        from dien_fast.data import EpochLoader, read_table
+        from dien_fast.data import ClickDataset, EpochLoader, read_table
 
-        if source is None:
-            source = _name_of(table)
-        data = read_table(table, self.schema)
-        if not data.num_rows and not data.num_columns:
-            # pandas makes such a table of an empty list of records.
-            return np.zeros(0, np.float32)
-        return predict(self.model, EpochLoader(self.dataset(data, source=source), batch_size), progress=progress)
+        if not isinstance(table, ClickDataset):
+            data = read_table(table, self.schema)
+            if not data.num_rows and not data.num_columns:
+                # pandas makes such a table of an empty list of records.
+                return np.zeros(0, np.float32)
+            table = self.dataset(data, allow_unknown=allow_unknown, source=source or _name_of(table))
+        return predict(self.model, EpochLoader(table, batch_size), progress=progress)
 
     def score_candidates(self, user_table: Any, items: Any, candidate_offsets: Any = None) -> np.ndarray:
         """Return the click probability of each candidate of each user.
@@ -338,17 +345,40 @@ class Run:
         logits = self.model.score_candidates(user, candidates, request.offsets)
         return logits.float().sigmoid().cpu().numpy()
 
-    def dataset(self, table: Any, *, require_label: bool = False, source: str | None = None) -> ClickDataset:
-        """Return ``table`` (as in :meth:`predict`) as a dataset of this model's inputs, without negatives."""
+    def dataset(
+        self,
+        table: Any,
+        *,
+        require_label: bool = False,
+        allow_unknown: bool = False,
+        source: str | None = None,
+    ) -> ClickDataset:
+        """Return a table as a dataset of this model's inputs, without negatives.
+
+        Args:
+            table: as in :meth:`predict`.
+            require_label: whether the table must have labels; without them there are no metrics.
+            allow_unknown: take the rows even if the model knows nearly no word of a column.
+            source: what error messages call the table; by default its path.
+
+        Returns:
+            The dataset; its ``unknown`` says how many words of each column the model does not know.
+
+        Raises:
+            DataError: if a column is missing or not what the schema says, or the model cannot read its words.
+        """
         from dien_fast.data import ClickDataset, read_table
+        from dien_fast.data.inspection import check_words_known
 
         if source is None:
             source = _name_of(table)
         # The negatives serve the auxiliary loss alone; a table to score need not have them.
         schema = without_negatives(self.schema)
-        return ClickDataset(
-            read_table(table, schema), schema, self.encoders, require_label=require_label, source=source
-        )
+        data = read_table(table, schema)
+        dataset = ClickDataset(data, schema, self.encoders, require_label=require_label, source=source)
+        if not allow_unknown:
+            check_words_known(data, schema, self.encoders, dataset.unknown, source)
+        return dataset
 
 
 def _name_of(table: Any) -> str:

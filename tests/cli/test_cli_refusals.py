@@ -88,6 +88,32 @@ def test_predict_refuses_before_it_writes(shop, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["bad.csv"]
 
 
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_tables_that_the_model_cannot_read_are_not_scored(shop, tmp_path, capsys, command):
+    output = tmp_path / "p.csv"
+    table = pd.read_csv(shop / "clicks.csv", keep_default_na=False)
+    histories = {name: table[name].str.replace(";", ",") for name in ("past_items", "past_brands")}
+    cases = [
+        ({"item": table["item"].str[1:]}, "column 'item': 100.0 % of 400 words are unknown"),
+        (histories, "',' divides them, not ';', for example in "),
+        ({"past_items": "[]", "past_brands": "[]"}, "got lists written as text"),
+    ]
+    for columns, message in cases:
+        arguments = [command, shop / "run", spoil(shop, tmp_path, **columns), "--quiet"]
+        arguments += ["--output", output] if command == "predict" else []
+        sentence = failure(capsys, *arguments)
+        assert message in sentence
+        assert str(tmp_path / "bad.csv") in sentence
+        assert not output.exists()
+        if columns.get("past_items") is not None and isinstance(columns["past_items"], str):
+            continue
+        assert main([*map(str, arguments), "--allow-unknown"]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 6
+        assert lines[0].startswith("country: 0.0 % of 400 words are unknown (")
+        output.unlink(missing_ok=True)
+
+
 def test_an_error_of_the_system_is_one_sentence_too(shop, tmp_path, capsys, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device", str(tmp_path / "p.csv"))

@@ -124,6 +124,20 @@ def test_unseen_words_and_empty_histories_are_scored(trained):
     assert probabilities[1] == probabilities[2]
 
 
+def test_words_the_model_does_not_know_are_counted_or_refused(trained):
+    run = load(trained[0])
+    table = pa.table({"itemId": np.arange(100, 180), "histItemIds": [[1, 2]] * 80})
+    with pytest.raises(DataError, match=r"column 'itemId': 100\.0 % of 80 words are unknown .*allow_unknown=True"):
+        run.predict(table)
+    assert np.ptp(run.predict(table, allow_unknown=True)) == 0
+    dataset = run.dataset(table, allow_unknown=True)
+    assert {name: (found.words, found.unknown) for name, found in dataset.unknown.items()} == {
+        "itemId": (80, 80),
+        "histItemIds": (160, 0),
+    }
+    np.testing.assert_array_equal(run.predict(dataset), run.predict(table, allow_unknown=True))
+
+
 def test_columns_of_pandas_without_a_value_are_empty(trained):
     run = load(trained[0])
     expected = run.predict({"itemId": [1, 2], "histItemIds": [[], []]})
