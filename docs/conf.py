@@ -1,5 +1,6 @@
 """Settings of Sphinx for the documentation."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -67,3 +68,30 @@ sphinx_gallery_conf = {
     "min_reported_time": 10**6,
     "download_all_examples": False,
 }
+
+
+def exists(name):
+    """Return whether a dotted name of the package is there, documented or not."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def show_internal(app, env, node, content):
+    """Show a reference to what is internal, and so on no page, as code; one to what does not exist is an error."""
+    target = node.get("reftarget", "")
+    return content if target.startswith("dien_fast.") and exists(target) else None
+
+
+def setup(app):
+    """Register the handler of references."""
+    app.connect("missing-reference", show_internal)

@@ -127,9 +127,9 @@ attention, interest = attention_view(run, clicks, folder / "pictures", user="u3"
 
 
 def show(picture):
-    _, axis = plt.subplots(figsize=(9, 6), layout="constrained")
-    axis.imshow(plt.imread(picture))
-    axis.axis("off")
+    plt.figure(figsize=(9, 6), layout="constrained")
+    plt.imshow(plt.imread(picture))
+    plt.axis("off")
     plt.show()
 
 
