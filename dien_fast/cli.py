@@ -374,6 +374,7 @@ def _output(arguments: argparse.Namespace) -> Path:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from dien_fast.data import EpochLoader
+    from dien_fast.data.inspection import warning_lines
     from dien_fast.training.runs import load
     from dien_fast.training.scoring import evaluate
 
@@ -384,6 +385,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         table, source = _test_rows(run.config, run.directory), "the run's test rows"
     dataset = run.dataset(table, require_label=True, allow_unknown=arguments.allow_unknown, source=source)
     _report_unknown(dataset)
+    for line in warning_lines(dataset, run.encoders, "evaluated"):
+        print(line, file=sys.stderr)
     loader = EpochLoader(dataset, 1024)
     scores = evaluate(run.model, loader, progress=not arguments.quiet)
     print(f"rows: {len(loader.dataset):,}")

@@ -185,6 +185,14 @@ class ClickDataset(Dataset[Batch]):
         """Return the ``[rows]`` int64 lengths of a sequence feature, in events, after the cut."""
         return np.diff(self._sequences[feature][1])
 
+    def category_ids(self, feature: str) -> np.ndarray:
+        """Return the ``[rows]`` int64 ids of a categorical feature."""
+        return self._scalars[feature]
+
+    def events(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of a sequence feature: int32 ``[N]`` row after row, and int64 ``[rows + 1]`` offsets."""
+        return self._sequences[feature]
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch whose negatives ``dataset[rows]`` draws."""
         self._epoch = epoch

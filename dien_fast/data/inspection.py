@@ -1,19 +1,20 @@
-"""What is remarkable about the rows of a table: words that a model does not know."""
+"""What is remarkable about the rows of a table: words that a model does not know, candidates clicked before."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dien_fast.data.columns import split_words
-from dien_fast.data.dataset import UnknownWords
+from dien_fast.data.dataset import ClickDataset, UnknownWords
 from dien_fast.data.encoders import NumericEncoder, SequenceEncoder
 from dien_fast.data.fitting import Encoders
 from dien_fast.data.notation import other_notation, sample_rows
-from dien_fast.data.schema import Schema
+from dien_fast.data.schema import Group, Schema
 from dien_fast.data.tables import get_column
 from dien_fast.data.vocabulary import cast_words, knows
 from dien_fast.errors import DataError
@@ -24,6 +25,8 @@ from dien_fast.errors import DataError
 _LEAST_KNOWN = 0.1
 # Fewer distinct words may all be new without a mistake: a new user, some items of a new brand.
 _ENOUGH_WORDS = 20
+# A model that sees UNKNOWN oftener with one label by so much can tell the label by that.
+_LABEL_GAP = 0.05
 
 
 def check_words_known(
@@ -77,3 +80,81 @@ def unknown_lines(unknown: Mapping[str, UnknownWords]) -> list[str]:
         ['item: 6.0 % of 50 words are unknown (1.2 % in training)']
     """
     return [f"{feature}: {found}" for feature, found in unknown.items()]
+
+
+def vocabulary_lines(encoders: Encoders, parts: Mapping[str, ClickDataset]) -> list[str]:
+    """Return a line for each column of words: what was kept of the training words, and what is unknown.
+
+    Args:
+        encoders: fitted to the training rows.
+        parts: the data sets by name ("training", ...).
+    """
+    lines = []
+    for feature, encoder in encoders.items():
+        if isinstance(encoder, NumericEncoder) or encoder.coverage_ is None:
+            continue
+        seen = {name: part.unknown[feature].share for name, part in parts.items() if feature in part.unknown}
+        if not seen:
+            # Drawn negatives are in no table.
+            continue
+        coverage = encoder.coverage_
+        shares = ", ".join(f"{100 * share:.1f} % in {name}" for name, share in seen.items())
+        lines.append(
+            f"words of {feature}: {coverage.kept:,} of {coverage.distinct:,} kept, seen {encoder.min_cnt} times "
+            f"or more; unknown: {shares}"
+        )
+    return lines
+
+
+def warning_lines(dataset: ClickDataset, encoders: Encoders, name: str) -> list[str]:
+    """Return a line for everything in labelled rows that may make a model look better than it is.
+
+    Args:
+        dataset: rows with labels.
+        encoders: the model's.
+        name: what the lines call the rows, for example "training".
+    """
+    lines = []
+    candidates = dict.fromkeys(pair.ad for pair in dataset.schema.pairs())
+    for feature in candidates:
+        ids = dataset.category_ids(feature)
+        clicks, others = _by_label(ids == encoders.category(feature).vocabulary_.unknown, dataset)
+        if abs(clicks - others) >= _LABEL_GAP:
+            lines.append(
+                f"warning: {feature} is unknown in {100 * clicks:.1f} % of the clicks and {100 * others:.1f} % of "
+                f"the other {name} rows, and a model can tell labels by that; a smaller min_count keeps more words"
+            )
+    for group in dataset.schema.groups:
+        ad, history, inside = _clicked_before(dataset, encoders, group)
+        if inside.any():
+            clicks, others = _by_label(inside, dataset)
+            lines.append(
+                f"warning: in {100 * inside.mean():.1f} % of the {name} rows ({100 * clicks:.1f} % of the clicks, "
+                f"{100 * others:.1f} % of the others) {ad} is one of its own {history}: either users return to "
+                "what they clicked, or a history holds the click to be predicted and the metrics are too good"
+            )
+    return lines
+
+
+def _by_label(mask: np.ndarray, dataset: ClickDataset) -> tuple[float, float]:
+    """Return the share of rows in ``mask`` among the clicks and among the other rows; 0 where there are none."""
+    assert dataset.labels is not None
+    clicked = dataset.labels > 0
+    shares = [float(mask[part].mean()) if part.any() else 0.0 for part in (clicked, ~clicked)]
+    return shares[0], shares[1]
+
+
+def _clicked_before(dataset: ClickDataset, encoders: Encoders, group: Group) -> tuple[str, str, np.ndarray]:
+    """Return the names of a group's candidate and history, and ``[rows]`` bool: the history has the candidate."""
+    # Of the pairs that describe an event, the one with the most words names it; a category returns by nature.
+    pair = max(group.pairs, key=lambda pair: len(encoders.category(pair.ad).vocabulary_))
+    ad, history = encoders.category(pair.ad).vocabulary_, encoders.sequence(pair.pos_hist).vocabulary_
+    candidates = dataset.category_ids(pair.ad)
+    if ad.words != history.words:
+        candidates = ad.translation(history)[candidates]
+    events, offsets = dataset.events(pair.pos_hist)
+    rows = np.repeat(np.arange(len(candidates)), np.diff(offsets))
+    found = (events == candidates[rows]) & (events != history.unknown)
+    inside = np.zeros(len(candidates), bool)
+    inside[rows[found]] = True
+    return pair.ad, pair.pos_hist, inside

@@ -194,6 +194,17 @@ class Vocabulary:
                 ids[padding.to_numpy(zero_copy_only=False)] = 0
         return ids
 
+    def translation(self, other: Vocabulary) -> np.ndarray:
+        """Return, for each id of this vocabulary, the int64 id of the same word in another, or -1."""
+        ids = np.full(len(self), -1)
+        try:
+            found = other.encode(self.known)
+        except DataError:
+            # The other's words are numbers, and none of these is.
+            return ids
+        ids[self._ids[:-1]] = np.where(found == other.unknown, -1, found)
+        return ids
+
 
 def encode_column(vocabulary: Vocabulary, x: Any) -> np.ndarray:
     """Return the ``[N]`` int64 ids of a one-dimensional column."""

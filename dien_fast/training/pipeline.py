@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from dien_fast.data import ClickDataset, EpochLoader, NegativeSampler, fit_encoders
+from dien_fast.data.inspection import vocabulary_lines, warning_lines
 from dien_fast.data.sources import LOAD_STEPS, Source, Tables
 from dien_fast.progress import steps
 from dien_fast.training import loop as training
@@ -96,6 +97,12 @@ def train_run(
             f"and {len(test.dataset):,} test rows"
         )
         say(tables.split)
+        for line in vocabulary_lines(
+            encoders, {"training": train.dataset, "validation": valid.dataset, "test": test.dataset}
+        ):
+            say(line)
+        for line in warning_lines(train.dataset, encoders, "training"):
+            say(line)
         say(f"model: {_describe(config, model)}; {_describe_device(accelerator)}")
         if accelerator.is_main_process:
             # Another training may have come first while this one read its rows.

@@ -44,8 +44,15 @@ def test_training_on_own_data_reports_and_ends_with_the_test_auc(tmp_path, shop,
     lines = captured.out.splitlines()
     assert lines[0] == f"data: {table}, 320 training, 40 validation and 40 test rows"
     assert lines[1] == "split: global, all rows in the order of 'when', as asked for"
-    assert lines[2].startswith("model: DIEN (AUGRU, negatives: uniform), ")
-    assert lines[3].startswith("epoch 1: train loss ")
+    about_words = [line for line in lines if line.startswith("words of ")]
+    assert about_words[1].startswith(
+        "words of item: 12 of 12 kept, seen 2 times or more; unknown: 0.0 % in training, "
+    )
+    assert len(about_words) == 6
+    assert lines[8].startswith("warning: in ")
+    assert " item is one of its own past_items: " in lines[8]
+    assert lines[9].startswith("model: DIEN (AUGRU, negatives: uniform), ")
+    assert lines[10].startswith("epoch 1: train loss ")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert lines[-1] == f"test AUC: {metrics['test_auc']:.4f}"
     # So short a training has no news for a log file.
@@ -226,7 +233,7 @@ def test_two_processes_train_together_and_score_every_row_once(tmp_path, capsys)
     result = run_python(*launch, *arguments, "--output", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert "2 processes" in lines[2]
+    assert any(line.startswith("model: ") and "2 processes" in line for line in lines)
     assert [line[:8] for line in lines if line.startswith("epoch ")] == ["epoch 1:", "epoch 2:"]
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert lines[-1] == f"test AUC: {metrics['test_auc']:.4f}"

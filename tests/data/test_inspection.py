@@ -8,7 +8,7 @@ import pytest
 
 from dien_fast.data import ClickDataset, Encoders, Group, Pair, Schema, fit_encoders
 from dien_fast.data.dataset import UnknownWords
-from dien_fast.data.inspection import check_words_known, unknown_lines
+from dien_fast.data.inspection import check_words_known, unknown_lines, vocabulary_lines, warning_lines
 from dien_fast.errors import DataError
 
 SHOP = Schema(categorical=["item", "country"], sequences=["past"], min_count=1, separator=";")
@@ -146,3 +146,69 @@ def test_a_column_that_was_unknown_in_training_may_stay_so() -> None:
     assert check(new, encoders, schema)["item"].share == 0.97
     with pytest.raises(DataError, match=r"100.0 % of 100 words are unknown \(95.0 % in training\)"):
         check(pa.table({"item": [f"other{row}" for row in range(100)]}), encoders, schema)
+
+
+def clicks(items: list[object], histories: list[object], labels: list[int]) -> pa.Table:
+    return pa.table({"item": items, "past": histories, "label": labels, "tag": ["t"] * len(items)})
+
+
+def click_schema(**settings: object) -> Schema:
+    group = Group(
+        "g", [Pair("tag", "past_tags"), Pair("item", "past")] if "tags" in settings else [Pair("item", "past")]
+    )
+    settings.pop("tags", None)
+    columns = {"categorical": ["item", "tag"], "sequences": ["past"], "groups": [group], "min_count": 1}
+    return Schema(**(columns | settings))  # type: ignore[arg-type]
+
+
+def test_what_training_kept_is_told_for_each_column() -> None:
+    table = clicks(["a"] * 6 + ["b", "c"], [["a", "d"]] * 8, [0, 1] * 4)
+    schema = click_schema(min_count=5)
+    encoders = fit_encoders(table, schema)
+    parts = {
+        "training": ClickDataset(table, schema, encoders),
+        "test": ClickDataset(table.slice(4), schema, encoders),
+    }
+    assert vocabulary_lines(encoders, parts) == [
+        "words of item: 1 of 3 kept, seen 5 times or more; unknown: 25.0 % in training, 50.0 % in test",
+        "words of tag: 1 of 1 kept, seen 5 times or more; unknown: 0.0 % in training, 0.0 % in test",
+        "words of past: 2 of 2 kept, seen 5 times or more; unknown: 0.0 % in training, 0.0 % in test",
+    ]
+
+
+def test_candidates_unknown_with_one_label_are_warned_of() -> None:
+    # Most of the items not clicked are rare, as they are where they were drawn evenly from a catalogue.
+    table = clicks(["a"] * 40 + [f"rare{row}" for row in range(30)] + ["a"] * 10, [[]] * 80, [1] * 40 + [0] * 40)
+    schema = click_schema(min_count=5)
+    encoders = fit_encoders(table, schema)
+    assert warning_lines(ClickDataset(table, schema, encoders), encoders, "training") == [
+        "warning: item is unknown in 0.0 % of the clicks and 75.0 % of the other training rows, and a model can "
+        "tell labels by that; a smaller min_count keeps more words"
+    ]
+    encoders = fit_encoders(table, click_schema())
+    assert warning_lines(ClickDataset(table, click_schema(), encoders), encoders, "training") == []
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("kind", [int, str])
+def test_candidates_of_their_own_histories_are_warned_of(share: bool, kind: type) -> None:
+    histories = [[7], [8, 7], [9], [], None, [8, 9], [9, 10], [10]]
+    words = [None if row is None else [kind(word) for word in row] for row in histories]
+    table = clicks([7, 7, 8, 9, 9, 8, 11, 11], words, [1, 1, 1, 0, 0, 0, 0, 0])
+    schema = click_schema(share_vocabulary=share)
+    encoders = fit_encoders(table, schema)
+    assert warning_lines(ClickDataset(table, schema, encoders), encoders, "training") == [
+        "warning: in 37.5 % of the training rows (66.7 % of the clicks, 20.0 % of the others) item is one of its "
+        "own past: either users return to what they clicked, or a history holds the click to be predicted and the "
+        "metrics are too good"
+    ]
+
+
+def test_unknown_items_and_categories_are_no_repeated_clicks() -> None:
+    table = clicks(["new", "b"], [["new2"], ["a"]], [0, 1])
+    table = table.append_column("past_tags", pa.array([["t"], ["t"]]))
+    schema = click_schema(tags=True, sequences=["past", "past_tags"])
+    known = clicks(["a", "b"], [["b"], ["a"]], [0, 1]).append_column("past_tags", pa.array([["t"], ["t"]]))
+    encoders = fit_encoders(known, schema)
+    lines = warning_lines(ClickDataset(table, schema, encoders), encoders, "training")
+    assert not any("one of its own" in line for line in lines)
