@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
@@ -171,7 +172,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     which.add_argument("--user", metavar="USER", help="take the last row of this user that has a history")
     view.add_argument(
-        "--candidates", type=_words, metavar="A,B,C", help="candidates (default: the row's own and frequent ones)"
+        "--candidates",
+        type=_words,
+        metavar="A,B,C",
+        help="candidates (default: the row's own and frequent ones); quote one that holds a comma: '\"A, B\",C'",
     )
     view.add_argument("--group", metavar="NAME", help="attention group (default: the first)")
     info.set_defaults(command=_info)
@@ -485,7 +489,8 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _words(text: str) -> list[str]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
+    # As a line of a CSV file: a word that holds a comma stands in quotes.
+    words = [word.strip() for word in next(csv.reader([text], skipinitialspace=True), []) if word.strip()]
     if not words:
         raise ValueError
     return words

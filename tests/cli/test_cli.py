@@ -377,6 +377,17 @@ def test_info_names_what_the_model_does_not_know(shop, tmp_path, capsys):
     assert written.startswith("written: ")
 
 
+def test_a_candidate_may_hold_a_comma():
+    parse = cli.build_parser().parse_args
+    for text, candidates in (
+        ("50, 181,258", ["50", "181", "258"]),
+        ('"Birdcage, The",Fargo', ["Birdcage, The", "Fargo"]),
+        ('Fargo, "a ""b"", c"', ["Fargo", 'a "b", c']),
+        ('7" single,b', ['7" single', "b"]),
+    ):
+        assert parse(["info", "run", "--candidates", text]).candidates == candidates
+
+
 def test_help_explains_itself(capsys):
     for arguments in (["--help"], ["train", "--help"], ["predict", "--help"], ["info", "--help"]):
         with pytest.raises(SystemExit) as caught:
