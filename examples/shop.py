@@ -19,9 +19,13 @@ rng = np.random.default_rng(0)
 impressions = []
 for user in range(150):
     first, second = rng.permutation(6)[:2]
+    shown = set()  # nothing is shown twice
     for day in range(14):
         liked = first if day < 7 else second
-        item = rng.integers(30) if rng.random() < 0.5 else liked + 6 * rng.integers(5)  # brand = item mod 6
+        item = None
+        while item is None or item in shown:
+            item = rng.integers(60) if rng.random() < 0.5 else liked + 6 * rng.integers(10)  # brand: item mod 6
+        shown.add(item)
         clicked = rng.random() < (0.85 if item % 6 == liked else 0.1)
         price = round(5 + 20 * rng.random(), 2)
         impressions.append((f"u{user}", day, f"i{item}", f"b{item % 6}", price, int(clicked)))

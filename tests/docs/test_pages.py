@@ -147,5 +147,12 @@ def test_a_wrong_block_is_noticed(block, error, tmp_path, monkeypatch):
         Session().run(Path("page.md"))
 
 
+def test_the_table_of_the_examples_is_the_tutorials():
+    script = (ROOT / "examples" / "shop.py").read_text()
+    made = {}
+    exec(script[: script.index("# %%\n# Training")], made)
+    assert (made["folder"] / "clicks.csv").read_bytes() == (ROOT / "examples" / "clicks.csv").read_bytes()
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 180
