@@ -463,7 +463,8 @@ def _info(arguments: argparse.Namespace) -> None:
         print(f"threads: {torch.get_num_threads()}; GPUs: {', '.join(devices) or 'none'}")
         print(f"backend: {dien_fast.backend()}")
         return
-    from dien_fast.training.runs import load, load_config, read_json
+    from dien_fast.training.config import read_json
+    from dien_fast.training.runs import load, load_config
 
     directory = Path(arguments.run)
     config = load_config(directory)

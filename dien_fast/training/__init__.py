@@ -3,7 +3,18 @@
 Importing this package needs torch and numpy alone; what needs the ``train`` extra says so when it is used.
 """
 
-from dien_fast.training.loop import epoch_line, fit, make_accelerator, print_line, seed_everything
+from dien_fast.training.accelerator import make_accelerator
+from dien_fast.training.loop import epoch_line, fit, print_line, seed_everything
 from dien_fast.training.scoring import evaluate, predict
+from dien_fast.training.settings import TrainSettings
 
-__all__ = ["epoch_line", "evaluate", "fit", "make_accelerator", "predict", "print_line", "seed_everything"]
+__all__ = [
+    "TrainSettings",
+    "epoch_line",
+    "evaluate",
+    "fit",
+    "make_accelerator",
+    "predict",
+    "print_line",
+    "seed_everything",
+]

@@ -9,8 +9,6 @@ killed and resumed at an epoch's boundary goes on exactly as the undisturbed one
 
 from __future__ import annotations
 
-import importlib
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,34 +21,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dien_fast.errors import CheckpointError, DataError, DienFastError
+from dien_fast.errors import CheckpointError, DienFastError
 from dien_fast.files import write_atomically
 from dien_fast.progress import progress_bar
 from dien_fast.training import metrics
-from dien_fast.training.checkpoints import (
-    first_difference,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from dien_fast.training.accelerator import check_extras, check_loaders, make_accelerator, share_buffers
+from dien_fast.training.checkpoints import first_difference, load_checkpoint, save_checkpoint
 from dien_fast.training.directory import RunDirectory
-from dien_fast.training.scoring import (
-    collect,
-    evaluate,
-    labels_of,
-    predict,
-    sum_over_ranks,
-    to_device,
-    weighted_sum,
-)
+from dien_fast.training.scoring import collect, evaluate, labels_of, sum_over_ranks, to_device, weighted_sum
+from dien_fast.training.settings import TrainSettings, changed
+from dien_fast.training.state import STATE_ENTRIES, TrainingState
 
 if TYPE_CHECKING:
     import pandas as pd
     from accelerate import Accelerator
 
     from dien_fast.data.dataset import EpochLoader
-
-__all__ = ["epoch_line", "evaluate", "fit", "make_accelerator", "predict", "print_line", "seed_everything"]
 
 # The progress bar's loss and AUC look back over this many rows.
 _WINDOW_ROWS = 8192
@@ -63,22 +49,16 @@ def fit(
     train: EpochLoader,
     valid: EpochLoader | None = None,
     *,
+    settings: TrainSettings | None = None,
     run_directory: str | Path | RunDirectory | None = None,
-    epochs: int = 20,
-    patience: int = 3,
-    lr: float = 2e-3,
-    weight_decay: float = 1e-3,
-    aux_weight: float = 1.0,
-    seed: int = 0,
     resume: bool = False,
     fingerprint: str = "",
     identity: Mapping[str, Any] | None = None,
-    mixed_precision: str = "no",
-    gradient_accumulation_steps: int = 1,
     cpu: bool = False,
     accelerator: Accelerator | None = None,
     progress: bool = True,
     log: Callable[[str], None] | None = None,
+    **changes: Any,
 ) -> pd.DataFrame:
     """Train ``model`` with Adam and leave the weights of the best epoch in it.
 
@@ -93,25 +73,19 @@ def fit(
         model: takes a batch of the loader, returns (logits ``[B]``, auxiliary loss or None).
         train: shuffled batches.
         valid: batches for early stopping, not shuffled.
+        settings: epochs, step size and the like; None takes the defaults.
         run_directory: where to write ``best.pt`` and ``last.pt`` (checkpoints), ``history.csv``, ``loss.png``
             and ``auc.png``; None writes nothing. A run that is there stays until the new one has its first
             checkpoint.
-        epochs: the most epochs to train.
-        patience: stop after so many epochs without a better validation AUC.
-        lr: Adam's step size.
-        weight_decay: Adam's L2 penalty.
-        aux_weight: weight of the auxiliary loss.
-        seed: seed of dropout; the loaders have their own.
         resume: go on from ``last.pt`` in ``run_directory``, if it is there.
         fingerprint: identity of the encoders, stored in the checkpoints; on resuming it must be the same.
         identity: what else the weights belong to (sizes, column names: plain values by name), stored in the
             checkpoints; on resuming it must be the same.
-        mixed_precision: "no", "bf16" or "fp16".
-        gradient_accumulation_steps: batches to an optimizer step.
         cpu: stay on the CPU though there is a GPU.
-        accelerator: one of your own, in place of the three settings above (its gradient accumulation counts).
+        accelerator: one of your own; its device, precision and gradient accumulation count.
         progress: show a progress bar on stderr.
         log: takes the line printed after each epoch; None prints it to stdout.
+        changes: single settings by name, such as ``epochs=2``; they replace those of ``settings``.
 
     Returns:
         A row for each epoch, with epoch, train_loss, train_aux_loss, train_auc, valid_loss, valid_auc,
@@ -121,115 +95,41 @@ def fit(
         DataError: if the validation rows have one class only, so that there is no AUC.
         CheckpointError: if another training writes to the directory; on resuming, if the checkpoint is missing
             beside ``best.pt``, damaged or of a run with other settings.
-        DienFastError: if the loss becomes NaN or infinite, or the precision is not available here.
+        DienFastError: if a setting is out of range or not available here, or the loss becomes NaN or infinite.
+        TypeError: for a setting that there is not.
 
     Example:
         >>> history = fit(model, train_loader, valid_loader, epochs=2)  # doctest: +SKIP
     """
-    _check_extras()
+    check_extras()
+    settings = changed(settings or TrainSettings(), changes)
     if accelerator is None:
-        accelerator = make_accelerator(mixed_precision, gradient_accumulation_steps, cpu)
+        accelerator = make_accelerator(settings.mixed_precision, settings.gradient_accumulation, cpu)
     check_loaders(train, valid, accelerator)
-    say = log or print_line
-    settings = {
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "aux_weight": aux_weight,
-        "seed": seed,
-        "batch_size": train.batch_size,
-        "train rows": len(train.dataset),
-        "mixed_precision": accelerator.mixed_precision,
-        "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
-        "processes": accelerator.num_processes,
+    belongs_to = {
+        "settings": _decisive_settings(settings, train, accelerator),
+        "fingerprint": fingerprint,
+        "identity": dict(identity or {}),
     }
     with _open_run(run_directory, resume, accelerator) as (run, resuming):
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-        wrapped, optimizer = accelerator.prepare(model, optimizer)
-        # Evaluation goes around DDP, whose forward is a collective call and waits for every rank.
-        bare = accelerator.unwrap_model(wrapped)
-
-        history: list[dict[str, float]] = []
-        best: dict[str, Tensor] | None = None
-        best_epoch, best_auc = 0, float("-inf")
-        if run is not None and resuming:
-            last = _load_last(run.path / "last.pt", settings, fingerprint, dict(identity or {}))
-            load_weights(bare, last["model"], run.path / "last.pt")
-            _load_optimizer(optimizer, last["optimizer"], run.path / "last.pt")
-            history, best_epoch, best_auc = last["history"], last["best_epoch"], last["best_auc"]
-            best = load_checkpoint(run.path / "best.pt")["model"]
-        last_plot = time.perf_counter()
-
+        trainer = _Trainer(model, settings, accelerator, progress)
+        files = None if run is None else _RunFiles(run, belongs_to)
+        if files is not None and resuming:
+            files.load(trainer.state)
         try:
-            for epoch in range(len(history) + 1, epochs + 1):
-                if valid is not None and epoch - 1 - best_epoch >= patience:
-                    break
-                begin = time.perf_counter()
-                seed_everything(seed, epoch, accelerator.process_index)
-                train.set_epoch(epoch)
-                row: dict[str, float] = {"epoch": epoch}
-                row |= _train_epoch(
-                    wrapped, optimizer, train, accelerator, aux_weight, progress, f"epoch {epoch}/{epochs}"
-                )
-                if not np.isfinite(row["train_loss"]):
-                    raise DienFastError(
-                        f"training diverged in epoch {epoch}: the loss is {row['train_loss']}; "
-                        f"try a smaller learning rate than {lr:g}"
-                    )
-                if accelerator.num_processes > 1:
-                    _share_buffers(bare)
-                if valid is not None:
-                    scores = evaluate(bare, valid, aux_weight=aux_weight)
-                    row |= {f"valid_{name}": value for name, value in scores.items()}
-                row["seconds"] = time.perf_counter() - begin
-                row["rows_per_second"] = row.pop("rows_per_second")
-                history.append(row)
-                if valid is None or row["valid_auc"] > best_auc:
-                    best_epoch, best_auc = epoch, row.get("valid_auc", float("nan"))
-                    best = {key: value.detach().to("cpu", copy=True) for key, value in bare.state_dict().items()}
-                if run is not None and accelerator.is_main_process:
-                    # last.pt comes last: should the process die in between, the epoch is simply repeated.
-                    if best_epoch == epoch:
-                        save_checkpoint(
-                            run.place / "best.pt",
-                            {
-                                "model": best,
-                                "epoch": epoch,
-                                "valid_auc": best_auc,
-                                "fingerprint": fingerprint,
-                                "identity": dict(identity or {}),
-                            },
-                        )
-                    _write_history(history, run.place)
-                    save_checkpoint(
-                        run.place / "last.pt",
-                        {
-                            "model": bare.state_dict(),
-                            "optimizer": optimizer.state_dict(),
-                            "epoch": epoch,
-                            "history": history,
-                            "best_epoch": best_epoch,
-                            "best_auc": best_auc,
-                            "settings": settings,
-                            "fingerprint": fingerprint,
-                            "identity": dict(identity or {}),
-                        },
-                    )
-                    run.take_place()
-                    if time.perf_counter() - last_plot > _PLOT_SECONDS:
-                        _plot(history, run.path)
-                        last_plot = time.perf_counter()
+            while not trainer.state.is_over(settings, validated=valid is not None):
+                trainer.epoch(train, valid)
                 if accelerator.is_main_process:
-                    say(epoch_line(row))
+                    if files is not None:
+                        files.save(trainer.state)
+                    (log or print_line)(epoch_line(trainer.state.history[-1]))
             accelerator.wait_for_everyone()
-            if best is not None:
-                load_weights(bare, best, "the best epoch")
-            if run is not None and history and accelerator.is_main_process:
-                _write_history(history, run.path)
-                _plot(history, run.path)
+            trainer.state.restore_best()
+            if files is not None and trainer.state.history and accelerator.is_main_process:
+                files.finish(trainer.state)
         finally:
-            # Gives the model its own forward back, without the autocast wrapper.
-            accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    return _frame(history)
+            trainer.close()
+    return trainer.state.frame()
 
 
 def seed_everything(seed: int, epoch: int, rank: int = 0) -> None:
@@ -255,158 +155,217 @@ def epoch_line(row: Mapping[str, float]) -> str:
     return f"{' | '.join(parts)}  ({row['seconds']:.1f} s, {row['rows_per_second']:,.0f} rows/s)"
 
 
-def _train_epoch(
-    model: nn.Module,
-    optimizer: Any,
-    loader: EpochLoader,
-    accelerator: Accelerator,
-    aux_weight: float,
-    progress: bool,
-    title: str,
-) -> dict[str, float]:
-    """Take one step per batch and return the epoch's train_loss, train_aux_loss, train_auc, rows_per_second."""
-    model.train()
-    device = accelerator.device
-    label = loader.dataset.schema.label
-    steps, accumulate = len(loader), accelerator.gradient_accumulation_steps
-    scored: list[tuple[Tensor, Tensor]] = []
-    losses: list[Tensor] = []
-    aux_losses: list[Tensor] = []
-    sizes: list[int] = []
-    begin = time.perf_counter()
-    show = progress and accelerator.is_main_process
-    all_labels = labels_of(loader)
-    with progress_bar(len(loader.dataset), title, "rows", show) as bar:
-        refresh = begin + bar.seconds
-        for step, batch in enumerate(loader, 1):
-            if device.type != "cpu":
-                batch = to_device(batch, device)
-            labels = cast(Tensor, batch[label])
-            # The last group of an epoch may be short; it is stepped too, and its loss is a mean as well.
-            accelerator.sync_gradients = step % accumulate == 0 or step == steps
-            group = min(accumulate, steps - (step - 1) // accumulate * accumulate)
-            with nullcontext() if accelerator.sync_gradients else accelerator.no_sync(model):
-                logits, aux_loss = model(batch)
-                loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-                if aux_loss is not None:
-                    aux_losses.append(aux_loss.detach())
-                    loss = loss + aux_weight * aux_loss
-                # backward() divides by the accumulation steps it was told of.
-                accelerator.backward(loss if group == accumulate else loss * (accumulate / group))
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.detach())
-            scored.append((cast(Tensor, batch["__row__"]), logits.detach()))
-            sizes.append(labels.size(0))
-            if time.perf_counter() > refresh:
-                bar.set_postfix(_recent(losses, scored, sizes, all_labels), refresh=False)
-                refresh = time.perf_counter() + bar.seconds
-            bar.update(sizes[-1] * accelerator.num_processes)
-    weights = torch.tensor(sizes, dtype=torch.float64)
-    sums = [weighted_sum(losses, weights), weighted_sum(aux_losses, weights), float(weights.sum())]
-    logits_by_row, times = collect(scored, len(loader.dataset), accelerator.num_processes)
-    loss_sum, aux_sum, rows = sum_over_ranks(sums, device, accelerator.num_processes)
-    seen = times > 0
-    finite = bool(np.isfinite(logits_by_row).all())
-    return {
-        "train_loss": loss_sum / rows,
-        "train_aux_loss": aux_sum / rows if aux_losses else float("nan"),
-        "train_auc": metrics.auc(all_labels[seen], logits_by_row[seen]) if finite else float("nan"),
-        "rows_per_second": rows / (time.perf_counter() - begin),
-    }
+class _Trainer:
+    """Trains one epoch after another.
 
-
-def _recent(
-    losses: list[Tensor], scored: list[tuple[Tensor, Tensor]], sizes: list[int], labels: np.ndarray
-) -> dict[str, str]:
-    """Return loss and AUC over the last batches, as the progress bar shows them."""
-    count = min(len(sizes), max(1, _WINDOW_ROWS // max(sizes[-1], 1)))
-    logits = torch.cat([value for _, value in scored[-count:]]).float().cpu().numpy()
-    rows = torch.cat([row for row, _ in scored[-count:]]).cpu().numpy()
-    shown = {"loss": f"{float(torch.stack(losses[-count:]).mean()):.4f}"}
-    if not np.isnan(logits).any():
-        shown["auc"] = f"{metrics.auc(labels[rows], logits):.4f}"
-    return shown
-
-
-def make_accelerator(mixed_precision: str, gradient_accumulation_steps: int, cpu: bool) -> Accelerator:
-    """Return an Accelerator; its settings are process-wide, so an earlier one's are dropped first.
-
-    Raises:
-        DienFastError: if a setting is not possible here, or other processes that were asked for are missing.
+    Args:
+        model: the model as its owner has it.
+        settings: of the training.
+        accelerator: of this process.
+        progress: show a progress bar.
     """
-    _check_extras()
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
 
-    if gradient_accumulation_steps < 1:
-        raise DienFastError(f"gradient_accumulation_steps must be at least 1, got {gradient_accumulation_steps}")
-    # A second fit with another precision in the same process would otherwise be refused.
-    AcceleratorState._reset_state()
-    try:
-        accelerator = Accelerator(
-            mixed_precision=mixed_precision,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            cpu=cpu,
+    def __init__(
+        self, model: nn.Module, settings: TrainSettings, accelerator: Accelerator, progress: bool
+    ) -> None:
+        self._settings, self._accelerator = settings, accelerator
+        self._show = progress and accelerator.is_main_process
+        optimizer = torch.optim.Adam(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
         )
-        # Accelerate would train in float32 without a word.
-        if mixed_precision == "fp16" and accelerator.device.type == "cpu":
-            raise ValueError("it needs a GPU; the CPU has bf16")
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise DienFastError(f"mixed_precision {mixed_precision!r} cannot be used here: {reason}") from error
-    if accelerator.num_processes == 1 and _launched_as_one_of_several(os.environ):
-        raise DienFastError(
-            "accelerate launch started one process only: on CPUs it starts several through mpirun alone; start "
-            "them with torchrun --nproc-per-node N -m dien_fast.cli train --cpu ... (for one, unset MASTER_ADDR)"
-        )
-    return accelerator
+        self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
+        # Evaluation goes around DDP, whose forward is a collective call and waits for every rank.
+        self.state = TrainingState(accelerator.unwrap_model(self._wrapped), self._optimizer)
 
+    def close(self) -> None:
+        """Give the model its own forward back, without the autocast wrapper."""
+        self._accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
 
-def _launched_as_one_of_several(environment: Mapping[str, str]) -> bool:
-    """Return whether ``accelerate launch`` was told of several processes and started this one alone.
+    def epoch(self, train: EpochLoader, valid: EpochLoader | None) -> None:
+        """Train and validate one epoch, and record it.
 
-    On a CPU ``accelerate launch --num_processes 2`` sets where the processes are to meet, and then starts one,
-    which trains by itself (seen in accelerate 1.15).
-    """
-    launched = "ACCELERATE_DYNAMO_BACKEND" in environment and "MASTER_ADDR" in environment
-    # torchrun, and the launchers of MPI, number the processes that they start.
-    numbered = any(name.endswith(("WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")) for name in environment)
-    return launched and not numbered
-
-
-def _check_extras() -> None:
-    """Say what is missing before hours of training, not after."""
-    for name in ("accelerate", "pandas", "matplotlib"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ImportError(
-                f'training needs {name}, which is not installed: pip install "dien-fast[train]"'
-            ) from error
-
-
-def check_loaders(train: EpochLoader, valid: EpochLoader | None, accelerator: Accelerator) -> None:
-    """Raise DataError or ValueError, in one sentence, where :func:`fit` cannot train on these batches."""
-    if len(train.dataset) < 2:
-        raise DataError(f"training needs at least 2 rows, got {len(train.dataset)}")
-    for name, loader in (("train", train), ("valid", valid)):
-        if loader is None:
-            continue
-        if (loader.batches.rank, loader.batches.world_size) != (
-            accelerator.process_index,
-            accelerator.num_processes,
-        ):
-            raise ValueError(
-                f"the {name} loader must have rank={accelerator.process_index} and "
-                f"world_size={accelerator.num_processes} in this process, "
-                f"got rank={loader.batches.rank} and world_size={loader.batches.world_size}"
+        Raises:
+            DienFastError: if the loss becomes NaN or infinite.
+        """
+        begin = time.perf_counter()
+        epoch, model = self.state.epoch + 1, self.state.model
+        seed_everything(self._settings.seed, epoch, self._accelerator.process_index)
+        train.set_epoch(epoch)
+        row: dict[str, float] = {"epoch": epoch} | self._steps(train, f"epoch {epoch}/{self._settings.epochs}")
+        if not np.isfinite(row["train_loss"]):
+            raise DienFastError(
+                f"training diverged in epoch {epoch}: the loss is {row['train_loss']}; "
+                f"try a smaller learning rate than {self._settings.lr:g}"
             )
-    if valid is not None:
-        labels = labels_of(valid)
-        if len(labels) == 0 or labels.min() == labels.max():
-            only = f"all {len(labels)} have label {labels[0]:g}" if len(labels) else "there are none"
-            raise DataError(f"the validation rows must have both labels for early stopping on AUC, but {only}")
+        if self._accelerator.num_processes > 1:
+            share_buffers(model)
+        if valid is not None:
+            scores = evaluate(model, valid, aux_weight=self._settings.aux_weight)
+            row |= {f"valid_{name}": value for name, value in scores.items()}
+        row["seconds"] = time.perf_counter() - begin
+        row["rows_per_second"] = row.pop("rows_per_second")
+        self.state.record(row)
+
+    def _steps(self, loader: EpochLoader, title: str) -> dict[str, float]:
+        """Take one step per batch; return train_loss, train_aux_loss, train_auc and rows_per_second."""
+        self._wrapped.train()
+        device = self._accelerator.device
+        label = loader.dataset.schema.label
+        steps, accumulate = len(loader), self._accelerator.gradient_accumulation_steps
+        done = _EpochRecord(labels_of(loader))
+        begin = time.perf_counter()
+        with progress_bar(len(loader.dataset), title, "rows", self._show) as bar:
+            refresh = begin + bar.seconds
+            for step, batch in enumerate(loader, 1):
+                if device.type != "cpu":
+                    batch = to_device(batch, device)
+                labels = cast(Tensor, batch[label])
+                # The last group of an epoch may be short; it is stepped too, and its loss is a mean as well.
+                self._accelerator.sync_gradients = step % accumulate == 0 or step == steps
+                group = min(accumulate, steps - (step - 1) // accumulate * accumulate)
+                # backward() divides by the accumulation steps it was told of.
+                done.add(batch, *self._backward(batch, labels, accumulate / group))
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+                if time.perf_counter() > refresh:
+                    bar.set_postfix(done.recent(), refresh=False)
+                    refresh = time.perf_counter() + bar.seconds
+                bar.update(labels.size(0) * self._accelerator.num_processes)
+        return done.measure(self._accelerator, time.perf_counter() - begin)
+
+    def _backward(
+        self, batch: Mapping[str, Any], labels: Tensor, factor: float
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Add the gradients of ``factor`` times the loss; return logits, loss and auxiliary loss, detached."""
+        accelerator = self._accelerator
+        with nullcontext() if accelerator.sync_gradients else accelerator.no_sync(self._wrapped):
+            logits, aux_loss = self._wrapped(batch)
+            loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+            if aux_loss is not None:
+                loss = loss + self._settings.aux_weight * aux_loss
+            accelerator.backward(loss if factor == 1 else loss * factor)
+        return logits.detach(), loss.detach(), None if aux_loss is None else aux_loss.detach()
+
+
+class _EpochRecord:
+    """Losses and logits of an epoch's batches, left on the device until they are needed.
+
+    Args:
+        labels: ``[rows]`` labels of the dataset.
+    """
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self._labels = labels
+        self._scored: list[tuple[Tensor, Tensor]] = []
+        self._losses: list[Tensor] = []
+        self._aux_losses: list[Tensor] = []
+        self._sizes: list[int] = []
+
+    def add(self, batch: Mapping[str, Any], logits: Tensor, loss: Tensor, aux_loss: Tensor | None) -> None:
+        """Add a batch."""
+        self._scored.append((cast(Tensor, batch["__row__"]), logits))
+        self._losses.append(loss)
+        self._sizes.append(logits.size(0))
+        if aux_loss is not None:
+            self._aux_losses.append(aux_loss)
+
+    def recent(self) -> dict[str, str]:
+        """Return loss and AUC over the last batches, as the progress bar shows them."""
+        count = min(len(self._sizes), max(1, _WINDOW_ROWS // max(self._sizes[-1], 1)))
+        logits = torch.cat([value for _, value in self._scored[-count:]]).float().cpu().numpy()
+        rows = torch.cat([row for row, _ in self._scored[-count:]]).cpu().numpy()
+        shown = {"loss": f"{float(torch.stack(self._losses[-count:]).mean()):.4f}"}
+        if not np.isnan(logits).any():
+            shown["auc"] = f"{metrics.auc(self._labels[rows], logits):.4f}"
+        return shown
+
+    def measure(self, accelerator: Accelerator, seconds: float) -> dict[str, float]:
+        """Return the epoch's losses and AUC over all ranks, and rows a second."""
+        processes = accelerator.num_processes
+        weights = torch.tensor(self._sizes, dtype=torch.float64)
+        sums = [weighted_sum(self._losses, weights), weighted_sum(self._aux_losses, weights), float(weights.sum())]
+        logits_by_row, times = collect(self._scored, len(self._labels), processes)
+        loss_sum, aux_sum, rows = sum_over_ranks(sums, accelerator.device, processes)
+        seen = times > 0
+        finite = bool(np.isfinite(logits_by_row).all())
+        return {
+            "train_loss": loss_sum / rows,
+            "train_aux_loss": aux_sum / rows if self._aux_losses else float("nan"),
+            "train_auc": metrics.auc(self._labels[seen], logits_by_row[seen]) if finite else float("nan"),
+            "rows_per_second": rows / seconds,
+        }
+
+
+class _RunFiles:
+    """What a training leaves in its directory: checkpoints, history and plots.
+
+    Args:
+        run: the directory.
+        belongs_to: settings, fingerprint and identity, which each checkpoint repeats.
+    """
+
+    def __init__(self, run: RunDirectory, belongs_to: dict[str, Any]) -> None:
+        self._run, self._belongs_to = run, belongs_to
+        self._last_plot = time.perf_counter()
+
+    def load(self, state: TrainingState) -> None:
+        """Go on from ``last.pt``.
+
+        Raises:
+            CheckpointError: if it is damaged, or of a training with other settings or another model.
+        """
+        path = self._run.path / "last.pt"
+        last = load_checkpoint(path, (*STATE_ENTRIES, *self._belongs_to))
+        now = self._belongs_to
+        difference = first_difference(last["settings"] | last["identity"], now["settings"] | now["identity"])
+        if difference:
+            raise CheckpointError(f"{path} cannot be resumed: it was trained with {difference}")
+        if last["fingerprint"] != now["fingerprint"]:
+            raise CheckpointError(f"{path} cannot be resumed: its encoders were fitted to other data")
+        state.load_state_dict(last, load_checkpoint(self._run.path / "best.pt")["model"], path)
+
+    def save(self, state: TrainingState) -> None:
+        """Write the epoch that has just been recorded."""
+        place = self._run.place
+        # last.pt comes last: if the process dies before, the epoch is repeated.
+        if state.best_epoch == state.epoch:
+            best = {"model": state.best, "epoch": state.epoch, "valid_auc": state.best_auc}
+            save_checkpoint(place / "best.pt", best | self._belongs_to)
+        self._write_history(state, place)
+        save_checkpoint(place / "last.pt", state.state_dict() | self._belongs_to)
+        self._run.take_place()
+        if time.perf_counter() - self._last_plot > _PLOT_SECONDS:
+            self._plot(state)
+
+    def finish(self, state: TrainingState) -> None:
+        """Write the history as it is at the end, and draw it."""
+        self._write_history(state, self._run.path)
+        self._plot(state)
+
+    def _write_history(self, state: TrainingState, place: Path) -> None:
+        with write_atomically(place / "history.csv") as unfinished:
+            state.frame().to_csv(unfinished, index=False)
+
+    def _plot(self, state: TrainingState) -> None:
+        from dien_fast.training.plots import plot_history
+
+        plot_history(state.frame(), self._run.path)
+        self._last_plot = time.perf_counter()
+
+
+def _decisive_settings(settings: TrainSettings, train: EpochLoader, accelerator: Accelerator) -> dict[str, Any]:
+    """Return what a resumed training must have in common with the one that it goes on with."""
+    return {
+        "lr": settings.lr,
+        "weight_decay": settings.weight_decay,
+        "aux_weight": settings.aux_weight,
+        "seed": settings.seed,
+        "batch_size": train.batch_size,
+        "train rows": len(train.dataset),
+        "mixed_precision": accelerator.mixed_precision,
+        "gradient_accumulation": accelerator.gradient_accumulation_steps,
+        "processes": accelerator.num_processes,
+    }
 
 
 @contextmanager
@@ -436,48 +395,6 @@ def _open_run(
             run.resume() if resuming else run.begin()
         others_wait.close()
         yield run, resuming
-
-
-def _share_buffers(model: nn.Module) -> None:
-    """Give every rank the batch statistics of rank 0, so that all of them evaluate the same model."""
-    for buffer in model.buffers():
-        torch.distributed.broadcast(buffer, src=0)
-
-
-def _load_last(path: Path, settings: dict[str, Any], fingerprint: str, identity: dict[str, Any]) -> dict[str, Any]:
-    """Read last.pt and refuse it if the run it belongs to had other settings."""
-    entries = ("model", "optimizer", "history", "best_epoch", "best_auc", "settings", "fingerprint", "identity")
-    last = load_checkpoint(path, entries)
-    difference = first_difference(last["settings"] | last["identity"], settings | identity)
-    if difference:
-        raise CheckpointError(f"{path} cannot be resumed: it was trained with {difference}")
-    if last["fingerprint"] != fingerprint:
-        raise CheckpointError(f"{path} cannot be resumed: its encoders were fitted to other data")
-    return last
-
-
-def _load_optimizer(optimizer: Any, state: dict[str, Any], path: Path) -> None:
-    try:
-        optimizer.load_state_dict(state)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} does not fit the model: its optimizer state differs ({error})") from error
-
-
-def _frame(history: list[dict[str, float]]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(history)
-
-
-def _write_history(history: list[dict[str, float]], directory: Path) -> None:
-    with write_atomically(directory / "history.csv") as unfinished:
-        _frame(history).to_csv(unfinished, index=False)
-
-
-def _plot(history: list[dict[str, float]], directory: Path) -> None:
-    from dien_fast.training.plots import plot_history
-
-    plot_history(_frame(history), directory)
 
 
 def print_line(line: str) -> None:

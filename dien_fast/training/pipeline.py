@@ -14,9 +14,12 @@ from dien_fast.data import ClickDataset, EpochLoader, NegativeSampler, fit_encod
 from dien_fast.data.inspection import vocabulary_lines, warning_lines
 from dien_fast.data.sources import LOAD_STEPS, Source, Tables
 from dien_fast.progress import steps
-from dien_fast.training import loop as training
+from dien_fast.training.accelerator import check_loaders, make_accelerator
+from dien_fast.training.config import RunConfig, write_json
 from dien_fast.training.directory import RunDirectory
-from dien_fast.training.runs import RunConfig, build_model, prepare_directory, without_negatives, write_json
+from dien_fast.training.loop import fit, print_line, seed_everything
+from dien_fast.training.runs import build_model, prepare_directory, without_negatives
+from dien_fast.training.scoring import evaluate
 
 if TYPE_CHECKING:
     from dien_fast.data import Encoders, Schema
@@ -35,7 +38,7 @@ def train_run(
     cpu: bool = False,
     num_workers: int = 0,
     progress: bool = True,
-    log: Callable[[str], None] = training.print_line,
+    log: Callable[[str], None] = print_line,
 ) -> dict[str, Any]:
     """Read the data, train, and report the metrics of the best epoch.
 
@@ -63,7 +66,7 @@ def train_run(
     Example:
         >>> train_run(Source("synthetic"), RunConfig(epochs=2), "runs/synthetic")  # doctest: +SKIP
     """
-    accelerator = training.make_accelerator(config.mixed_precision, config.gradient_accumulation, cpu)
+    accelerator = make_accelerator(config.mixed_precision, config.gradient_accumulation, cpu)
     say = log if accelerator.is_main_process else _say_nothing
     with RunDirectory(directory) as run:
         if accelerator.is_main_process:
@@ -89,8 +92,8 @@ def train_run(
                 world_size=accelerator.num_processes,
                 pin_memory=accelerator.device.type == "cuda",
             )
-        training.check_loaders(train, valid, accelerator)
-        training.seed_everything(config.seed, 0)
+        check_loaders(train, valid, accelerator)
+        seed_everything(config.seed, 0)
         model = build_model(config, encoders)
         say(
             f"data: {source.dataset}, {len(train.dataset):,} training, {len(valid.dataset):,} validation "
@@ -111,17 +114,12 @@ def train_run(
         accelerator.wait_for_everyone()
         if resume:
             say(f"resuming {directory}")
-        history = training.fit(
+        history = fit(
             model,
             train,
             valid,
+            settings=config,
             run_directory=run,
-            epochs=config.epochs,
-            patience=config.patience,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            aux_weight=config.aux_weight,
-            seed=config.seed,
             resume=resume,
             fingerprint=config.fingerprint,
             identity=config.identity(),
@@ -129,7 +127,7 @@ def train_run(
             progress=progress,
             log=log,
         )
-        scores = training.evaluate(model, test, aux_weight=config.aux_weight, progress=progress)
+        scores = evaluate(model, test, aux_weight=config.aux_weight, progress=progress)
         metrics = _metrics(history, scores, tables)
         if accelerator.is_main_process:
             write_json(run.path / "metrics.json", metrics)

@@ -10,22 +10,18 @@ metrics.json    metrics on the validation and test rows at the best epoch
 
 from __future__ import annotations
 
-import json
-import math
-import platform
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-import dien_fast
 from dien_fast.errors import CheckpointError, DataError, DienFastError
-from dien_fast.files import write_atomically
-from dien_fast.models import DIEN, DIN, AttentionGroup
+from dien_fast.models import DIEN, AttentionGroup
 from dien_fast.training.checkpoints import first_difference, load_checkpoint, load_weights
+from dien_fast.training.config import MODELS, RunConfig
 from dien_fast.training.directory import RunDirectory, finish_replacement
 from dien_fast.training.scoring import predict, to_device
 
@@ -34,157 +30,16 @@ if TYPE_CHECKING:
     from dien_fast.data.fitting import Encoders
     from dien_fast.data.schema import Schema
 
-MODELS = {"dien": DIEN, "din": DIN}
-GRU_TYPES = ("AUGRU", "AGRU", "AIGRU", "GRU")
-
-# These may change when a run is resumed: none of them alters an epoch that has been trained.
-_FREE_TO_CHANGE = ("epochs", "patience", "versions")
-
-# All other settings say what the weights mean, so a checkpoint repeats them.
-_NOT_OF_THE_MODEL = (
-    "data",
-    "epochs",
-    "patience",
-    "batch_size",
-    "lr",
-    "weight_decay",
-    "aux_weight",
-    "seed",
-    "mixed_precision",
-    "gradient_accumulation",
-    "fingerprint",
-    "versions",
-)
-
-
-@dataclass
-class RunConfig:
-    """Everything that decides a run's outcome, as stored in ``config.json``.
-
-    The defaults are those of the article for MovieLens. Epochs, patience, batch_size, lr, weight_decay,
-    aux_weight, seed, mixed_precision and gradient_accumulation are as in :func:`dien_fast.training.fit`.
-
-    Attributes:
-        schema: :meth:`dien_fast.data.Schema.to_dict` of the table's columns.
-        data: where the rows came from (see :class:`dien_fast.data.sources.Source`).
-        model: "dien" or "din".
-        gru_type: how DIEN's interest evolves: "AUGRU", "AGRU", "AIGRU" or "GRU".
-        embedding_size: width of an embedding, unless the schema says otherwise for a feature.
-        attention_hidden: widths of the attention MLP's hidden layers.
-        attention_dropout: its dropout probability.
-        mlp_hidden: widths of the last MLP's hidden layers.
-        mlp_activation: its activation.
-        mlp_dropout: its dropout probability.
-        fingerprint: identity of the encoders that the weights belong to.
-        versions: of dien-fast, torch and Python, for the record.
-    """
-
-    schema: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    model: str = "dien"
-    gru_type: str = "AUGRU"
-    embedding_size: int = 16
-    attention_hidden: list[int] = field(default_factory=lambda: [16, 8])
-    attention_dropout: float = 0.1
-    mlp_hidden: list[int] = field(default_factory=lambda: [32, 16])
-    mlp_activation: str = "prelu"
-    mlp_dropout: float = 0.25
-    epochs: int = 20
-    patience: int = 3
-    batch_size: int = 128
-    lr: float = 2e-3
-    weight_decay: float = 1e-3
-    aux_weight: float = 1.0
-    seed: int = 0
-    mixed_precision: str = "no"
-    gradient_accumulation: int = 1
-    fingerprint: str = ""
-    versions: dict[str, str] = field(
-        default_factory=lambda: {
-            "dien-fast": dien_fast.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-    )
-
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            wanted = (int, float) if kind is float else get_origin(kind) or kind
-            if isinstance(value, bool) or not isinstance(value, wanted):
-                raise DienFastError(f"{name} must be of type {kind}, got {value!r}")
-        for name in ("attention_hidden", "mlp_hidden"):
-            sizes = getattr(self, name)
-            if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
-                raise DienFastError(f"{name} must be whole numbers of at least 1, got {sizes!r}")
-        for name, known in (("model", tuple(MODELS)), ("gru_type", GRU_TYPES)):
-            if getattr(self, name) not in known:
-                raise DienFastError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("embedding_size", "epochs", "patience", "gradient_accumulation", "batch_size"):
-            # Batch statistics need two rows.
-            least = 2 if name == "batch_size" else 1
-            if getattr(self, name) < least:
-                raise DienFastError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "aux_weight", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise DienFastError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
-        for name in ("attention_dropout", "mlp_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise DienFastError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-
-    @property
-    def click_schema(self) -> Schema:
-        """The schema as an object."""
-        from dien_fast.data import Schema
-
-        return Schema.from_dict(self.schema)
-
-    def save(self, path: str | Path) -> None:
-        """Write the configuration as JSON, atomically."""
-        write_json(path, asdict(self))
-
-    @classmethod
-    def load(cls, path: str | Path) -> RunConfig:
-        """Read the configuration that :meth:`save` wrote.
-
-        Raises:
-            CheckpointError: if the file is missing or is not such a configuration.
-        """
-        content = read_json(path)
-        names = {item.name for item in fields(cls)}
-        if not isinstance(content, dict) or set(content) != names:
-            differs = sorted(names ^ set(content)) if isinstance(content, dict) else []
-            hint = f": the setting {differs[0]!r} is missing or unknown" if differs else ""
-            raise CheckpointError(f"{path} is not the configuration of a dien-fast run{hint}")
-        try:
-            return cls(**content)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} is not the configuration of a dien-fast run: {error}") from error
-
-    def check_same(self, other: RunConfig, directory: str | Path) -> None:
-        """Refuse to resume ``directory``, a run with this configuration, with ``other``.
-
-        Raises:
-            CheckpointError: naming the first setting that differs.
-        """
-        old, new = (
-            {name: value for name, value in _flat(asdict(config)).items() if name not in _FREE_TO_CHANGE}
-            for config in (self, other)
-        )
-        data = old.pop("fingerprint") == new.pop("fingerprint")
-        difference = first_difference(old, new)
-        if difference:
-            raise CheckpointError(f"{directory} cannot be resumed: it was trained with {difference}")
-        if not data:
-            raise CheckpointError(
-                f"{directory} cannot be resumed: the training rows are not those it was trained on"
-            )
-
-    def identity(self) -> dict[str, Any]:
-        """Return what the weights belong to, by name: the model's kind and sizes and the columns' meaning."""
-        settings = {name: value for name, value in asdict(self).items() if name not in _NOT_OF_THE_MODEL}
-        # As config.json gives them back.
-        return json.loads(json.dumps(_flat(settings)))
+__all__ = [
+    "MODELS",
+    "Run",
+    "RunConfig",
+    "build_model",
+    "load",
+    "load_config",
+    "prepare_directory",
+    "without_negatives",
+]
 
 
 def build_model(config: RunConfig, encoders: Encoders) -> DIEN:
@@ -475,33 +330,3 @@ def without_negatives(schema: Schema) -> Schema:
         feature: size for feature, size in schema.embedding_sizes.items() if feature not in gone
     }
     return Schema.from_dict(settings)
-
-
-def read_json(path: str | Path) -> Any:
-    """Return the content of a JSON file, or say in a CheckpointError why there is none."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: it is damaged or not from dien-fast") from error
-
-
-def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Write ``content`` as JSON, atomically; NaN, which JSON lacks, becomes null."""
-    plain = {
-        name: None if isinstance(value, float) and np.isnan(value) else value for name, value in content.items()
-    }
-    with write_atomically(path) as unfinished:
-        unfinished.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings in order, with those of schema and data under dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if name in ("schema", "data"):
-            flat |= {f"{name}.{inner}": inner_value for inner, inner_value in value.items()}
-        else:
-            flat[name] = value
-    return flat

@@ -11,11 +11,12 @@ from tiny import TinyDataset, TinyLoader, TinyModel, loaders
 
 from dien_fast import progress
 from dien_fast.errors import CheckpointError, DataError, DienFastError
-from dien_fast.training import evaluate, fit, predict
+from dien_fast.training import TrainSettings, evaluate, fit, make_accelerator, predict
 from dien_fast.training import loop as training
 from dien_fast.training.checkpoints import load_checkpoint
 from dien_fast.training.metrics import auc, gauc, log_loss
 from dien_fast.training.scoring import collect, labels_of
+from dien_fast.training.state import TrainingState
 
 METRICS = ["train_loss", "train_aux_loss", "train_auc", "valid_loss", "valid_auc", "valid_logloss", "valid_gauc"]
 
@@ -186,11 +187,21 @@ def test_resuming_with_another_model_or_optimizer_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"'linear.weight' must have shape \(3, 2\), got \(1, 2\)"):
         quiet(wider, train, valid, run_directory=tmp_path, epochs=2, resume=True)
     frozen = TinyModel()
+    last = load_checkpoint(tmp_path / "last.pt")
     optimizer = torch.optim.Adam(frozen.linear.parameters())
-    with pytest.raises(CheckpointError, match="optimizer state differs"):
-        training._load_optimizer(
-            optimizer, load_checkpoint(tmp_path / "last.pt")["optimizer"], tmp_path / "last.pt"
-        )
+    with pytest.raises(CheckpointError, match=r"last\.pt does not fit the model: its optimizer state differs"):
+        TrainingState(frozen, optimizer).load_state_dict(last, last["model"], tmp_path / "last.pt")
+
+
+def test_settings_as_an_object_and_by_name_give_the_same_training():
+    settings = TrainSettings(epochs=2, lr=0.05, gradient_accumulation=2, seed=3)
+    by_name = quiet(TinyModel(), *loaders(), epochs=2, gradient_accumulation_steps=2, seed=3)
+    together = {"progress": False, "log": lambda line: None, "cpu": True}
+    assert_same_history(fit(TinyModel(), *loaders(), settings=settings, **together), by_name)
+    # A name replaces what the object says, and leaves the object as it was.
+    other = TrainSettings(epochs=9, lr=0.05, gradient_accumulation=2, seed=4)
+    assert_same_history(fit(TinyModel(), *loaders(), settings=other, epochs=2, seed=3, **together), by_name)
+    assert (other.epochs, other.seed) == (9, 4)
 
 
 def test_gradient_accumulation_equals_one_large_batch():
@@ -227,10 +238,12 @@ def test_impossible_settings_are_named():
     train, valid = loaders(rows=60)
     with pytest.raises(DienFastError, match="mixed_precision 'fp16' cannot be used here: it needs a GPU"):
         quiet(TinyModel(), train, valid, mixed_precision="fp16")
-    with pytest.raises(DienFastError, match="mixed_precision 'half' cannot be used here"):
+    with pytest.raises(DienFastError, match="mixed_precision must be one of no, bf16, fp16, got 'half'"):
         quiet(TinyModel(), train, valid, mixed_precision="half")
-    with pytest.raises(DienFastError, match="gradient_accumulation_steps must be at least 1, got 0"):
+    with pytest.raises(DienFastError, match="gradient_accumulation must be at least 1, got 0"):
         quiet(TinyModel(), train, valid, gradient_accumulation_steps=0)
+    with pytest.raises(TypeError, match="there is no setting 'epoch'; the settings are epochs, patience, lr,"):
+        quiet(TinyModel(), train, valid, epoch=3)
     with pytest.raises(ValueError, match="the valid loader must have rank=0 and world_size=1"):
         quiet(TinyModel(), train, TinyLoader(valid.dataset, 32, rank=1, world_size=2))
 
@@ -247,9 +260,9 @@ def test_processes_that_accelerate_does_not_start_are_missed(monkeypatch, proces
         monkeypatch.setenv(name, value)
     if refused:
         with pytest.raises(DienFastError, match=r"accelerate launch started one process only.*torchrun"):
-            training.make_accelerator("no", 1, cpu=True)
+            make_accelerator("no", 1, cpu=True)
     else:
-        assert training.make_accelerator("no", 1, cpu=True).num_processes == 1
+        assert make_accelerator("no", 1, cpu=True).num_processes == 1
 
 
 def test_validation_rows_of_one_class_are_refused():
@@ -296,15 +309,13 @@ def test_a_log_file_gets_lines_with_loss_and_auc(monkeypatch, capsys):
 
 
 def test_the_recent_loss_and_auc_are_those_of_the_last_batches():
-    recent = training._recent(
-        [torch.tensor(0.5)], [(torch.arange(4), torch.arange(4.0))], [4], np.float32([0, 1, 0, 1])
-    )
-    assert recent["loss"] == "0.5000"
-    assert 0 <= float(recent["auc"]) <= 1
-    broken = training._recent(
-        [torch.tensor(float("nan"))], [(torch.arange(4), torch.full((4,), float("nan")))], [4], np.zeros(4)
-    )
-    assert broken == {"loss": "nan"}
+    def recent(logits, loss):
+        record = training._EpochRecord(np.float32([0, 1, 0, 1]))
+        record.add({"__row__": torch.arange(4)}, logits, torch.tensor(loss), None)
+        return record.recent()
+
+    assert recent(torch.tensor([0.1, 0.9, 0.5, 0.3]), 0.5) == {"loss": "0.5000", "auc": "0.7500"}
+    assert recent(torch.full((4,), float("nan")), float("nan")) == {"loss": "nan"}
 
 
 def test_evaluate_and_predict_agree_with_the_metrics():

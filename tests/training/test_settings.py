@@ -1,0 +1,67 @@
+"""Settings stand once: their defaults, checks and help texts."""
+
+import inspect
+from dataclasses import fields
+
+import pytest
+
+from dien_fast.errors import DienFastError
+from dien_fast.training import TrainSettings, fit
+from dien_fast.training.config import RunConfig
+from dien_fast.training.settings import changed, rules
+
+
+def test_a_run_has_every_setting_of_training_with_the_same_default():
+    assert issubclass(RunConfig, TrainSettings)
+    for item in fields(TrainSettings):
+        assert getattr(RunConfig(), item.name) == getattr(TrainSettings(), item.name)
+
+
+def test_every_setting_has_a_rule_with_a_help_text_and_its_default_obeys_it():
+    for kind in (TrainSettings, RunConfig):
+        described = rules(kind)
+        # What is no setting describes data and versions.
+        assert {item.name for item in fields(kind)} - set(described) <= {
+            "schema",
+            "data",
+            "fingerprint",
+            "versions",
+        }
+        for name, rule in described.items():
+            assert rule.help
+            rule.check(name, getattr(kind(), name))
+
+
+def test_fit_has_no_default_of_its_own_for_a_setting():
+    assert not set(inspect.signature(fit).parameters) & set(rules(TrainSettings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 2.0}, "epochs must be of type <class 'int'>, got 2.0"),
+        ({"patience": True}, "patience must be of type <class 'int'>, got True"),
+        ({"lr": -1.0}, "lr must be a finite number of at least 0, got -1.0"),
+        ({"lr": float("nan")}, "lr must be a finite number of at least 0, got nan"),
+        ({"weight_decay": float("inf")}, "weight_decay must be a finite number of at least 0, got inf"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"mixed_precision": "half"}, "mixed_precision must be one of no, bf16, fp16, got 'half'"),
+        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
+        ({"gru_type": "LSTM"}, "gru_type must be one of AUGRU, AGRU, AIGRU, GRU, got 'LSTM'"),
+        ({"mlp_dropout": 1.0}, r"mlp_dropout must lie in \[0, 1\), got 1.0"),
+        ({"mlp_hidden": []}, r"mlp_hidden must be whole numbers of at least 1, got \[\]"),
+        ({"mlp_hidden": [8, 0]}, r"mlp_hidden must be whole numbers of at least 1, got \[8, 0\]"),
+    ],
+)
+def test_a_value_out_of_range_is_named(settings, message):
+    with pytest.raises(DienFastError, match=message):
+        RunConfig(**settings)
+
+
+def test_changes_are_checked_too():
+    with pytest.raises(DienFastError, match="epochs must be at least 1"):
+        changed(TrainSettings(), {"epochs": 0})
+    with pytest.raises(TypeError, match="there is no setting 'batch_size'"):
+        changed(TrainSettings(), {"batch_size": 3})
+    assert changed(RunConfig(), {"batch_size": 3}).batch_size == 3
