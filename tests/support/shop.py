@@ -13,7 +13,7 @@ import pyarrow.parquet
 from dien_fast import cli
 from dien_fast.cli import main
 
-REPOSITORY = Path(cli.__file__).parents[1]
+REPOSITORY = Path(cli.__file__).parents[2]
 
 SCHEMA = """
 label = "clicked"

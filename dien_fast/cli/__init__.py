@@ -519,7 +519,3 @@ _workers.__name__ = "number of workers"
 def _fail(sentence: str) -> int:
     print(f"dien-fast: error: {' '.join(sentence.split())}", file=sys.stderr)
     return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
