@@ -1,7 +1,8 @@
-"""The models: DIEN and its baseline DIN."""
+"""The models: DIEN, its baseline DIN, and the base that they share."""
 
+from dien_fast.models.base import ClickModel
 from dien_fast.models.dien import DIEN
 from dien_fast.models.din import DIN
 from dien_fast.reference.groups import AttentionGroup
 
-__all__ = ["DIEN", "DIN", "AttentionGroup"]
+__all__ = ["DIEN", "DIN", "AttentionGroup", "ClickModel"]

@@ -10,6 +10,7 @@ and a zero gradient, an auxiliary loss without a valid step is 0, and a batch of
 batch dimension.
 """
 
+from dien_fast.reference.base import ClickModel
 from dien_fast.reference.dien import DIEN
 from dien_fast.reference.gru import AttentionGRUCell, AttentionUpdateGateGRUCell, DynamicGRU
 from dien_fast.reference.interest import Attention, AuxiliaryNet, Interest
@@ -20,6 +21,7 @@ __all__ = [
     "AttentionGRUCell",
     "AttentionUpdateGateGRUCell",
     "AuxiliaryNet",
+    "ClickModel",
     "DynamicGRU",
     "Interest",
 ]

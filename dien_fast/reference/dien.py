@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dien_fast.reference.groups import AttentionGroup, check_features
+from dien_fast.reference.base import ClickModel
+from dien_fast.reference.groups import AttentionGroup
 from dien_fast.reference.interest import Interest
-from dien_fast.reference.layers import MLP, MaxPooling, init_weights
 
 
-class DIEN(nn.Module):
+class DIEN(ClickModel):
     """Deep Interest Evolution Network: embeddings, one interest layer per group, and an MLP.
 
     Args:
@@ -37,85 +36,11 @@ class DIEN(nn.Module):
         ValueError: if the feature lists, sizes, groups and shared tables do not fit together.
     """
 
-    embedding_type: ClassVar[type[nn.Embedding]] = nn.Embedding
-
-    def __init__(
-        self,
-        num_features: Sequence[str],
-        cat_features: Sequence[str],
-        seq_features: Sequence[str],
-        cat_nums: Mapping[str, int],
-        embedding_size: int | Mapping[str, int],
-        attention_groups: Sequence[AttentionGroup],
-        mlp_hidden_layers: Sequence[int],
-        mlp_activation: str | None = "prelu",
-        mlp_dropout: float = 0.0,
-        use_negsampling: bool = False,
-        d_out: int = 1,
-        shared_embeddings: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__()
-        self.num_features = num_features
-        self.cat_features = cat_features
-        self.seq_features = seq_features
-        self.cat_nums = cat_nums
-        self.embedding_size = embedding_size
-        self.attention_groups = attention_groups
-        self.mlp_hidden_layers = mlp_hidden_layers
-        self.mlp_activation = mlp_activation
-        self.mlp_dropout = mlp_dropout
-        self.d_out = d_out
-        self.use_negsampling = use_negsampling
-        self.shared_embeddings = dict(shared_embeddings or {})
-
-        features = [*cat_features, *seq_features]
-        sizes = (
-            dict.fromkeys(features, embedding_size) if isinstance(embedding_size, int) else dict(embedding_size)
-        )
-        self._embedding_sizes = sizes
-        check_features(
-            num_features,
-            cat_features,
-            seq_features,
-            cat_nums,
-            sizes,
-            attention_groups,
-            use_negsampling,
-            self.shared_embeddings,
-        )
-        for feature in features:
-            if feature not in self.shared_embeddings:
-                self.add_module(
-                    f"embedding:{feature}", self.embedding_type(cat_nums[feature], sizes[feature], padding_idx=0)
-                )
-        for feature in self.pooled_features:
-            self.add_module(f"pooling:{feature}", MaxPooling(1))
-        for group in attention_groups:
-            self.add_module(f"attention_pooling:{group.name}", self.create_attention_fn(group))
-
-        total_input_size = (
-            len(num_features)
-            + sum(sizes[feature] for feature in cat_features)
-            + sum(sizes[feature] for feature in self.pooled_features)
-            + sum(self.group_size(group) for group in attention_groups)
-        )
-        self.mlp = MLP(
-            total_input_size,
-            mlp_hidden_layers,
-            dropout=mlp_dropout,
-            batchnorm=True,
-            activation=mlp_activation,
-        )
-        self.final_layer = nn.Linear(mlp_hidden_layers[-1], d_out)
-        self.apply(init_weights)
-
-    def group_size(self, attention_group: AttentionGroup) -> int:
-        """Number of channels of a group's candidate: the embeddings of its pairs side by side."""
-        return sum(self._embedding_sizes[pair["ad"]] for pair in attention_group.pairs)
+    interest_type: ClassVar[type[Interest]] = Interest
 
     def create_attention_fn(self, attention_group: AttentionGroup) -> nn.Module:
         """Return a new interest layer for a group."""
-        return Interest(
+        return self.interest_type(
             self.group_size(attention_group),
             gru_type=attention_group.gru_type,
             gru_dropout=attention_group.gru_dropout,
@@ -124,39 +49,6 @@ class DIEN(nn.Module):
             att_activation=attention_group.activation,
             use_negsampling=self.use_negsampling,
         )
-
-    @property
-    def pooled_features(self) -> list[str]:
-        """The sequence features that no group uses."""
-        return [feature for feature in self.seq_features if not self.is_attention_feature(feature)]
-
-    @property
-    def embeddings(self) -> OrderedDict[str, nn.Module]:
-        """The embedding table of each categorical and sequence feature, shared or own."""
-        return OrderedDict(
-            (feature, self.get_submodule(f"embedding:{self.shared_embeddings.get(feature, feature)}"))
-            for feature in [*self.cat_features, *self.seq_features]
-        )
-
-    @property
-    def sequence_poolings(self) -> OrderedDict[str, nn.Module]:
-        """The pooling of each sequence feature that no group uses."""
-        return OrderedDict((feature, self.get_submodule(f"pooling:{feature}")) for feature in self.pooled_features)
-
-    @property
-    def attention_poolings(self) -> OrderedDict[str, nn.Module]:
-        """The interest layer of each group."""
-        return OrderedDict(
-            (group.name, self.get_submodule(f"attention_pooling:{group.name}")) for group in self.attention_groups
-        )
-
-    def is_attention_feature(self, feature: str) -> bool:
-        """Whether some group uses the feature."""
-        return any(group.is_attention_feature(feature) for group in self.attention_groups)
-
-    def is_neg_sampling_feature(self, feature: str) -> bool:
-        """Whether the feature is a sampled history of some group."""
-        return any(group.is_neg_sampling_feature(feature) for group in self.attention_groups)
 
     def forward(self, x: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Score a padded batch.
@@ -196,10 +88,3 @@ class DIEN(nn.Module):
 
         mean_loss = torch.stack(auxiliary_losses).mean() if auxiliary_losses else None
         return self.head(torch.cat(inputs, dim=-1)), mean_loss
-
-    def head(self, inputs: Tensor) -> Tensor:
-        """Map the features of a row side by side ``[B, F]`` to logits, ``[B]`` or ``[B, d_out]``."""
-        # No rows have no batch statistics.
-        hidden = self.mlp(inputs) if inputs.size(0) > 0 else inputs.new_zeros(0, self.mlp_hidden_layers[-1])
-        logits: Tensor = self.final_layer(hidden)
-        return logits.squeeze(1) if self.d_out == 1 else logits

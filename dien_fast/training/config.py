@@ -14,14 +14,14 @@ import torch
 from dien_fast._version import __version__
 from dien_fast.errors import CheckpointError
 from dien_fast.files import write_atomically
-from dien_fast.models import DIEN, DIN
+from dien_fast.models import DIEN, DIN, ClickModel
 from dien_fast.training.checkpoints import first_difference
 from dien_fast.training.settings import Rule, TrainSettings, rules
 
 if TYPE_CHECKING:
     from dien_fast.data.schema import Schema
 
-MODELS = {"dien": DIEN, "din": DIN}
+MODELS: dict[str, type[ClickModel]] = {"dien": DIEN, "din": DIN}
 GRU_TYPES = ("AUGRU", "AGRU", "AIGRU", "GRU")
 
 # Entries that say nothing about what the weights mean; neither do the settings of training.

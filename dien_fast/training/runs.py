@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from dien_fast.errors import CheckpointError, DataError, DienFastError
-from dien_fast.models import DIEN, AttentionGroup
+from dien_fast.models import AttentionGroup, ClickModel
 from dien_fast.training.checkpoints import first_difference, load_checkpoint, load_weights
 from dien_fast.training.config import MODELS, RunConfig
 from dien_fast.training.directory import RunDirectory, finish_replacement
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-def build_model(config: RunConfig, encoders: Encoders) -> DIEN:
+def build_model(config: RunConfig, encoders: Encoders) -> ClickModel:
     """Build the model that ``config`` describes, with new weights from torch's generator.
 
     Args:
@@ -120,7 +120,7 @@ class Run:
     config: RunConfig
     schema: Schema
     encoders: Encoders
-    model: DIEN
+    model: ClickModel
     unknown: Counter[str] = field(default_factory=Counter, repr=False, compare=False)
 
     def predict(

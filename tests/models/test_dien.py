@@ -235,7 +235,7 @@ def test_trace(layout):
     [
         (DIEN, "movies", False, r"group_name must be one of \['items', 'shops'\], got 'movies'"),
         (DIEN, "items", True, "trace needs evaluation mode"),
-        (DIN, "items", False, "trace needs a group with an interest layer, got Attention"),
+        (DIN, "items", False, "trace needs a model that can be traced, such as DIEN, got DIN"),
     ],
 )
 def test_trace_refuses(kind, group, training, message):
