@@ -90,6 +90,11 @@ def rules(kind: type[Settings]) -> dict[str, Rule]:
     return found
 
 
+def default_of(kind: type, name: str) -> Any:
+    """Return the default value of a field of a dataclass that has a plain one."""
+    return {item.name: item.default for item in fields(kind)}[name]
+
+
 @dataclass
 class TrainSettings(Settings):
     """What :func:`dien_fast.training.fit` needs to know beside the model and its batches.
@@ -115,9 +120,7 @@ class TrainSettings(Settings):
     weight_decay: Annotated[float, Rule("Adam's L2 penalty", least=0)] = 1e-3
     aux_weight: Annotated[float, Rule("weight of the auxiliary loss", least=0)] = 1.0
     seed: Annotated[int, Rule("seed of all random numbers", least=0)] = 0
-    mixed_precision: Annotated[str, Rule("numbers of 16 bits where they do", choices=("no", "bf16", "fp16"))] = (
-        "no"
-    )
+    mixed_precision: Annotated[str, Rule("train with 16-bit arithmetic", choices=("no", "bf16", "fp16"))] = "no"
     gradient_accumulation: Annotated[int, Rule("batches to a step", least=1)] = 1
 
 

@@ -18,9 +18,13 @@ from shop import failure, make_shop, run_python
 
 from dien_fast import cli, progress
 from dien_fast.cli import main
+from dien_fast.cli.options import with_default
+from dien_fast.data.sources import Source
 from dien_fast.training import pipeline
 from dien_fast.training.checkpoints import load_checkpoint
+from dien_fast.training.config import RunConfig
 from dien_fast.training.directory import RunDirectory
+from dien_fast.training.settings import rules
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +92,14 @@ def test_flags_reach_the_run(tmp_path, capsys):
 
 def test_the_output_directory_is_named_after_the_dataset():
     parse = cli.build_parser().parse_args
-    assert cli._output(parse(["train"])) == Path("runs/ml-100k")
-    assert cli._output(parse(["train", "--dataset", "/data/clicks.csv.gz"])) == Path("runs/clicks")
+    assert cli.train.output_directory(parse(["train"])) == Path("runs/ml-100k")
+    assert cli.train.output_directory(parse(["train", "--dataset", "/data/clicks.csv.gz"])) == Path("runs/clicks")
 
 
 def test_the_articles_weight_decay_is_the_default_on_movielens_alone(tmp_path):
     def weight_decay(*arguments):
         parsed = cli.build_parser().parse_args(["train", *arguments])
-        return cli._settings(parsed, tmp_path)[1].weight_decay
+        return cli.train.settings(parsed, tmp_path)[1].weight_decay
 
     assert weight_decay() == 1e-3
     assert weight_decay("--dataset", "synthetic") == 0
@@ -190,6 +194,8 @@ KILLED = """
 import os, signal, sys
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from dien_fast.cli import main
+from dien_fast.cli.options import with_default
+from dien_fast.data.sources import Source
 
 steps = []
 
@@ -388,6 +394,21 @@ def test_a_candidate_may_hold_a_comma():
         assert parse(["info", "run", "--candidates", text]).candidates == candidates
 
 
+def test_the_options_of_train_are_the_settings_with_their_defaults():
+    parser = cli.build_parser()
+    (commands,) = (action for action in parser._actions if action.dest == "command" or action.choices)
+    options = {action.dest: action for action in commands.choices["train"]._actions}
+    for name, rule in rules(RunConfig).items():
+        assert (name in options) == rule.option, name
+        if rule.option:
+            default = getattr(RunConfig(), name)
+            assert options[name].help == with_default(rule.help, default)
+            shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
+            flag = options[name].option_strings[0]
+            assert getattr(parser.parse_args(["train", flag, shown]), name) == default
+    assert f"(default: {Source().rows})" in options["rows"].help
+
+
 def test_help_explains_itself(capsys):
     for arguments in (["--help"], ["train", "--help"], ["predict", "--help"], ["info", "--help"]):
         with pytest.raises(SystemExit) as caught:
@@ -395,7 +416,7 @@ def test_help_explains_itself(capsys):
         assert caught.value.code == 0
         assert "dien-fast" in capsys.readouterr().out
     for arguments in (
-        ["train", "--mlp-hidden", "0"],
+        ["train", "--workers", "-1"],
         ["train", "--mlp-hidden", "a"],
         ["train", "--resume", "--overwrite"],
     ):

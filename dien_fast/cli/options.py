@@ -1,0 +1,70 @@
+"""What the commands' options have in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+from dien_fast.training.settings import Settings, rules
+
+
+def add_settings(group: argparse._ArgumentGroup, kind: type[Settings], names: Iterable[str]) -> None:
+    """Add an option for each of the named settings of ``kind``, with its help text and its default.
+
+    The option of ``batch_size`` is ``--batch-size``. Ranges are checked where the settings are made.
+
+    Args:
+        group: where the options go.
+        kind: a class of settings.
+        names: of its fields; those without an option are left out.
+    """
+    defaults, described = kind(), rules(kind)
+    for name in names:
+        rule, default = described[name], getattr(defaults, name)
+        if rule.option:
+            group.add_argument(
+                "--" + name.replace("_", "-"),
+                help=with_default(rule.help, default),
+                **({"choices": rule.choices} if rule.choices else _reader(default)),
+            )
+
+
+def with_default(help: str, default: Any) -> str:
+    """Return a help text that ends with the default.
+
+    Example:
+        >>> with_default("hidden layers", [16, 8])
+        'hidden layers (default: 16,8)'
+    """
+    if isinstance(default, list):
+        shown = ",".join(map(str, default))
+    else:
+        shown = f"{default:g}" if isinstance(default, float) else str(default)
+    return f"{help} (default: {shown})"
+
+
+def _reader(default: Any) -> dict[str, Any]:
+    """Return how argparse reads values like ``default``, and what it calls them."""
+    if isinstance(default, list):
+        return {"type": sizes, "metavar": "N,N"}
+    if isinstance(default, float):
+        return {"type": float, "metavar": "X"}
+    return {"type": int, "metavar": "N"}
+
+
+def sizes(text: str) -> list[int]:
+    """Read whole numbers between commas."""
+    return [int(word) for word in text.split(",")]
+
+
+def count(text: str) -> int:
+    """Read a whole number of at least 0."""
+    if int(text) < 0:
+        raise ValueError
+    return int(text)
+
+
+# argparse names the type in its message.
+count.__name__ = "number"
+sizes.__name__ = "list of sizes"

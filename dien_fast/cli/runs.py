@@ -1,0 +1,59 @@
+"""What the commands share that use a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dien_fast.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dien_fast.data import ClickDataset
+    from dien_fast.training.config import RunConfig
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a command that scores a table with a run."""
+    parser.add_argument("run", metavar="RUN", help="run directory that train wrote")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--allow-unknown",
+        action="store_true",
+        help="score rows even if nearly all words of a column are unknown to the model, or seem to be written "
+        "another way than in training",
+    )
+
+
+def test_rows(config: RunConfig, directory: Path) -> pa.Table:
+    """Return the test rows of a run, read again from where its rows came from.
+
+    Raises:
+        DataError: if they are no longer what they were.
+    """
+    from dien_fast.data import fit_encoders
+    from dien_fast.data.sources import Source
+
+    tables = Source.from_dict(config.data, directory).load(config.seed)
+    if fit_encoders(tables.train, config.click_schema).fingerprint() != config.fingerprint:
+        raise DataError(
+            f"{config.data['dataset']} has changed since {directory} was trained on it, so its test rows are not "
+            "known; name a table"
+        )
+    return tables.test
+
+
+def report_unknown(dataset: ClickDataset) -> None:
+    """Say on stderr which words of a table the run does not know."""
+    from dien_fast.data.inspection import unknown_lines
+
+    for line in unknown_lines(dataset.unknown):
+        print(line, file=sys.stderr)
+
+
+def named_table(name: str) -> tuple[Any, str]:
+    """Return where a table named on the command line is read from, and what messages call it."""
+    return (sys.stdin.buffer, "standard input") if name == "-" else (name, name)
