@@ -9,70 +9,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dien_fast.data.dataset import ClickDataset, EpochBatches, EpochLoader, pad_batch
-    from dien_fast.data.encoders import CategoryEncoder, NumericEncoder, SequenceEncoder
-    from dien_fast.data.fitting import Encoders, fit_encoders
-    from dien_fast.data.movielens import (
-        click_table,
-        fetch_ml_100k,
-        movielens_schema,
-        read_movielens,
-    )
-    from dien_fast.data.negatives import NegativeSampler
-    from dien_fast.data.schema import Group, Pair, Schema
-    from dien_fast.data.splitting import split_table
-    from dien_fast.data.synthetic import SyntheticClicks, shuffle_histories, synthetic_clicks
-    from dien_fast.data.tables import read_table
+    from dien_fast.data.dataset import ClickDataset as ClickDataset
+    from dien_fast.data.dataset import EpochBatches as EpochBatches
+    from dien_fast.data.dataset import EpochLoader as EpochLoader
+    from dien_fast.data.dataset import pad_batch as pad_batch
+    from dien_fast.data.encoders import CategoryEncoder as CategoryEncoder
+    from dien_fast.data.encoders import NumericEncoder as NumericEncoder
+    from dien_fast.data.encoders import SequenceEncoder as SequenceEncoder
+    from dien_fast.data.fitting import Encoders as Encoders
+    from dien_fast.data.fitting import fit_encoders as fit_encoders
+    from dien_fast.data.movielens import click_table as click_table
+    from dien_fast.data.movielens import fetch_ml_100k as fetch_ml_100k
+    from dien_fast.data.movielens import movielens_schema as movielens_schema
+    from dien_fast.data.movielens import read_movielens as read_movielens
+    from dien_fast.data.negatives import NegativeSampler as NegativeSampler
+    from dien_fast.data.schema import Group as Group
+    from dien_fast.data.schema import Pair as Pair
+    from dien_fast.data.schema import Schema as Schema
+    from dien_fast.data.splitting import split_table as split_table
+    from dien_fast.data.synthetic import SyntheticClicks as SyntheticClicks
+    from dien_fast.data.synthetic import shuffle_histories as shuffle_histories
+    from dien_fast.data.synthetic import synthetic_clicks as synthetic_clicks
+    from dien_fast.data.tables import read_table as read_table
 
-_MODULES = {
-    "CategoryEncoder": "encoders",
-    "ClickDataset": "dataset",
-    "Encoders": "fitting",
-    "EpochBatches": "dataset",
-    "EpochLoader": "dataset",
-    "Group": "schema",
-    "NegativeSampler": "negatives",
-    "NumericEncoder": "encoders",
-    "Pair": "schema",
-    "Schema": "schema",
-    "SequenceEncoder": "encoders",
-    "SyntheticClicks": "synthetic",
-    "click_table": "movielens",
-    "fetch_ml_100k": "movielens",
-    "fit_encoders": "fitting",
-    "movielens_schema": "movielens",
-    "pad_batch": "dataset",
-    "read_movielens": "movielens",
-    "read_table": "tables",
-    "shuffle_histories": "synthetic",
-    "split_table": "splitting",
-    "synthetic_clicks": "synthetic",
+# The public names of each module.
+_NAMES = {
+    "dataset": ("ClickDataset", "EpochBatches", "EpochLoader", "pad_batch"),
+    "encoders": ("CategoryEncoder", "NumericEncoder", "SequenceEncoder"),
+    "fitting": ("Encoders", "fit_encoders"),
+    "movielens": ("click_table", "fetch_ml_100k", "movielens_schema", "read_movielens"),
+    "negatives": ("NegativeSampler",),
+    "schema": ("Group", "Pair", "Schema"),
+    "splitting": ("split_table",),
+    "synthetic": ("SyntheticClicks", "shuffle_histories", "synthetic_clicks"),
+    "tables": ("read_table",),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "CategoryEncoder",
-    "ClickDataset",
-    "Encoders",
-    "EpochBatches",
-    "EpochLoader",
-    "Group",
-    "NegativeSampler",
-    "NumericEncoder",
-    "Pair",
-    "Schema",
-    "SequenceEncoder",
-    "SyntheticClicks",
-    "click_table",
-    "fetch_ml_100k",
-    "fit_encoders",
-    "movielens_schema",
-    "pad_batch",
-    "read_movielens",
-    "read_table",
-    "shuffle_histories",
-    "split_table",
-    "synthetic_clicks",
-]
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

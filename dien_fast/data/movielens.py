@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -84,7 +85,20 @@ _TYPES = {
     "age": pa.float64(),
 }
 
-Tables = tuple[pa.Table, pa.Table, pa.Table | None]
+
+class MovieLensTables(NamedTuple):
+    """What a MovieLens directory holds.
+
+    Attributes:
+        ratings: userId, movieId, rating, timestamp (seconds).
+        movies: movieId, title, genres (divided by ``|``; null where there are none).
+        users: userId, age (years; ML-1M: the lower bound of a range), gender, occupation, zipCode; or None
+            where the layout has none.
+    """
+
+    ratings: pa.Table
+    movies: pa.Table
+    users: pa.Table | None
 
 
 def fetch_ml_100k(directory: str | Path) -> Path:
@@ -128,7 +142,7 @@ def _download(into: Path, directory: Path) -> Path:
     return wheels[0]
 
 
-def read_movielens(path: str | Path) -> Tables:
+def read_movielens(path: str | Path) -> MovieLensTables:
     """Read a MovieLens directory, whichever of its layouts it has.
 
     Known layouts, found by their file names: ML-100K (``u.data``, ``u.item``, ``u.user``), ML-1M and ML-10M
@@ -158,7 +172,7 @@ def read_movielens(path: str | Path) -> Tables:
     raise DataError(f"{path}: expected MovieLens files: u.data, ratings.dat, ratings.csv or one *.inter file")
 
 
-def _read_ml_100k(path: Path) -> Tables:
+def _read_ml_100k(path: Path) -> MovieLensTables:
     ratings = _read(path / "u.data", "\t", ["userId", "movieId", "rating", "timestamp"])
     fields = ["movieId", "title", "released", "videoReleased", "url", *_ML_100K_GENRES]
     items = _read(path / "u.item", "|", fields, encoding="latin-1")
@@ -167,29 +181,29 @@ def _read_ml_100k(path: Path) -> Tables:
     lists = pa.ListArray.from_arrays(pa.array(offsets_of(flags.sum(axis=1)), pa.int32()), pa.array(names))
     movies = items.select(["movieId", "title"]).append_column("genres", _joined(lists))
     users = _read(path / "u.user", "|", ["userId", "age", "gender", "occupation", "zipCode"])
-    return ratings, movies, users
+    return MovieLensTables(ratings, movies, users)
 
 
-def _read_dat(path: Path) -> Tables:
+def _read_dat(path: Path) -> MovieLensTables:
     ratings = _read(path / "ratings.dat", "::", ["userId", "movieId", "rating", "timestamp"])
     movies = _read(path / "movies.dat", "::", ["movieId", "title", "genres"], encoding="latin-1")
     movies = _without_no_genres(movies)
     if not (path / "users.dat").exists():
-        return ratings, movies, None
+        return MovieLensTables(ratings, movies, None)
     users = _read(path / "users.dat", "::", ["userId", "gender", "age", "occupation", "zipCode"])
     codes = pa.array([str(code) for code in range(len(_ML_1M_OCCUPATIONS))])
     named = pa.array(_ML_1M_OCCUPATIONS).take(pc.index_in(users["occupation"], value_set=codes).combine_chunks())
     users = users.set_column(users.column_names.index("occupation"), "occupation", named)
-    return ratings, movies, users
+    return MovieLensTables(ratings, movies, users)
 
 
-def _read_latest(path: Path) -> Tables:
+def _read_latest(path: Path) -> MovieLensTables:
     ratings = _read(path / "ratings.csv", ",", ["userId", "movieId", "rating", "timestamp"], header=True)
     movies = _read(path / "movies.csv", ",", ["movieId", "title", "genres"], header=True)
-    return ratings, _without_no_genres(movies), None
+    return MovieLensTables(ratings, _without_no_genres(movies), None)
 
 
-def _read_atomic(path: Path, stem: str) -> Tables:
+def _read_atomic(path: Path, stem: str) -> MovieLensTables:
     """Read RecBole's atomic files: tab-separated, with a header of ``name:type`` fields."""
     ids = {"user_id": "userId", "item_id": "movieId"}
     ratings = _read_typed(path / f"{stem}.inter", {**ids, "rating": "rating", "timestamp": "timestamp"})
@@ -205,9 +219,9 @@ def _read_atomic(path: Path, stem: str) -> Tables:
         movies = movies.set_column(movies.column_names.index("title"), "title", titles)
     movies = movies.select(["movieId", "title", "genres"])
     if not (path / f"{stem}.user").exists():
-        return ratings, movies, None
+        return MovieLensTables(ratings, movies, None)
     names = {**ids, "age": "age", "gender": "gender", "occupation": "occupation", "zip_code": "zipCode"}
-    return ratings, movies, _read_typed(path / f"{stem}.user", names)
+    return MovieLensTables(ratings, movies, _read_typed(path / f"{stem}.user", names))
 
 
 def _read(path: Path, delimiter: str, names: list[str], encoding: str = "utf-8", header: bool = False) -> pa.Table:

@@ -12,12 +12,13 @@ import torch
 
 from dien_fast.data import ClickDataset, EpochLoader, NegativeSampler, fit_encoders
 from dien_fast.data.inspection import vocabulary_lines, warning_lines
-from dien_fast.data.sources import LOAD_STEPS, Source, Tables
+from dien_fast.data.sources import LOAD_STEPS, Parts, Source
 from dien_fast.progress import steps
 from dien_fast.training.accelerator import check_loaders, make_accelerator
 from dien_fast.training.config import RunConfig, write_json
 from dien_fast.training.directory import RunDirectory
 from dien_fast.training.loop import fit, print_line, seed_everything
+from dien_fast.training.metrics import auc
 from dien_fast.training.runs import build_model, prepare_directory, without_negatives
 from dien_fast.training.scoring import evaluate
 
@@ -140,7 +141,7 @@ def train_run(
 
 
 def make_loaders(
-    tables: Tables,
+    tables: Parts,
     schema: Schema,
     encoders: Encoders,
     config: RunConfig,
@@ -203,13 +204,14 @@ def _line(metrics: dict[str, Any], part: str) -> str:
     return " ".join(f"{name} {value:.4f}" for name, value in shown if value == value)
 
 
-def _metrics(history: pd.DataFrame, scores: dict[str, float], tables: Tables) -> dict[str, Any]:
+def _metrics(history: pd.DataFrame, scores: dict[str, float], tables: Parts) -> dict[str, Any]:
     best = history.loc[history["valid_auc"].idxmax()]
     metrics: dict[str, Any] = {"best_epoch": int(best["epoch"]), "epochs": len(history)}
     metrics |= {f"valid_{name}": float(best[f"valid_{name}"]) for name in ("auc", "logloss", "gauc")}
     metrics |= {f"test_{name}": scores[name] for name in ("auc", "logloss", "gauc")}
-    if tables.best_auc is not None:
-        metrics["best_reachable_auc"] = tables.best_auc
+    if tables.best_column is not None:
+        labels, best_scores = (tables.test[name].to_numpy() for name in (tables.schema.label, tables.best_column))
+        metrics["best_reachable_auc"] = auc(labels, best_scores)
     return metrics
 
 

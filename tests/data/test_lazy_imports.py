@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +44,11 @@ def test_other_import_faults_stay_what_they_are(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(importlib, "import_module", broken)
     with pytest.raises(ModuleNotFoundError, match="other"):
         _ = dien_fast.data.CategoryEncoder
+
+
+def test_the_data_layer_knows_nothing_of_training() -> None:
+    for path in Path(dien_fast.data.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(module.startswith("dien_fast.training") for module in modules), path

@@ -9,8 +9,9 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from dien_fast.data import sources
+from dien_fast.data import sources, synthetic_clicks
 from dien_fast.data.sources import Source, cache_directory
+from dien_fast.data.sources import movielens as movielens_source
 from dien_fast.errors import CheckpointError, DataError
 
 SCHEMA = """
@@ -282,11 +283,42 @@ def test_a_movielens_directory_is_recognised_and_ml_100k_is_fetched_once(tmp_pat
     assert max(map(len, tables.test["histHighRatedMovieIds"].to_pylist())) == 5
     fetched = []
     monkeypatch.setenv("DIEN_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "fetch_ml_100k", lambda place: fetched.append(place) or directory)
+    monkeypatch.setattr(movielens_source, "fetch_ml_100k", lambda place: fetched.append(place) or directory)
     assert sizes(Source("ml-100k", split="global").load()) == (160, 20, 20)
     assert fetched == [tmp_path / "cache" / "ml-100k"]
     with pytest.raises(DataError, match="--valid goes with a table of your own"):
         Source("ml-100k", valid="v.csv").load()
+
+
+def test_a_new_kind_of_source_is_a_class_and_a_line(tmp_path, monkeypatch):
+    class Reversed(sources.SourceKind):
+        takes = ("valid",)
+
+        def matches(self, settings):
+            return settings.dataset.endswith(".reversed")
+
+        def read(self, settings, seed):
+            clicks = synthetic_clicks(rows=settings.rows, seed=seed)
+            return sources.SourceRows(clicks.table.take(np.arange(settings.rows)[::-1]), clicks.schema)
+
+    monkeypatch.setattr(sources, "KINDS", (Reversed(), *sources.KINDS))
+    source = Source("clicks.reversed", rows=200, split="global")
+    assert sum(sizes(source.load())) == 200
+    assert not source.is_movielens
+    with pytest.raises(DataError, match=r"--test goes with a table of your own, not with --dataset clicks\."):
+        Source("clicks.reversed", test="t.csv").load()
+
+
+def test_a_folder_of_the_name_of_ml_100k_may_be_a_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ml-100k").mkdir()
+    pa.parquet.write_table(shop_table(), tmp_path / "ml-100k" / "a.parquet")
+    (tmp_path / "s.toml").write_text(SCHEMA)
+    assert sizes(Source("ml-100k", schema="s.toml").load()) == (80, 10, 10)
+    (tmp_path / "ml-100k" / "a.parquet").unlink()
+    (tmp_path / "ml-100k").rmdir()
+    with pytest.raises(DataError, match="--schema goes with a table of your own, not with --dataset ml-100k"):
+        Source("ml-100k", schema="s.toml").load()
 
 
 def test_the_cache_is_in_the_home_directory_unless_told_otherwise(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """DIEN finds planted, drifting interests: its AUC comes close to the best that any model can reach."""
 
 from dien_fast.data import fit_encoders, shuffle_histories, synthetic_clicks
-from dien_fast.data.sources import Tables
+from dien_fast.data.sources import Parts
 from dien_fast.training import evaluate, fit, seed_everything
 from dien_fast.training.metrics import auc
 from dien_fast.training.pipeline import make_loaders
@@ -14,7 +14,7 @@ def trained_auc(table, schema, epochs):
     parts = [table.slice(0, rows * 3 // 4), table.slice(rows * 3 // 4, rows // 12), table.slice(rows * 5 // 6)]
     encoders = fit_encoders(parts[0], schema)
     config = RunConfig(schema=schema.to_dict(), batch_size=256, attention_dropout=0.0, mlp_dropout=0.0)
-    tables = Tables(*parts, schema, ("training", "validation", "test"))
+    tables = Parts(*parts, schema, ("training", "validation", "test"))
     train, valid, test = make_loaders(tables, schema, encoders, config)
     seed_everything(0, 0)
     model = build_model(config, encoders)
