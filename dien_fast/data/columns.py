@@ -1,4 +1,4 @@
-"""Columns as Arrow arrays: what the encoders and the dataset read, whatever the caller holds."""
+"""Columns as Arrow arrays, which encoders and data set read, from whatever the caller has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A click table as a data set: encoded once, then every batch is a gather."""
+"""A click table as a data set: all rows are encoded once, and batches are gathered from the arrays."""
 
 from __future__ import annotations
 
@@ -137,20 +137,13 @@ class ClickDataset(Dataset[Batch]):
             with reading(table, schema.label, source) as column:
                 self.labels = check_labels(column)
             if schema.user is not None:
-                users = as_column(get_column(table, schema.user, source))
-                try:
-                    codes = users.combine_chunks().dictionary_encode(null_encoding="encode")
-                except pa.ArrowNotImplementedError:
-                    raise DataError(
-                        f"{source}: column {schema.user!r}: expected one user a row, got {users.type}"
-                    ) from None
-                self.users = codes.indices.to_numpy().astype(np.int64)
+                self.users = _number_users(table, schema.user, source)
 
     def _encode_sequence(self, table: pa.Table, feature: str, encoders: Encoders, source: str) -> None:
         with reading(table, feature, source) as column:
             encoder = encoders.sequence(feature)
             values, lengths = encoder.transform_ragged(column)
-            # Half the memory; a batch gets int64 again.
+            # int32 takes half the memory; a batch holds int64.
             self._sequences[feature] = (values.astype(np.int32), offsets_of(lengths))
             self._widths[feature] = encoder.max_length()
             self._count_unknown(feature, encoder, values)
@@ -163,7 +156,7 @@ class ClickDataset(Dataset[Batch]):
         self.unknown[feature] = UnknownWords(len(ids) - missing, unknown, training)
 
     def _share_offsets(self, read_negatives: bool) -> None:
-        """Give the sequences of a group one offsets object, by which a batch computes its gather once."""
+        """Let the sequences of a group share one offsets array, so that a batch finds their events once."""
         for group in self.schema.groups:
             names = [pair.pos_hist for pair in group.pairs]
             if read_negatives:
@@ -238,8 +231,18 @@ class ClickDataset(Dataset[Batch]):
         return batch
 
 
+def _number_users(table: pa.Table, column: str, source: str) -> np.ndarray:
+    """Return ``[rows]`` int64: equal numbers for the rows of one user."""
+    users = as_column(get_column(table, column, source))
+    try:
+        codes = users.combine_chunks().dictionary_encode(null_encoding="encode")
+    except pa.ArrowNotImplementedError:
+        raise DataError(f"{source}: column {column!r}: expected one user a row, got {users.type}") from None
+    return codes.indices.to_numpy().astype(np.int64)
+
+
 def pad_batch(batch: Batch) -> dict[str, Tensor]:
-    """Return the batch with each sequence padded behind by zeros: int64 ``[B, T]``."""
+    """Return the batch with each sequence padded with zeros at its end: int64 ``[B, T]``."""
     return {name: value.pad() if isinstance(value, Ragged) else value for name, value in batch.items()}
 
 
@@ -366,7 +369,7 @@ class EpochLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         if self.num_workers:
-            # Workers start with each epoch and take the data set's epoch with them.
+            # Workers start anew in each epoch, with a copy of the data set that knows which epoch it is.
             yield from DataLoader(
                 self.dataset,
                 batch_size=None,

@@ -341,7 +341,7 @@ def cut(values: np.ndarray, lengths: np.ndarray, width: int, keep: str) -> tuple
 
 
 class NumericEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
-    """Numbers as their quantiles in [0, 1]; missing ones as the mean's.
+    """Numbers as their quantiles in [0, 1]; a missing number gets the quantile of the mean.
 
     The pipeline ``SimpleImputer()``, ``QuantileTransformer()`` of scikit-learn, one column wide,
     without its random subsampling.
@@ -384,7 +384,7 @@ class NumericEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
         numbers = to_finite_floats(as_column(x))
         numbers[np.isnan(numbers)] = self.mean_
         levels = np.linspace(0, 1, len(self.quantiles_))
-        # Of equal quantiles np.interp takes one end; the mean of both directions is the middle.
+        # Where quantiles are equal, np.interp takes one end of them; the mean over both directions is the middle.
         upwards = np.interp(numbers, self.quantiles_, levels)
         downwards = np.interp(-numbers, -self.quantiles_[::-1], -levels[::-1])
         result = 0.5 * (upwards - downwards)

@@ -33,7 +33,7 @@ from dien_fast.progress import step
 
 Encoder = CategoryEncoder | SequenceEncoder | NumericEncoder
 T = TypeVar("T", CategoryEncoder, SequenceEncoder, NumericEncoder)
-# Below this many distinct words a table may have no word common to candidates and histories by chance.
+# With fewer distinct words, candidates and histories may have none in common by chance.
 _ENOUGH_WORDS = 20
 _CLASSES = {item.__name__: item for item in (CategoryEncoder, SequenceEncoder, NumericEncoder)}
 
@@ -129,7 +129,7 @@ class Encoders(Mapping[str, Encoder]):
         """Return the sha256 of all that decides an id: equal for equal encoders, whatever their order."""
         content = {feature: self[feature].to_dict() for feature in sorted(self)}
         for described in content.values():
-            # What was not kept decides no prediction.
+            # What was left out of a vocabulary changes no prediction.
             described.pop("training", None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -23,8 +23,8 @@ from dien_fast.data.tables import get_column
 from dien_fast.errors import DataError
 from dien_fast.files import write_atomically
 
-# The wheel of recbole 1.2.1 on PyPI carries the data set. GroupLens does not allow to pass it on, so
-# everybody fetches it for themselves.
+# The wheel of recbole 1.2.1 on PyPI contains the data set. GroupLens does not allow others to redistribute it,
+# so it is downloaded on first use.
 _REQUIREMENT = "recbole==1.2.1"
 _WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 _FILES_SHA256 = {

@@ -23,7 +23,7 @@ from dien_fast.progress import step
 
 _ATTEMPTS = 64
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-# Up to this many possible id tuples, a table answers which catalogue entry a click is.
+# With at most so many possible tuples of ids, a table holds the catalogue entry of each.
 _TABLE_SIZE = 1 << 22
 
 
@@ -174,7 +174,7 @@ class NegativeSampler:
                 refused |= history.contains(again, pending)
             pending = pending[refused]
         if len(pending):
-            # The rest is spread evenly over everything but the click: one of the K - 1 places after it.
+            # For the others, each of the K - 1 entries that are not the click is drawn with equal probability.
             count = len(catalogue.keys)
             away = 1 + _below(mix(keys[pending] + np.uint64(_ATTEMPTS)), count - 1)
             drawn[pending] = (clicks[pending] + away) % count
@@ -183,7 +183,7 @@ class NegativeSampler:
     def _keys(
         self, group: Group, rows: np.ndarray, lengths: np.ndarray, steps: np.ndarray, epoch: int
     ) -> np.ndarray:
-        """Return ``[N]`` uint64, one for every (seed, epoch, group, row, step), 128 apart."""
+        """Return ``[N]`` uint64, one for every (seed, epoch, group, row, step): a multiple of 128."""
         index = list(self._catalogues).index(group.name)
         start = np.asarray([self._seed % (1 << 64)], np.uint64)
         for part in (index, epoch if self.fresh else 0):
@@ -203,7 +203,7 @@ class _History:
         # Keys order events by row, then item, then step.
         self._keys = np.sort((self._first_key + clicks.astype(np.int64) * self._width + steps)[known])
         self._keys = np.append(self._keys, np.iinfo(np.int64).max)
-        # A row's marks, by the low bits of its items, spare most searches: a draw is seldom in the history.
+        # Most draws are not in the history: the low bits of its items, marked for each row, spare their search.
         self._marks_width = 1 << (16 * self._width - 1).bit_length()
         self._first_mark = row_of * self._marks_width
         self._marks = np.zeros((int(row_of.max(initial=0)) + 1) * self._marks_width, bool)
@@ -252,7 +252,7 @@ def _history_tuples(
 ) -> Iterator[np.ndarray]:
     """Yield the tuples of the histories as single numbers, some more than once."""
     if len(raw) == 1:
-        # Every word is a tuple: no need to read the histories again.
+        # With one column every word is a tuple, and the histories need not be read again.
         yield np.arange(1, raw[0].unknown)
         return
     for rows in zip(*(row_slices(history) for history in histories), strict=True):

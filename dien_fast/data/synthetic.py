@@ -21,7 +21,7 @@ from dien_fast.data.tables import get_column
 _ROWS_PER_USER = 8
 # Probability of a click where the candidate has the current topic, and where it has another.
 _CLICK_MATCH, _CLICK_OTHER = 0.92, 0.08
-# How many candidates are drawn from the current topic on purpose; the others are any item.
+# The share of candidates drawn from the current topic; the others are drawn from all items.
 _ON_TOPIC = 0.5
 
 
@@ -83,7 +83,7 @@ def synthetic_clicks(
     steps = length + length // 2
     states, clicks = _chains(rng, users, steps, topic_of, topics, drift, noise)
 
-    # Rows of a user are moments of one chain; at moment t the user has t clicks behind.
+    # A user's rows are moments of one chain; before moment t the user has clicked t times.
     moments = np.sort(rng.integers(0, steps + 1, (users, _ROWS_PER_USER)), axis=1).ravel()[:rows]
     user_of = np.repeat(np.arange(users), _ROWS_PER_USER)[:rows]
     current = states[user_of, np.maximum(moments - 1, 0)]

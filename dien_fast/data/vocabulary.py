@@ -125,11 +125,15 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 
 
 class Vocabulary:
-    """A fixed set of words with an id each; ``known`` are the words but for the special ones, by id.
+    """A fixed set of words, each with an id.
 
     Args:
         words: the words by id; ``"__PAD__"`` has id 0, ``"__UNKNOWN__"`` is among them.
         kind: ``"int64"`` or ``"string"``, what the other words are.
+
+    Attributes:
+        unknown: the id of ``"__UNKNOWN__"``.
+        known: the words but for the two special ones, in the order of their ids.
     """
 
     def __init__(self, words: list[Any], kind: str) -> None:
@@ -138,7 +142,7 @@ class Vocabulary:
         self.unknown = words.index(UNKNOWN)
         real = [index for index, word in enumerate(words) if word not in (PAD, UNKNOWN)]
         self.known = pa.array([words[index] for index in real], _TYPES[kind])
-        # The last entry answers index_in's "not found", which is written as -1.
+        # A word that is not found has index -1 and so gets the last entry, UNKNOWN's id.
         self._ids = np.asarray([*real, self.unknown], np.int64)
 
     def __len__(self) -> int:
