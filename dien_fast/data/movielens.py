@@ -356,7 +356,10 @@ def click_table(
 
 
 def movielens_schema(table: pa.Table) -> Schema:
-    """Return the schema of a :func:`click_table`, without the users' columns where it has none."""
+    """Return the schema of a :func:`click_table`, without the users' columns where it has none.
+
+    As in the article, words seen less than five times are unknown.
+    """
     present: Callable[[str], bool] = table.column_names.__contains__
     return Schema(
         user="userId",
@@ -365,4 +368,5 @@ def movielens_schema(table: pa.Table) -> Schema:
         categorical=list(filter(present, ["gender", "movieId", "occupation", "zipCode"])),
         sequences=["genres", "histHighRatedMovieIds"],
         groups=[Group("movies", [Pair("movieId", "histHighRatedMovieIds", "negHistMovieIds")])],
+        min_count=5,
     )

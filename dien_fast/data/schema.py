@@ -62,7 +62,8 @@ class Schema:
             negatives. False gives every feature its own; then the auxiliary loss can tell clicks
             from negatives by the table alone.
         separator: what divides the words of a sequence that is stored as text.
-        min_count: words seen less often in training become ``__UNKNOWN__``.
+        min_count: words seen less often in training become ``__UNKNOWN__``. The words seen once, which are
+            left out by default, are what the embedding of unknown words learns from.
         max_length: events kept of a longer sequence; None keeps as many as the longest in training.
         keep: which events those are, the ``"newest"`` (last) or the ``"oldest"`` (first).
         negatives: ``"uniform"`` or ``"popularity"`` draws them, ``"columns"`` reads the ``neg_hist``
@@ -93,7 +94,7 @@ class Schema:
     groups: list[Group] = field(default_factory=list)
     share_vocabulary: bool = True
     separator: str = "|"
-    min_count: int = 5
+    min_count: int = 2
     max_length: int | None = 50
     keep: str = "newest"
     negatives: str = "uniform"

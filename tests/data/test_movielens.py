@@ -262,6 +262,7 @@ def test_the_schema_fits_each_layout(files: dict[str, str], tmp_path: Path) -> N
     table = click_table(*read_movielens(write(tmp_path, files, "latin-1")))
     schema = movielens_schema(table)
     assert (schema.numeric == ["age"]) == ("u.user" in files)
+    assert schema.min_count == 5
     assert set(schema.categorical) <= set(table.column_names)
     encoders = fit_encoders(table, schema)
     dataset = ClickDataset(table, schema, encoders)

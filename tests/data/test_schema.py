@@ -33,7 +33,7 @@ def test_toml_file(tmp_path: Path) -> None:
     assert schema.groups == [Group("items", [Pair("itemId", "hist", "neg_hist")])]
     assert schema.max_length == 20
     assert (schema.min_count, schema.separator, schema.negatives, schema.share_vocabulary) == (
-        5,
+        2,
         "|",
         "uniform",
         True,

@@ -246,7 +246,7 @@ def truncate(run):
         (change_schema(separator=","), r"config\.json was changed after training: .*best\.pt was trained with "),
         (change_schema(separator=","), r"schema\.separator = '\|', now schema\.separator = ','"),
         (change_schema(max_length=7), r"schema\.max_length = 20, now schema\.max_length = 7"),
-        (change_schema(min_count=1), r"schema\.min_count = 5, now schema\.min_count = 1"),
+        (change_schema(min_count=1), r"schema\.min_count = 2, now schema\.min_count = 1"),
         (change_schema(keep="oldest"), r"schema\.keep = 'newest', now schema\.keep = 'oldest'"),
         (change_config(schema={"categorical": "x"}), "is damaged: schema: categorical must be a list"),
         (drop_weight, "lacks the weight"),
@@ -269,10 +269,10 @@ def test_what_is_not_there_is_named(tmp_path):
 def test_a_run_is_not_resumed_with_other_settings_or_data(run_copy):
     run = load(run_copy)
     before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
-    schema = run.config.schema | {"min_count": 2}
+    schema = run.config.schema | {"min_count": 3}
     for changes, message in (
         ({"batch_size": 64}, "trained with batch_size = 128, now batch_size = 64"),
-        ({"schema": schema}, r"trained with schema\.min_count = 5, now schema\.min_count = 2"),
+        ({"schema": schema}, r"trained with schema\.min_count = 2, now schema\.min_count = 3"),
         ({"fingerprint": "other"}, "the training rows are not those it was trained on"),
     ):
         with pytest.raises(CheckpointError, match=message):
