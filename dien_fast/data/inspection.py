@@ -98,10 +98,11 @@ def vocabulary_lines(encoders: Encoders, parts: Mapping[str, ClickDataset]) -> l
             # Drawn negatives are in no table.
             continue
         coverage = encoder.coverage_
+        often = "once" if encoder.min_cnt == 1 else f"{encoder.min_cnt} times"
         shares = ", ".join(f"{100 * share:.1f} % in {name}" for name, share in seen.items())
         lines.append(
-            f"words of {feature}: {coverage.kept:,} of {coverage.distinct:,} kept, seen {encoder.min_cnt} times "
-            f"or more; unknown: {shares}"
+            f"words of {feature}: {coverage.kept:,} of {coverage.distinct:,} kept, seen {often} or more; "
+            f"unknown: {shares}"
         )
     return lines
 

@@ -174,6 +174,9 @@ def test_what_training_kept_is_told_for_each_column() -> None:
         "words of tag: 1 of 1 kept, seen 5 times or more; unknown: 0.0 % in training, 0.0 % in test",
         "words of past: 2 of 2 kept, seen 5 times or more; unknown: 0.0 % in training, 0.0 % in test",
     ]
+    encoders = fit_encoders(table, click_schema())
+    lines = vocabulary_lines(encoders, {"training": ClickDataset(table, click_schema(), encoders)})
+    assert lines[0] == "words of item: 3 of 3 kept, seen once or more; unknown: 0.0 % in training"
 
 
 def test_candidates_unknown_with_one_label_are_warned_of() -> None:
