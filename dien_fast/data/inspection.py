@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dien_fast.data.columns import split_words
+from dien_fast.data.columns import SLICE_ROWS, split_words
 from dien_fast.data.dataset import ClickDataset, UnknownWords
 from dien_fast.data.encoders import NumericEncoder, SequenceEncoder
 from dien_fast.data.fitting import Encoders
@@ -154,8 +154,11 @@ def _clicked_before(dataset: ClickDataset, encoders: Encoders, group: Group) -> 
     if ad.words != history.words:
         candidates = ad.translation(history)[candidates]
     events, offsets = dataset.events(pair.pos_hist)
-    rows = np.repeat(np.arange(len(candidates)), np.diff(offsets))
-    found = (events == candidates[rows]) & (events != history.unknown)
     inside = np.zeros(len(candidates), bool)
-    inside[rows[found]] = True
+    # Slice by slice, because the row of each event takes twice the memory of all events.
+    for start in range(0, len(candidates), SLICE_ROWS):
+        bounds = offsets[start : start + SLICE_ROWS + 1]
+        rows = np.repeat(np.arange(start, start + len(bounds) - 1), np.diff(bounds))
+        part = events[bounds[0] : bounds[-1]]
+        inside[rows[(part == candidates[rows]) & (part != history.unknown)]] = True
     return pair.ad, pair.pos_hist, inside

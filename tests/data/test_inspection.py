@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dien_fast.data import ClickDataset, Encoders, Group, Pair, Schema, fit_encoders
+from dien_fast.data import ClickDataset, Encoders, Group, Pair, Schema, fit_encoders, inspection
 from dien_fast.data.dataset import UnknownWords
 from dien_fast.data.inspection import check_words_known, unknown_lines, vocabulary_lines, warning_lines
 from dien_fast.errors import DataError
@@ -194,7 +194,11 @@ def test_candidates_unknown_with_one_label_are_warned_of() -> None:
 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("kind", [int, str])
-def test_candidates_of_their_own_histories_are_warned_of(share: bool, kind: type) -> None:
+@pytest.mark.parametrize("slice_rows", [3, 4, 100])
+def test_candidates_of_their_own_histories_are_warned_of(
+    share: bool, kind: type, slice_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "SLICE_ROWS", slice_rows)
     histories = [[7], [8, 7], [9], [], None, [8, 9], [9, 10], [10]]
     words = [None if row is None else [kind(word) for word in row] for row in histories]
     table = clicks([7, 7, 8, 9, 9, 8, 11, 11], words, [1, 1, 1, 0, 0, 0, 0, 0])
