@@ -82,7 +82,7 @@ def find_delimiter(header: str, default: str, wanted: set[str]) -> str:
     Args:
         header: text that begins with the header.
         default: returned unless another one explains the header better.
-        wanted: names of columns that should be there; without any, the number of columns counts.
+        wanted: names of columns that should be there; where none is, the number of columns counts.
 
     Example:
         >>> find_delimiter("item;label", ",", {"item", "label"})
@@ -90,8 +90,9 @@ def find_delimiter(header: str, default: str, wanted: set[str]) -> str:
     """
     # max() takes the first of equals.
     delimiters = (default, *(other for other in _DELIMITERS if other != default))
-    if wanted:
-        return max(delimiters, key=lambda delimiter: len(wanted & set(_columns(header, delimiter))))
+    found = {delimiter: len(wanted & set(_columns(header, delimiter))) for delimiter in delimiters}
+    if any(found.values()):
+        return max(delimiters, key=found.__getitem__)
     if len(_columns(header, default)) > 1:
         return default
     return max(delimiters, key=lambda delimiter: len(_columns(header, delimiter)))

@@ -14,6 +14,7 @@ import pytest
 
 from dien_fast.data import Group, Pair, Schema, read_table
 from dien_fast.data.tables import get_column, write_table
+from dien_fast.data.text_files import find_delimiter
 from dien_fast.errors import DataError
 
 CSV = "zip,item,hist,label\n01234,7,7|8,1\n,8,7,0\n99,9,,1\n"
@@ -128,6 +129,7 @@ def test_what_divides_columns_is_recognised(
 def test_delimiters_inside_names_and_values_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('"item;label",label\na;b,1\n')
     assert read_table(tmp_path / "t.csv").to_pydict() == {"item;label": ["a;b"], "label": [1]}
+    assert find_delimiter("product;clicked", ",", {"item", "label"}) == ";"
     (tmp_path / "one.csv").write_text("item\na\n")
     assert read_table(tmp_path / "one.csv", Schema(categorical=["item"]))["item"].to_pylist() == ["a"]
 
