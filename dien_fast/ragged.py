@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dien_fast.ops.attention_gru import wants_native
-from dien_fast.ops.interest import padded_from_rows, rows_from_padded
+from dien_fast.ops.attention_scores import padded_from_rows, rows_from_padded
 
 
 class Ragged(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dien_fast import reference
 from dien_fast.functional import check_lengths
-from dien_fast.ops import interest as ops
+from dien_fast.ops import attention_scores as ops
 from dien_fast.ragged import Ragged
 from dien_fast.reference.layers import Dice
 

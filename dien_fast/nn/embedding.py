@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dien_fast.ops import interest as ops
+from dien_fast.ops import attention_scores as ops
 
 # Below so many ids the gradient gains less than a Python function costs.
 _IDS_WORTH_IT = 512

@@ -14,7 +14,7 @@ from dien_fast.nn.attention import Attention, AuxiliaryNet
 from dien_fast.nn.gru import DynamicGRU
 from dien_fast.nn.padded import padded_interest
 from dien_fast.ops.attention_gru import has_kernels, native_attention_gru, wants_native
-from dien_fast.ops.interest import runs_natively
+from dien_fast.ops.attention_scores import runs_natively
 from dien_fast.ragged import Ragged
 
 

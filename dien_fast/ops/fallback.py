@@ -20,7 +20,7 @@ SCHEMAS = (
     "padded_from_rows(Tensor values, Tensor offsets, SymInt steps) -> Tensor",
     "weighted_sum(Tensor values, Tensor weights, Tensor offsets) -> Tensor",
 )
-_IDENTITY, _RELU, _PRELU, _SIGMOID, _DICE = range(5)  # as dien_fast.ops.interest, which imports this
+_IDENTITY, _RELU, _PRELU, _SIGMOID, _DICE = range(5)  # as dien_fast.ops.attention_scores, which imports this
 _NORMALISED = 8
 
 

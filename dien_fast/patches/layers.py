@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dien_fast.functional import attention_gru
 from dien_fast.nn.attention import native_scores, score_layers
-from dien_fast.ops import interest as ops
+from dien_fast.ops import attention_scores as ops
 from dien_fast.patches.cells import LAYOUTS, is_altered
 from dien_fast.patches.probe import RefusedError
 from dien_fast.patches.recurrence import Loop, PackedGRU, PackedLoop, gru_weights

@@ -4,7 +4,7 @@ import pytest
 
 from dien_fast import Ragged
 from dien_fast.nn import attention as attention_module
-from dien_fast.ops import interest as ops
+from dien_fast.ops import attention_scores as ops
 
 
 def refuse_calls(monkeypatch, reason, *places):

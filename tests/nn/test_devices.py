@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dien_fast import Ragged, ragged
 from dien_fast.nn import interest as interest_module
-from dien_fast.ops import interest as ops
+from dien_fast.ops import attention_scores as ops
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"

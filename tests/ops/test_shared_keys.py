@@ -10,7 +10,7 @@ from interest_checks import check_shared_keys
 
 from dien_fast import Attention, Ragged
 from dien_fast.nn.attention import native_layers
-from dien_fast.ops import interest as ops
+from dien_fast.ops import attention_scores as ops
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"

@@ -4,7 +4,7 @@ import torch
 from comparison import assert_same
 from interest_cases import _Seeded, draw, outcome, plain, scoring, seeded
 
-from dien_fast.ops import interest as ops
+from dien_fast.ops import attention_scores as ops
 
 SEED = torch.tensor([2**62 + 12345])
 

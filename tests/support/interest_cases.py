@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dien_fast.ops import interest as ops
+from dien_fast.ops import attention_scores as ops
 
 NATIVE = torch.ops.dien_fast
 CODES = {"linear": ops.IDENTITY, "relu": ops.RELU, "prelu": ops.PRELU, "sigmoid": ops.SIGMOID, "dice": ops.DICE}

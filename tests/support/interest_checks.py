@@ -23,7 +23,7 @@ from interest_cases import (
     shared_keys,
 )
 
-from dien_fast.ops import interest as ops
+from dien_fast.ops import attention_scores as ops
 
 
 def check_scores(s):
