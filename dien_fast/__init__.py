@@ -25,7 +25,7 @@ from dien_fast.nn import (
     MaxPooling,
     SumPooling,
 )
-from dien_fast.ops.attention_gru import backend, use_backend
+from dien_fast.ops.backend import backend, use_backend
 from dien_fast.ragged import Ragged
 
 if TYPE_CHECKING:

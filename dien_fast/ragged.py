@@ -7,8 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dien_fast.ops.attention_gru import wants_native
-from dien_fast.ops.attention_scores import padded_from_rows, rows_from_padded
+from dien_fast.ops.layouts import owners_of
+from dien_fast.ops.rows import (
+    COPY_KERNELS,
+    padded_from_rows,
+    plain_padded_from_rows,
+    plain_rows_from_padded,
+    rows_from_padded,
+)
 
 
 class Ragged(NamedTuple):
@@ -78,8 +84,7 @@ class Ragged(NamedTuple):
 
     def owners(self) -> Tensor:
         """Return the ``[N]`` int64 number of the sequence each row belongs to."""
-        sequences = torch.arange(self.offsets.numel() - 1, device=self.offsets.device)
-        return torch.repeat_interleave(sequences, self.lengths(), output_size=self.values.size(0))
+        return owners_of(self.offsets, self.values.size(0))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Ragged:
         """Return the same rows on ``device``."""
@@ -95,19 +100,13 @@ class Ragged(NamedTuple):
 
     def pad(self) -> Tensor:
         """Return ``[B, max_length, ...]`` with zeros behind each sequence."""
-        if _copies_natively(self.values):
-            return padded_from_rows(self.values, self.offsets, self.max_length)
-        batch = self.offsets.numel() - 1
-        owner = self.owners()
-        step = torch.arange(owner.numel(), device=owner.device) - self.offsets[owner]
-        padded = self.values.new_zeros((batch * self.max_length, *self.values.shape[1:]))
-        padded = padded.index_copy(0, owner * self.max_length + step, self.values)
-        return padded.view(batch, self.max_length, *self.values.shape[1:])
+        pad = padded_from_rows if COPY_KERNELS.are_used(self.values) else plain_padded_from_rows
+        return pad(self.values, self.offsets, self.max_length)
 
     def take(self, sequences: Tensor) -> Ragged:
         """Return sequences by their numbers ``[C]``, each as often as it is named."""
         offsets, starts = self.shared(sequences)
-        owners = Ragged(torch.empty(int(offsets[-1]), device=offsets.device), offsets, 0).owners()
+        owners = owners_of(offsets, int(offsets[-1]))
         steps = torch.arange(owners.numel(), device=offsets.device) - offsets[:-1][owners]
         return Ragged(self.values[starts[owners] + steps], offsets, self.max_length)
 
@@ -131,11 +130,5 @@ class Ragged(NamedTuple):
     @staticmethod
     def rows_of(padded: Tensor, offsets: Tensor) -> Tensor:
         """Return the rows ``[N, ...]`` of ``padded`` ``[B, T, ...]`` that ragged rows with ``offsets`` have."""
-        if _copies_natively(padded):
-            return rows_from_padded(padded, offsets)
-        lengths = offsets[1:] - offsets[:-1]
-        return padded[torch.arange(padded.size(1), device=padded.device) < lengths.unsqueeze(1)]
-
-
-def _copies_natively(values: Tensor) -> bool:
-    return values.is_cpu and not values.is_complex() and wants_native()
+        rows_of = rows_from_padded if COPY_KERNELS.are_used(padded) else plain_rows_from_padded
+        return rows_of(padded, offsets)

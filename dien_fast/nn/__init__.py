@@ -1,6 +1,7 @@
 """The modules: drop-in equals of those in :mod:`dien_fast.reference`, faster and for ragged input too."""
 
-from dien_fast.nn.attention import Attention, AuxiliaryNet
+from dien_fast.nn.attention import Attention
+from dien_fast.nn.auxiliary import AuxiliaryNet
 from dien_fast.nn.embedding import Embedding
 from dien_fast.nn.gru import AttentionGRUCell, AttentionUpdateGateGRUCell, DynamicGRU
 from dien_fast.nn.interest import Interest

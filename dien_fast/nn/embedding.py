@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dien_fast.ops import attention_scores as ops
+from dien_fast.ops.dispatch import needs_gradient, through_dispatcher
+from dien_fast.ops.rows import ADD_KERNELS, add_rows_
 
 # Below so many ids the gradient gains less than a Python function costs.
 _IDS_WORTH_IT = 512
@@ -31,9 +32,9 @@ class Embedding(nn.Embedding):
         if (
             plain
             or few
-            or ops._through_dispatcher()
-            or not ops._needs_gradient(self.weight)
-            or not ops.runs_natively(self.weight)
+            or through_dispatcher()
+            or not needs_gradient(self.weight)
+            or not ADD_KERNELS.are_used(self.weight)
         ):
             return super().forward(input)
         rows: Tensor = _Embedding.apply(self.weight, input, -1 if self.padding_idx is None else self.padding_idx)
@@ -56,5 +57,5 @@ class _Embedding(torch.autograd.Function):
             return torch.ops.aten.embedding_dense_backward(dout, ids, ctx.rows, ctx.padding, False), None, None
         dweight = dout.new_zeros(ctx.rows, dout.size(-1))
         dout, ids = dout.reshape(ids.numel(), -1).contiguous(), ids.reshape(-1).contiguous()
-        ops._below_autograd(torch.ops.dien_fast.add_rows_.default, dweight, dout, ids, ctx.padding)
+        add_rows_(dweight, dout, ids, ctx.padding)
         return dweight, None, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from dien_fast import reference
 from dien_fast.functional import attention_gru
+from dien_fast.ops.cells import CELLS, Weights
 from dien_fast.ragged import Ragged
 from dien_fast.reference.gru import check_packed
 
@@ -19,29 +20,72 @@ __all__ = ["AttentionGRUCell", "AttentionUpdateGateGRUCell", "DynamicGRU"]
 class _Step(reference.AttentionGRUCell):
     """One step of the recurrence through the operator."""
 
+    cell: ClassVar[str]  # its name
+    cell_number: ClassVar[int]  # its number in the operator
+    __constants__ = ["cell_number"]
+
     def forward(self, x: Tensor, hx: Tensor, att_score: Tensor) -> Tensor:
         """Step from ``hx`` ``[B, H]`` on ``x`` ``[B, I]`` and ``att_score`` ``[B]``; ``[B, H]`` out."""
+        # Every row is a history of one step.
         offsets = torch.arange(x.size(0) + 1, device=x.device)
-        att = att_score.reshape(-1)
-        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        update_gate = self.weight_hh.size(0) == 3 * self.hidden_size
+        _, last = self.run(x, att_score.reshape(-1), hx, offsets, None, False)
+        return last
+
+    def run(
+        self,
+        x: Tensor,
+        att: Tensor,
+        h0: Tensor | None,
+        offsets: Tensor | None,
+        batch_sizes: Tensor | None,
+        return_states: bool,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Run the recurrence over ragged or packed rows, as :func:`dien_fast.functional.attention_gru`."""
+        states: Tensor | None = None
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            cell = 0 if update_gate else 3
-            _, last, _ = torch.ops.dien_fast.attention_gru(
-                x.contiguous(), att, *weights, hx.contiguous(), None, offsets, None, None, cell, True, True
+            # TorchScript knows the operator, but neither attention_gru's keywords nor the choice of a backend.
+            states, last, _ = torch.ops.dien_fast.attention_gru(
+                x.contiguous(),
+                att.contiguous(),
+                self.weight_ih,
+                self.weight_hh,
+                self.bias_ih,
+                self.bias_hh,
+                None if h0 is None else h0.contiguous(),
+                lengths=None,
+                offsets=offsets,
+                batch_sizes=batch_sizes,
+                x_start=None,
+                cell=self.cell_number,
+                save_states=True,
+                save_gates=True,
             )
         else:
-            name = "augru" if update_gate else "agru"
-            _, last = attention_gru(x, att, *weights, hx, offsets=offsets, cell=name, return_states=False)
-        return last
+            states, last = attention_gru(
+                x,
+                att,
+                *Weights.of_cell(self),
+                h0,
+                offsets=offsets,
+                batch_sizes=batch_sizes,
+                cell=self.cell,
+                return_states=return_states,
+            )
+        return states, last
 
 
 class AttentionGRUCell(_Step, reference.AttentionGRUCell):
     """One AGRU step (equation 7) through the operator; arguments as :class:`reference.AttentionGRUCell`."""
 
+    cell = "agru"
+    cell_number = CELLS["agru"]
+
 
 class AttentionUpdateGateGRUCell(_Step, reference.AttentionUpdateGateGRUCell):
     """One AUGRU step (equations 8 and 9) through the operator; arguments as :class:`AttentionGRUCell`."""
+
+    cell = "augru"
+    cell_number = CELLS["augru"]
 
 
 class DynamicGRU(reference.DynamicGRU):
@@ -70,31 +114,14 @@ class DynamicGRU(reference.DynamicGRU):
         "AUGRU": AttentionUpdateGateGRUCell,
     }
 
+    if TYPE_CHECKING:  # TorchScript takes no class of this package for a type
+        rnn: _Step
+
     def forward(self, x: PackedSequence, att_scores: PackedSequence, hx: Tensor | None = None) -> PackedSequence:
         """Return the states of every step; arguments and result as :meth:`reference.DynamicGRU.forward`."""
         rows, batch_sizes, sorted_indices, unsorted_indices = check_packed(x, att_scores)
-        cell = self.rnn
-        name = self.gru_type.lower()
-        weights = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            # TorchScript knows the operator, but neither attention_gru's keywords nor the choice of a backend.
-            states, _, _ = torch.ops.dien_fast.attention_gru(
-                rows.contiguous(),
-                att_scores.data.contiguous(),
-                *weights,
-                None if hx is None else hx.contiguous(),
-                None,
-                None,
-                batch_sizes,
-                None,
-                0 if name == "augru" else 3,
-                True,
-                True,
-            )
-        else:
-            returned, _ = attention_gru(rows, att_scores.data, *weights, hx, batch_sizes=batch_sizes, cell=name)
-            assert returned is not None
-            states = returned
+        states, _ = self.rnn.run(rows, att_scores.data, hx, None, batch_sizes, True)
+        assert states is not None
         return PackedSequence(states, batch_sizes, sorted_indices, unsorted_indices)
 
     def forward_ragged(
@@ -111,15 +138,5 @@ class DynamicGRU(reference.DynamicGRU):
             The states ``[N, H]`` (None unless wanted) and the last state of each history ``[B, H]``, 0 for
             an empty one.
         """
-        cell = self.rnn
-        return attention_gru(
-            x.values,
-            att_scores,
-            cell.weight_ih,
-            cell.weight_hh,
-            cell.bias_ih,
-            cell.bias_hh,
-            offsets=x.offsets,
-            cell=self.gru_type.lower(),
-            return_states=return_states,
-        )
+        states, last = self.rnn.run(x.values, att_scores, None, x.offsets, None, return_states)
+        return states, last

@@ -9,12 +9,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from dien_fast import reference
-from dien_fast.functional import attention_gru, check_lengths, packed_schedule
-from dien_fast.nn.attention import Attention, AuxiliaryNet
+from dien_fast.functional import attention_gru
+from dien_fast.nn.attention import Attention
+from dien_fast.nn.auxiliary import AuxiliaryNet
 from dien_fast.nn.gru import DynamicGRU
-from dien_fast.nn.padded import padded_interest
-from dien_fast.ops.attention_gru import has_kernels, native_attention_gru, wants_native
-from dien_fast.ops.attention_scores import runs_natively
+from dien_fast.ops import attention_gru as recurrence
+from dien_fast.ops import attention_scores as scoring
+from dien_fast.ops import rows as copies
+from dien_fast.ops.backend import wants_native
+from dien_fast.ops.cells import Inputs, Weights
+from dien_fast.ops.layouts import Addresses, Layout, check_lengths, packed_schedule
 from dien_fast.ragged import Ragged
 
 
@@ -79,7 +83,7 @@ class Interest(reference.Interest):
         """
         if isinstance(keys, Tensor) and _stays_padded(keys):
             lengths, sampled = self._padded_inputs(query, keys, keys_length, neg_keys)
-            return padded_interest(self, query, keys, lengths, sampled)
+            return self._forward_padded(query, keys, lengths, sampled)
         rows, negatives = self._ragged_inputs(query, keys, keys_length, neg_keys)
         states = self._extract(rows)
         auxiliary_loss = None
@@ -153,18 +157,7 @@ class Interest(reference.Interest):
                 f"keys must hold {states.offsets.numel() - 1} histories as states does, "
                 f"got {events.offsets.numel() - 1}"
             )
-        weight_ih, weight_hh, bias_ih, bias_hh = self.interest_extractor.all_weights[0]
-        added, _ = attention_gru(
-            events.values,
-            None,
-            weight_ih,
-            weight_hh,
-            bias_ih,
-            bias_hh,
-            last_rows(states),
-            offsets=events.offsets,
-            cell="gru",
-        )
+        added, _ = _run_gru(self.interest_extractor, events.values, last_rows(states), offsets=events.offsets)
         assert added is not None
         # The rows of a history move by the new rows of those before it; new rows follow the old ones.
         old = torch.arange(states.values.size(0), device=added.device) + events.offsets[states.owners()]
@@ -225,19 +218,14 @@ class Interest(reference.Interest):
             return self.attention.forward_ragged(query, evolved.take(owner))
         scores = self.attention.shared_scores(query, states, owner)
         evolution = self.interest_evolution
-        if not isinstance(evolution, DynamicGRU) or not runs_natively(states.values, evolution.rnn.weight_hh):
+        if not isinstance(evolution, DynamicGRU) or not scoring.KERNELS.are_used(
+            states.values, evolution.rnn.weight_hh
+        ):
             return self._evolve_scored(states.take(owner), scores.values, return_states=False)[1]
-        cell = evolution.rnn
-        _, interest = native_attention_gru(
-            states.values,
-            scores.values,
-            cell.weight_ih,
-            cell.weight_hh,
-            cell.bias_ih,
-            cell.bias_hh,
-            None,
-            (None, scores.offsets, None),
-            self.gru_type.lower(),
+        _, interest = recurrence.native_attention_gru(
+            Inputs(states.values, scores.values, *Weights.of_cell(evolution.rnn), None),
+            Layout(offsets=scores.offsets),
+            evolution.rnn.cell,
             return_states=False,
             x_start=states.offsets[:-1][owner],
         )
@@ -327,6 +315,41 @@ class Interest(reference.Interest):
             raise ValueError("neg_keys must have the offsets and channels of keys")
         return rows, neg_keys.values
 
+    def _forward_padded(
+        self, query: Tensor, keys: Tensor, lengths: Tensor, negatives: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what :meth:`forward` returns, and wait for no device: padding is computed and masked.
+
+        Args:
+            query: candidate ``[B, D]``.
+            keys: clicked events ``[B, T, D]``; what stands behind a history's end is not read.
+            lengths: ``[B]`` int64, from 0 to T.
+            negatives: events not clicked, as ``keys``, or None.
+        """
+        states, _ = _run_gru(self.interest_extractor, keys, lengths=lengths)
+        assert states is not None
+        auxiliary_loss = None
+        if self.use_negsampling and negatives is not None:
+            auxiliary_loss = self.auxiliary_net.padded_loss(states, keys, negatives, lengths)
+        if keys.size(1) == 0:
+            return keys.sum(1), auxiliary_loss
+        if self.gru_type == "GRU":
+            evolved, _ = _run_gru(self._second_gru(), states, lengths=lengths)
+            assert evolved is not None
+            scores = self.attention.padded_scores(query, evolved, lengths)
+            return torch.bmm(scores.unsqueeze(1), evolved).squeeze(1), auxiliary_loss
+        scores = self.attention.padded_scores(query, states, lengths)
+        if self.gru_type == "AIGRU":
+            scaled = states * scores.unsqueeze(2)
+            return _run_gru(self._second_gru(), scaled, lengths=lengths, return_states=False)[1], auxiliary_loss
+        evolution = self.interest_evolution
+        assert isinstance(evolution, DynamicGRU)
+        weights = Weights.of_cell(evolution.rnn)
+        _, interest = attention_gru(
+            states, scores, *weights, lengths=lengths, cell=self.gru_type.lower(), return_states=False
+        )
+        return interest, auxiliary_loss
+
     def _extract(self, rows: Ragged) -> Ragged:
         return self._gru_states(self.interest_extractor, rows)
 
@@ -358,23 +381,12 @@ class Interest(reference.Interest):
     @staticmethod
     def _ragged_gru(gru: nn.GRU, rows: Ragged, return_states: bool) -> tuple[Tensor | None, Tensor]:
         """Run a GRU over ragged rows; states ``[N, D]`` if wanted, and the last ones ``[B, D]``."""
-        if has_kernels(rows.values) and wants_native():
-            weight_ih, weight_hh, bias_ih, bias_hh = gru.all_weights[0]
-            return attention_gru(
-                rows.values,
-                None,
-                weight_ih,
-                weight_hh,
-                bias_ih,
-                bias_hh,
-                offsets=rows.offsets,
-                cell="gru",
-                return_states=return_states,
-            )
+        if recurrence.KERNELS.are_used(rows.values):
+            return _run_gru(gru, rows.values, offsets=rows.offsets, return_states=return_states)
         if rows.values.size(0) == 0:
             return rows.values, last_rows(rows)
         # torch's own GRU beats a Python loop.
-        schedule = packed_schedule(rows.offsets[:-1], rows.lengths())
+        schedule = packed_schedule(Addresses(rows.lengths(), rows.offsets[:-1], None))
         sizes = torch.tensor(schedule.batch_sizes)
         packed = gru(PackedSequence(rows.values[schedule.rows], sizes))[0]
         states = torch.empty_like(packed.data).index_copy(0, schedule.rows, packed.data)
@@ -382,8 +394,34 @@ class Interest(reference.Interest):
 
 
 def _stays_padded(keys: Tensor) -> bool:
-    """Whether padded keys are computed where they are: on a device with kernels, which must not be waited for."""
-    return not keys.is_cpu and has_kernels(keys) and wants_native()
+    """Whether padded keys are computed where they are.
+
+    So they are on a device that has kernels for the recurrences, but none that copy the valid rows. Without these,
+    the host would have to wait for the device to say how many rows there are.
+    """
+    return recurrence.KERNELS.take(keys) and not copies.COPY_KERNELS.take(keys) and wants_native()
+
+
+def _run_gru(
+    gru: nn.GRU,
+    x: Tensor,
+    h0: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    offsets: Tensor | None = None,
+    return_states: bool = True,
+) -> tuple[Tensor | None, Tensor]:
+    """Run a GRU of one layer through :func:`dien_fast.functional.attention_gru`."""
+    return attention_gru(
+        x,
+        None,
+        *Weights.of_gru(gru),
+        h0,
+        lengths=lengths,
+        offsets=offsets,
+        cell="gru",
+        return_states=return_states,
+    )
 
 
 def last_rows(rows: Ragged) -> Tensor:

@@ -1,190 +1,202 @@
-"""Loads the native library, gives its operators autograd and fake implementations, and chooses the backend."""
+"""The recurrence as an operator: how to call it, its autograd, and what stands in for its kernels."""
 
 from __future__ import annotations
 
 import math
-import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-LIBRARY = Path(__file__).parents[1] / "_native" / "libdien_fast_cpu.so"
-CUDA_LIBRARY = LIBRARY.with_name("libdien_fast_cuda.so")
-
-# Positions in the operator; the kernels' enum has the same order.
-CELLS = {"augru": 0, "augru_official": 1, "augru_inverted": 2, "agru": 3, "gru": 4}
-
-# Above this many numbers of state, backward computes the gates again instead of keeping 4 numbers a state.
-SAVED_GATES_LIMIT = 10_000_000
-
-# What the kernels of a device take.
-NATIVE_DTYPES = {
-    "cpu": (torch.float32, torch.float64),
-    "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
-}
-
-_ENVIRONMENT = os.environ.get("DIEN_FAST_BACKEND")
+from dien_fast.ops.backend import LOADED, Kernels, wants_native
+from dien_fast.ops.cells import CELLS, Inputs, check_cell
+from dien_fast.ops.dispatch import (
+    define,
+    eager_autograd,
+    refuse_double_backward,
+    register,
+    run,
+    run_backward,
+    vector_padded,
+)
+from dien_fast.ops.layouts import Addresses, Layout, addresses_of, check_integers, check_shape, packed_schedule
+from dien_fast.reference.gru import attention_gru as packed_loop
 
 # As in csrc/library.cpp.
-_SCHEMA = (
+SCHEMA = (
     "attention_gru(Tensor x, Tensor? att, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
     "Tensor? h0, Tensor? lengths, Tensor? offsets, Tensor? batch_sizes, Tensor? x_start, int cell, "
     "bool save_states, bool save_gates) -> (Tensor states, Tensor last, Tensor gates)"
 )
-_libraries: list[torch.library.Library] = []  # a definition lasts as long as its object
 
-_chosen: ContextVar[str | None] = ContextVar("dien_fast_backend", default=None)
+KERNELS = Kernels(
+    "attention_gru",
+    {
+        "cpu": (torch.float32, torch.float64),
+        "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    },
+)
+
+# Above this many numbers of state, backward computes the gates again instead of keeping 4 numbers a state.
+SAVED_GATES_LIMIT = 10_000_000
 
 
-@dataclass(frozen=True)
-class Backend:
-    """The code that runs :func:`dien_fast.functional.attention_gru`.
+def native_attention_gru(
+    inputs: Inputs, layout: Layout, cell: str, return_states: bool, x_start: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run the operator, which checks its arguments.
 
-    Attributes:
-        name: ``"native"``, the library of kernels, or ``"reference"``, the loop of
-            :mod:`dien_fast.reference`.
-        detail: one sentence on it.
+    Args:
+        inputs: of a dtype that :data:`KERNELS` take, all on one device; on CUDA, attention and h0 of 16-bit inputs
+            are float32.
+        layout: on any device.
+        cell: name of the rule for z.
+        return_states: whether the caller wants all states.
+        x_start: first row of x of each history ``[B]`` where histories share rows, without gradient.
+
+    Returns:
+        States in the layout of ``x`` (``[0, H]`` where nobody needs them) and last states ``[B, H]``.
     """
-
-    name: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.detail})"
-
-
-def _load() -> bool:
-    """Load the library if it was built; raise if it is there and cannot be loaded."""
-    if not LIBRARY.exists():
-        return False
-    try:
-        torch.ops.load_library(LIBRARY)
-    except OSError as error:
-        raise ImportError(f"dien-fast's native library cannot be loaded: {error}") from error
-    return True
-
-
-def _load_cuda() -> bool:
-    """Load the CUDA kernels if they were built and torch has CUDA; warn if that fails, as the CPU's are there."""
-    if torch.version.cuda is None or not CUDA_LIBRARY.exists():
-        return False
-    try:
-        torch.ops.load_library(CUDA_LIBRARY)
-    except OSError as error:
-        warnings.warn(f"dien-fast's CUDA kernels cannot be loaded: {error}", RuntimeWarning, stacklevel=2)
-        return False
-    return True
-
-
-_loaded = _load()
-_cuda_loaded = _loaded and _load_cuda()
-_warned = False
-_warned_of: set[str] = set()
-
-
-def backend() -> Backend:
-    """Return the code in use, a small object that prints readably.
-
-    Example:
-        >>> backend().name in ("native", "reference")
-        True
-    """
-    if wants_native():
-        cuda = " and CUDA kernels" if _cuda_loaded else ""
-        return Backend("native", f"CPU kernels for {torch.ops.dien_fast.cpu_capability()}{cuda}")
-    why = "as asked for" if _loaded else "as no native library was built"
-    return Backend("reference", f"a loop over time steps in PyTorch, {why}")
-
-
-def wants_native() -> bool:
-    """Whether the native operators are to run; warns once if they are missing and nobody chose the loop."""
-    global _warned
-    name = _chosen.get() or _ENVIRONMENT or ("native" if _loaded else None)
-    if name == "native":
-        if not _loaded:
-            raise RuntimeError(f"the native backend needs the library {LIBRARY.name}, which was not built")
-        return True
-    if name not in (None, "reference"):
-        raise ValueError(f"DIEN_FAST_BACKEND must be 'native' or 'reference', got {name!r}")
-    if name is None and not _warned:
-        _warned = True
-        warnings.warn(
-            "dien-fast runs without its native library, several times slower: it was not built; "
-            "DIEN_FAST_BACKEND=reference chooses this without a warning",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return False
-
-
-# torch.compile cannot read a ContextVar, so the choice is made while it traces. The mark is all that
-# torch.compiler.assume_constant_result does, but for importing the compiler, which takes a second.
-wants_native._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def has_kernels(x: Tensor) -> bool:
-    """Whether the recurrence has native kernels for the device and dtype of ``x``."""
-    if x.is_cpu:
-        return x.dtype in NATIVE_DTYPES["cpu"]
-    return _cuda_loaded and x.is_cuda and x.dtype in NATIVE_DTYPES["cuda"]
-
-
-def warn_of_device(device: torch.device) -> None:
-    """Warn once for each kind of device that the loop runs there, unless it was chosen."""
-    chosen = _chosen.get() or _ENVIRONMENT
-    if device.type in ("cpu", "meta", *_warned_of) or chosen == "reference" or not _loaded:
-        return
-    if device.type == "cuda" and _cuda_loaded:
-        return
-    _warned_of.add(device.type)
-    warnings.warn(
-        f"dien-fast has no kernels for {device.type} here and runs a loop over time steps there, several times "
-        "slower; DIEN_FAST_BACKEND=reference chooses this without a warning",
-        RuntimeWarning,
-        stacklevel=4,
+    x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0 = inputs
+    differentiable = torch.is_grad_enabled() and inputs.require_gradient()
+    lengths, offsets, batch_sizes = layout
+    if not x.is_cpu:
+        # Copies to the device that nothing waits for; the kernels take int64.
+        lengths, offsets, x_start = (_on_device(value, x.device) for value in (lengths, offsets, x_start))
+        batch_sizes = None if batch_sizes is None else batch_sizes.to("cpu", torch.int64).contiguous()
+    # Lines instead of loops and functions: those would take a tenth of a short call.
+    arguments = (
+        x.contiguous(),
+        None if att is None else att.contiguous(),
+        weight_ih.contiguous(),
+        weight_hh.contiguous(),
+        None if bias_ih is None else bias_ih.contiguous(),
+        None if bias_hh is None else bias_hh.contiguous(),
+        None if h0 is None else h0.contiguous(),
+        lengths if lengths is None or lengths.is_cpu or not x.is_cpu else lengths.cpu(),
+        offsets if offsets is None or offsets.is_cpu or not x.is_cpu else offsets.cpu(),
+        batch_sizes if batch_sizes is None or batch_sizes.is_cpu else batch_sizes.cpu(),
+        x_start,
+        CELLS[cell],
+        return_states or differentiable,
+        differentiable and _keeps_gates(x, weight_hh.size(1)),
     )
+    states, last, _ = run(_OPERATOR, _EAGER, differentiable, arguments)
+    return states, last
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Run a block with the ``"native"`` or the ``"reference"`` backend, in this thread or task alone.
+def _keeps_gates(x: Tensor, hidden: int) -> bool:
+    """Whether the gates are kept for backward."""
+    if not x.is_cpu:
+        return True
+    if torch.compiler.is_exporting():
+        # The limit would bound the number of rows; without gates backward computes them again.
+        return False
+    small = math.prod(x.shape[:-1]) * hidden <= SAVED_GATES_LIMIT
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+        # Not where traced code does not know how many numbers there are.
+        return guard_or_false(small)
+    return small
+
+
+def _on_device(integers: Tensor | None, device: torch.device) -> Tensor | None:
+    if integers is None or integers.is_floating_point() or integers.dtype == torch.bool:
+        return integers  # for the operator to refuse
+    return integers.to(device, torch.int64, non_blocking=True).contiguous()
+
+
+# ---- Without kernels ----
+
+
+def check_arguments(inputs: Inputs, layout: Layout, cell: str, reset: str) -> None:
+    """Check names, shapes, devices and dtypes; :func:`addresses_of` checks the values of the layout.
 
     Raises:
-        ValueError: for another name.
-        RuntimeError: if the native library was not built.
-
-    Example:
-        >>> with use_backend("reference"):
-        ...     print(backend().name)
-        reference
+        ValueError: for a wrong shape, layout, device or name; the message names the argument.
+        TypeError: for a wrong dtype.
     """
-    if name not in ("native", "reference"):
-        raise ValueError(f"name must be 'native' or 'reference', got {name!r}")
-    if name == "native" and not _loaded:
-        raise RuntimeError(f"the native backend needs the library {LIBRARY.name}, which was not built")
-    token = _chosen.set(name)
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
+    x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0 = inputs
+    check_cell(cell, reset, inputs.weights())
+    names = ("lengths", "offsets", "batch_sizes")
+    given = [name for name, value in zip(names, layout, strict=True) if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"exactly one of lengths, offsets and batch_sizes must be given, got {given}")
+    padded = layout.lengths is not None
+    check_shape("x", x, (None, None, weight_ih.size(1)) if padded else (None, weight_ih.size(1)))
+    if not x.is_floating_point():
+        raise TypeError(f"x must have a floating-point dtype, got {x.dtype}")
+    weights = (("weight_ih", weight_ih), ("weight_hh", weight_hh), ("bias_ih", bias_ih), ("bias_hh", bias_hh))
+    for name, value in (("att", att), ("h0", h0), *weights):
+        if value is not None and value.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} as x is, got {value.device}")
+    for name, value in weights:
+        if value is not None and value.dtype != x.dtype:
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {value.dtype}")
+    for name, value in (("att", att), ("h0", h0)):
+        if value is not None and value.dtype not in (x.dtype, torch.float32):
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, or float32, got {value.dtype}")
+    if att is not None:
+        check_shape("att", att, tuple(x.shape[:-1]))
+    elif cell != "gru":
+        raise ValueError(f"att must be given for cell {cell!r}, got None")
+    for name, size in zip(names, layout, strict=True):
+        if size is not None:
+            check_integers(name, size, x.size(0) if padded else None)
+    if h0 is not None:
+        check_shape("h0", h0, (None, None))
 
 
-def vector_padded(size: int, widths: Sequence[int], dtype: torch.dtype) -> int:
-    """Return ``size`` up to whole vectors of the kernels for rows of ``widths``."""
-    lanes = torch.ops.dien_fast.vector_bytes(widths) // dtype.itemsize
-    return (size + lanes - 1) // lanes * lanes
+def loop_attention_gru(
+    inputs: Inputs, addresses: Addresses, cell: str, return_states: bool, reset_before: bool = False
+) -> tuple[Tensor | None, Tensor]:
+    """Run the reference loop in packed order and bring its results back to the layout of the batch."""
+    x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0 = inputs
+    schedule = packed_schedule(addresses)
+    batch, hidden = addresses.steps.numel(), weight_hh.size(1)
+    states, last = packed_loop(
+        x.flatten(0, -2)[schedule.rows],
+        x.new_zeros(schedule.rows.numel()) if att is None or cell == "gru" else att.flatten()[schedule.rows],
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        x.new_zeros((batch, hidden)) if h0 is None else h0[schedule.order],
+        schedule.batch_sizes,
+        cell,
+        reset_before,
+    )
+    last = torch.zeros_like(last).index_copy(0, schedule.order, last)
+    if not return_states:
+        return None, last
+    rows = x.shape[:-1].numel()
+    return x.new_zeros((rows, hidden)).index_copy(0, schedule.rows, states).view(*x.shape[:-1], hidden), last
+
+
+def fallback(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the loop on the operator's arguments, of any floating-point dtype."""
+    *tensors, x_start, number, _, _ = arguments
+    if x_start is not None:
+        raise NotImplementedError("histories that share rows of x need the native library")
+    inputs, layout = Inputs(*tensors[:7]), Layout(*tensors[7:])
+    cell = next(name for name, code in CELLS.items() if code == number)
+    wants_native()  # warns that the library is missing
+    check_arguments(inputs, layout, cell, "after")
+    x = inputs.x
+    wide = inputs.converted(lambda value: value.to(_wide(x.dtype)))
+    addresses = addresses_of(x, layout, inputs.h0, inputs.weight_hh.size(1))
+    with torch.autocast(x.device.type, enabled=False):
+        states, last = loop_attention_gru(wide, addresses, cell, return_states=True)
+    assert states is not None
+    return states.to(x.dtype), last.to(x.dtype), x.new_empty(0, 0)
+
+
+# ---- Shapes and autograd ----
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The type of attention and states beside ``dtype`` on CUDA."""
+    """The dtype in which 16-bit inputs are computed, and of their attention and states on CUDA."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -207,7 +219,7 @@ def _fake_forward(
     others = {"att": att, "weight_ih": weight_ih, "weight_hh": weight_hh}
     others |= {"bias_ih": bias_ih, "bias_hh": bias_hh, "h0": h0}
     for name, value in others.items():
-        # One argument on the meta device takes all of them here.
+        # A single argument on the meta device brings a call here, whatever devices the others are on.
         if value is not None and value.device != x.device:
             raise RuntimeError(f"{name} must be on {x.device} as x is, got {value.device}")
     hidden = weight_hh.size(1)
@@ -259,7 +271,7 @@ def _fake_backward(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, x_start, cell, _, _ = inputs
     states, _, gates = output
     ctx.mark_non_differentiable(gates)
@@ -275,19 +287,14 @@ def _backward(ctx: Any, dstates: Tensor | None, dlast: Tensor | None, _: Tensor 
     bias_ih, bias_hh, h0 = saved[4:7]
     needs = ctx.needs_input_grad
     wanted = [needs[0], needs[1], any(needs[2:6]), h0 is not None and needs[6]]
-    arguments = (
+    dx, datt, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh0 = run_backward(
+        torch.ops.dien_fast.attention_gru_backward.default,
         None if dstates is None else dstates.contiguous(),
         None if dlast is None else dlast.contiguous(),
         *saved,
         ctx.cell,
         wanted,
     )
-    if torch.is_grad_enabled():  # create_graph: the operator's own autograd says that there is no more
-        gradients = torch.ops.dien_fast.attention_gru_backward.default(*arguments)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():
-            gradients = torch.ops.dien_fast.attention_gru_backward.default(*arguments)
-    dx, datt, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh0 = gradients
     return (
         dx if needs[0] else None,
         datt if needs[1] else None,
@@ -300,146 +307,10 @@ def _backward(ctx: Any, dstates: Tensor | None, dlast: Tensor | None, _: Tensor 
     )
 
 
-def _refuse_double_backward(ctx: Any, *_: Any) -> tuple[Any, ...]:
-    raise NotImplementedError("attention_gru has no second derivative; use_backend('reference') has one")
-
-
-class _AttentionGRU(torch.autograd.Function):
-    """The operator's autograd without the dispatcher's way to it, longer than a short call's kernels."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = torch.ops.dien_fast.attention_gru.default(*arguments)
-        _setup_context(ctx, arguments, output)
-        return output
-
-    backward = staticmethod(_backward)
-
-
-def _define_over_the_loop() -> None:
-    """Define the operator over the reference loop, so that scripted and exported code runs without the library."""
-
-    def attention_gru(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        from dien_fast import functional  # which needs this module
-
-        *leaves, lengths, offsets, batch_sizes, x_start, cell, _, _ = arguments
-        if x_start is not None:
-            raise NotImplementedError("histories that share rows of x need the native library")
-        x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0 = leaves
-        states, last = functional.attention_gru(
-            x,
-            att,
-            weight_ih,
-            weight_hh,
-            bias_ih,
-            bias_hh,
-            h0,
-            lengths=lengths,
-            offsets=offsets,
-            batch_sizes=batch_sizes,
-            cell=next(name for name, number in CELLS.items() if number == cell),
-        )
-        assert states is not None
-        return states, last, x.new_empty(0, 0)
-
-    library = torch.library.Library("dien_fast", "DEF")
-    library.define(_SCHEMA)
-    library.impl("attention_gru", attention_gru, "CompositeImplicitAutograd")
-    _libraries.append(library)
-
-
-if _loaded:
-    torch.library.register_fake("dien_fast::attention_gru", _fake_forward)
-    torch.library.register_fake("dien_fast::attention_gru_backward", _fake_backward)
-    torch.library.register_autograd("dien_fast::attention_gru", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("dien_fast::attention_gru_backward", _refuse_double_backward)
+if LOADED:
+    register("attention_gru", _fake_forward, _backward, _setup)
+    register("attention_gru_backward", _fake_backward, refuse_double_backward("attention_gru"))
 else:
-    _define_over_the_loop()
-
-
-def _is_small(numbers: int) -> bool:
-    """Whether backward is to find the gates; not where traced code does not know how many numbers there are."""
-    small = numbers <= SAVED_GATES_LIMIT
-    if torch.compiler.is_compiling():
-        from torch.fx.experimental.symbolic_shapes import guard_or_false
-
-        return guard_or_false(small)
-    return small
-
-
-def _on_device(integers: Tensor | None, device: torch.device) -> Tensor | None:
-    if integers is None or integers.is_floating_point() or integers.dtype == torch.bool:
-        return integers  # for the operator to refuse
-    return integers.to(device, torch.int64, non_blocking=True).contiguous()
-
-
-def native_attention_gru(
-    x: Tensor,
-    att: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    h0: Tensor | None,
-    layout: tuple[Tensor | None, Tensor | None, Tensor | None],
-    cell: str,
-    return_states: bool,
-    x_start: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Run the operator, which checks its arguments: of :data:`NATIVE_DTYPES`, all on one device but the layout.
-
-    ``x_start`` ``[B]`` is the first row of x of each history where histories share rows, without gradient. On
-    CUDA, attention and h0 of 16-bit inputs are float32.
-
-    Returns:
-        States in the layout of ``x`` (``[0, H]`` where nobody needs them) and last states ``[B, H]``.
-    """
-    differentiable = torch.is_grad_enabled() and (
-        x.requires_grad
-        or weight_ih.requires_grad
-        or weight_hh.requires_grad
-        or (att is not None and att.requires_grad)
-        or (bias_ih is not None and bias_ih.requires_grad)
-        or (bias_hh is not None and bias_hh.requires_grad)
-        or (h0 is not None and h0.requires_grad)
-    )
-    # Exported, the limit would bound the number of rows; without gates backward computes them again.
-    save_gates = differentiable and (
-        not x.is_cpu
-        or (not torch.compiler.is_exporting() and _is_small(math.prod(x.shape[:-1]) * weight_hh.size(1)))
-    )
-    lengths, offsets, batch_sizes = layout
-    if not x.is_cpu:
-        # Copies to the device that nothing waits for; the kernels take int64.
-        lengths, offsets, x_start = (_on_device(value, x.device) for value in (lengths, offsets, x_start))
-        batch_sizes = None if batch_sizes is None else batch_sizes.to("cpu", torch.int64).contiguous()
-    arguments = (
-        x.contiguous(),
-        None if att is None else att.contiguous(),
-        weight_ih.contiguous(),
-        weight_hh.contiguous(),
-        None if bias_ih is None else bias_ih.contiguous(),
-        None if bias_hh is None else bias_hh.contiguous(),
-        None if h0 is None else h0.contiguous(),
-        lengths if lengths is None or lengths.is_cpu or not x.is_cpu else lengths.cpu(),
-        offsets if offsets is None or offsets.is_cpu or not x.is_cpu else offsets.cpu(),
-        batch_sizes if batch_sizes is None or batch_sizes.is_cpu else batch_sizes.cpu(),
-        x_start,
-        CELLS[cell],
-        return_states or differentiable,
-        save_gates,
-    )
-    if (
-        torch.compiler.is_compiling()
-        or torch.is_inference_mode_enabled()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or forward_ad._current_level >= 0
-    ):
-        states, last, _ = torch.ops.dien_fast.attention_gru.default(*arguments)
-    elif differentiable:
-        states, last, _ = _AttentionGRU.apply(*arguments)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():
-            states, last, _ = torch.ops.dien_fast.attention_gru.default(*arguments)
-    return states, last
+    define(SCHEMA, fallback)
+_OPERATOR = torch.ops.dien_fast.attention_gru.default
+_EAGER = eager_autograd("attention_gru", _setup, _backward)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from dien_fast.ops.attention_gru import backend, wants_native
+from dien_fast.ops.backend import backend, wants_native
 from dien_fast.patches.library import Change, Plan
 from dien_fast.patches.probe import RefusedError
 from dien_fast.patches.registry import looked_for, plan_of

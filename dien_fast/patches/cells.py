@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dien_fast.nn.attention import is_watched
+from dien_fast.nn.native_layers import is_watched
 
 Stacked = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """weight_ih ``[G * H, I]``, weight_hh ``[G * H, H]``, bias_ih, bias_hh ``[G * H]``: gates in the cell's order."""

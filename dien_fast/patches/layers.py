@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dien_fast.functional import attention_gru
-from dien_fast.nn.attention import native_scores, score_layers
-from dien_fast.ops import attention_scores as ops
+from dien_fast.nn.native_layers import loss_parameters, native_scores, score_layers
+from dien_fast.ops import attention_scores, auxiliary_loss
+from dien_fast.ops.rows import SUM_KERNELS, weighted_sum
 from dien_fast.patches.cells import LAYOUTS, is_altered
 from dien_fast.patches.probe import RefusedError
 from dien_fast.patches.recurrence import Loop, PackedGRU, PackedLoop, gru_weights
@@ -39,7 +40,8 @@ def inside(module: nn.Module) -> Inside:
 
 def runs_ragged(module: nn.Module, found: Inside, *tensors: Tensor) -> bool:
     """Whether a layer has the parts that it had, no part has a hook, and the operators take the tensors."""
-    if torch.is_autocast_enabled("cpu") or not ops.runs_natively(*tensors):
+    kernels = (attention_scores.KERNELS, auxiliary_loss.KERNELS, SUM_KERNELS)
+    if torch.is_autocast_enabled("cpu") or not all(kernel.are_used(*tensors) for kernel in kernels):
         return False
     _, *parts = module.modules()
     return inside(module) == found and not is_altered(*parts)
@@ -73,7 +75,7 @@ def evolve(module: Any, gru_type: str, states: Ragged, scores: Tensor) -> Tensor
     For ``"GRU"``, whose second recurrence runs before the attention, it is the weighted sum of the states.
     """
     if gru_type == "GRU":
-        return ops.weighted_sum(states.values, scores, states.offsets)
+        return weighted_sum(states.values, scores, states.offsets)
     if gru_type == "AIGRU":
         scaled = states._replace(values=states.values * scores.unsqueeze(1))
         return run_gru(module, scaled, return_states=False)[1]
@@ -159,26 +161,20 @@ def next_event_loss(
         A scalar; 0 if no history has two steps.
     """
     layers = [layer for layer in layers if not _is_identity(layer)]
-    *hidden, last = layers
+    last = layers[-1]
     assert isinstance(last, nn.Linear)
+    parameters = loss_parameters(layers)
+    if parameters is not None and not (from_probabilities and _may_saturate(last)):
+        return auxiliary_loss.auxiliary_loss(states.values, events, negatives, states.offsets, parameters)
+    step = torch.nonzero(auxiliary_loss.has_next(states.offsets, events.size(0))).squeeze(1)
     linears = [layer for layer in layers if type(layer) is nn.Linear]
-    few = 2 <= len(hidden) <= 2 * ops.MAX_LAYERS
-    alternating = few and len(hidden) == 2 * len(linears) - 2
-    if (
-        alternating
-        and all(type(layer) is nn.Sigmoid for layer in hidden[1::2])
-        and all(type(layer) is nn.Linear and layer.bias is not None for layer in (*hidden[::2], last))
-        and not (from_probabilities and _may_saturate(last))
-    ):
-        parameters = [tensor for layer in linears for tensor in (layer.weight, layer.bias)]
-        return ops.auxiliary_loss(states.values, events, negatives, states.offsets, parameters)
-    before = torch.ones(events.size(0), dtype=torch.bool)
-    before[states.offsets[1:][states.lengths() > 0] - 1] = False
-    step = torch.nonzero(before).squeeze(1)
     if len(linears) == len(layers):
         click, noclick = _linear_logits(linears, states.values, events, negatives, step)
     else:
-        click, noclick = _logits(layers, states.values[step], (events[step + 1], negatives[step + 1]))
+        first, *rest = layers
+        assert isinstance(first, nn.Linear)
+        pairs = states.values[step], events[step + 1], negatives[step + 1]
+        click, noclick = auxiliary_loss.event_logits(first.weight, first.bias, rest, *pairs)
     if step.numel() == 0:
         return (click.sum() + noclick.sum()) * 0
     logits = torch.cat([click, noclick])
@@ -211,18 +207,3 @@ def _linear_logits(
     from_state, from_event = weight[0].chunk(2)
     shared = (states @ from_state)[step] + (0 if bias is None else bias)
     return shared + (events @ from_event)[step + 1], shared + (negatives @ from_event)[step + 1]
-
-
-def _logits(layers: Sequence[nn.Module], states: Tensor, events: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the logits ``[M]`` of each of ``events`` after the same states, whose product is computed once."""
-    first, *rest = layers
-    assert isinstance(first, nn.Linear)
-    w_state, w_event = first.weight.chunk(2, dim=1)
-    shared = F.linear(states, w_state, first.bias)
-    found = []
-    for event in events:
-        hidden = shared + F.linear(event, w_event)
-        for layer in rest:
-            hidden = layer(hidden)
-        found.append(hidden.squeeze(1))
-    return found

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dien_fast.ops.attention_gru import LIBRARY, use_backend
+from dien_fast.ops.backend import LIBRARY, use_backend
 from dien_fast.patches.cells import LAYOUTS, CellLayout, CellRule, Stacked, layout_of
 from dien_fast.patches.swap import Recipe, swap
 from dien_fast.patches.trial import (

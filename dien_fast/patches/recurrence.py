@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from dien_fast.functional import attention_gru
-from dien_fast.ops.attention_gru import has_kernels, wants_native
+from dien_fast.ops.attention_gru import KERNELS
+from dien_fast.ops.backend import wants_native
 from dien_fast.patches.cells import LAYOUTS, CellRule, is_altered, layout_of
 from dien_fast.patches.probe import RefusedError, check_same, rule_of
 from dien_fast.patches.swap import Accelerated, Recipe
@@ -43,7 +44,7 @@ def takes_kernel(x: Tensor) -> bool:
 
 def _replaces_loop(x: Tensor) -> bool:
     """Whether a kernel takes x on its device; a GPU too, where nn.GRU has cuDNN and a loop has nothing faster."""
-    return wants_native() and has_kernels(x)
+    return KERNELS.are_used(x)
 
 
 class PackedLoop(Accelerated):

@@ -11,7 +11,7 @@ from cuda_cases import incoming as incoming_gradients
 import dien_fast
 from dien_fast import Interest, Ragged
 from dien_fast.functional import GATES, attention_gru
-from dien_fast.ops import attention_gru as _ops
+from dien_fast.ops import backend, layouts
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
@@ -48,7 +48,7 @@ def native(leaves, arguments, cell, gradients):
 
 def test_library_was_built():
     """Otherwise every test here would compare the reference with itself."""
-    assert _ops._cuda_loaded, f"{_ops.CUDA_LIBRARY.name} was not built or cannot be loaded"
+    assert backend.CUDA_LOADED, f"{backend.CUDA_LIBRARY.name} was not built or cannot be loaded"
     assert "CUDA" in str(dien_fast.backend())
 
 
@@ -169,7 +169,7 @@ def test_lengths_beyond_the_rows(monkeypatch):
     got = attention_gru(**leaves, lengths=lengths + 3)
     want = attention_gru(**leaves, lengths=(lengths + 3).clamp(max=6))
     assert torch.equal(got[0], want[0])
-    monkeypatch.setattr(dien_fast.functional, "_CHECK", True)
+    monkeypatch.setattr(layouts, "CHECK", True)
     with pytest.raises(ValueError, match=r"lengths must lie in \[0, 6\]"):
         attention_gru(**leaves, lengths=lengths + 3)
 

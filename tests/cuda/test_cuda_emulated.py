@@ -14,7 +14,7 @@ from recurrence_cases import problem
 from selection import slow_but
 
 from dien_fast.functional import GATES
-from dien_fast.ops.attention_gru import CELLS
+from dien_fast.ops.cells import CELLS
 
 # 7 shapes, 3 layouts, 4 types and 5 cells meet each other as the number of the case grows.
 FEW = [(tuple(GATES)[i % 5], LAYOUTS[i % 3], DTYPES[0 if i % 2 else i // 2 % 4], SHAPES[i % 7]) for i in range(42)]

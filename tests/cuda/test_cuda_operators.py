@@ -6,7 +6,8 @@ from cuda_cases import LAYOUTS, assert_close, incoming, make
 from emulator.build import build_operators, find_compiler
 
 from dien_fast.functional import GATES
-from dien_fast.ops import attention_gru as _ops
+from dien_fast.ops import attention_gru as operator
+from dien_fast.ops.cells import CELLS
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +26,7 @@ def arguments_of(leaves, arguments, cell, save_states=True, save_gates=True):
         for name, value in leaves.items()
     }
     layout = (arguments.get(name) for name in ("lengths", "offsets", "batch_sizes"))
-    return [*leaves.values(), *layout, None, _ops.CELLS[cell], save_states, save_gates]
+    return [*leaves.values(), *layout, None, CELLS[cell], save_states, save_gates]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -35,7 +36,7 @@ def test_autograd(operators, monkeypatch, cell, layout, dtype):
     monkeypatch.setattr(torch.ops, "dien_fast", operators)
     leaves, arguments = make((5, 4, 3, 6), cell, layout, dtype)
     gradients = incoming(leaves, arguments)
-    states, last, wide_states = _ops._AttentionGRU.apply(*arguments_of(leaves, arguments, cell))
+    states, last, wide_states = operator._EAGER(*arguments_of(leaves, arguments, cell))
     assert (wide_states.numel() > 0) == (dtype.itemsize == 2)
     given = {name: value for name, value in leaves.items() if value is not None}
     found = torch.autograd.grad((states, last), list(given.values()), (gradients["dstates"], gradients["dlast"]))
@@ -57,7 +58,7 @@ def test_fake(operators, layout, dtype, optional):
     ]
     forward = operators.attention_gru(*real)
     gradients = [*incoming(leaves, arguments).values()]
-    tail = (_ops.CELLS["augru"], [True, True, True, optional])
+    tail = (CELLS["augru"], [True, True, True, optional])
     backward = operators.attention_gru_backward(*gradients, *real[:10], forward[0], forward[2], *tail)
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -69,8 +70,8 @@ def test_fake(operators, layout, dtype, optional):
                 for v in values
             ]
 
-        fake_forward = _ops._fake_forward(*on_cuda(real))
-        fake_backward = _ops._fake_backward(*on_cuda([*gradients, *real[:10], forward[0], forward[2]]), *tail)
+        fake_forward = operator._fake_forward(*on_cuda(real))
+        fake_backward = operator._fake_backward(*on_cuda([*gradients, *real[:10], forward[0], forward[2]]), *tail)
     for value, fake in zip((*forward, *backward), (*fake_forward, *fake_backward), strict=True):
         assert (value.shape, value.dtype) == (fake.shape, fake.dtype)
 

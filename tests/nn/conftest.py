@@ -3,8 +3,7 @@
 import pytest
 
 from dien_fast import Ragged
-from dien_fast.nn import attention as attention_module
-from dien_fast.ops import attention_scores as ops
+from dien_fast.ops import attention_scores, auxiliary_loss, rows
 
 
 def refuse_calls(monkeypatch, reason, *places):
@@ -18,7 +17,12 @@ def refuse_calls(monkeypatch, reason, *places):
 @pytest.fixture
 def _no_fallback(monkeypatch):
     """Every way around the operators raises."""
-    places = [(attention_module, "segment_softmax"), (attention_module, "first_linear"), (Ragged, "mask")]
+    places = [
+        (attention_scores, "plain_attention_scores"),
+        (auxiliary_loss, "plain_auxiliary_loss"),
+        (rows, "plain_weighted_sum"),
+        (Ragged, "mask"),
+    ]
     refuse_calls(monkeypatch, "the layer went around the native operators", *places)
 
 
@@ -26,4 +30,4 @@ def _no_fallback(monkeypatch):
 def _only_fallback(monkeypatch):
     """The operators of attention and auxiliary loss raise."""
     reason = "the layer ran an operator that does not compute what its modules do"
-    refuse_calls(monkeypatch, reason, (ops, "attention_scores"), (ops, "auxiliary_loss"))
+    refuse_calls(monkeypatch, reason, (attention_scores, "attention_scores"), (auxiliary_loss, "auxiliary_loss"))

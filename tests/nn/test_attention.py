@@ -8,7 +8,8 @@ from comparison import assert_same, outcome
 from torch import nn
 
 from dien_fast import Attention, AuxiliaryNet, Ragged, reference
-from dien_fast.nn.attention import segment_softmax, weighted_batch_norm
+from dien_fast.nn.batch_norm import weighted_batch_norm
+from dien_fast.ops.attention_scores import segment_softmax
 
 LENGTHS = torch.tensor([3, 0, 5, 1, 5])
 B, T, D = 5, 5, 3

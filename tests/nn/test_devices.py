@@ -10,9 +10,10 @@ from interest_layers import GRU_TYPES, forward
 from native_cases import ACTIVATIONS, LENGTHS, MODES, batch, layers_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dien_fast import Ragged, ragged
+from dien_fast import Ragged
 from dien_fast.nn import interest as interest_module
-from dien_fast.ops import attention_scores as ops
+from dien_fast.ops import attention_scores, auxiliary_loss
+from dien_fast.ops import rows as copies
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
@@ -45,10 +46,10 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def _on_a_device(monkeypatch):
-    """What is written for devices runs here; the recurrences keep their kernels."""
-    monkeypatch.setattr(interest_module, "_stays_padded", lambda keys: True)
-    monkeypatch.setattr(ragged, "_copies_natively", lambda values: False)
-    monkeypatch.setattr(ops, "runs_natively", lambda *tensors: False)
+    """The CPU is a device here that has kernels for the recurrences and for no other operator."""
+    others = (attention_scores.KERNELS, auxiliary_loss.KERNELS)
+    for kernels in (*others, copies.COPY_KERNELS, copies.SUM_KERNELS, copies.ADD_KERNELS):
+        monkeypatch.setattr(kernels, "_on_cpu", frozenset())
     monkeypatch.setattr(Ragged, "check", lambda rows, name: None)
     monkeypatch.setattr(Ragged, "fits", lambda rows, other: True)
     monkeypatch.setattr(interest_module, "check_lengths", lambda name, lengths, batch, longest: lengths.long())

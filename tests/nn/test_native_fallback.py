@@ -10,7 +10,7 @@ from torch import nn
 
 import dien_fast
 from dien_fast import Attention, AuxiliaryNet, Interest, Ragged
-from dien_fast.nn.attention import native_layers
+from dien_fast.nn.native_layers import native_layers
 
 pytestmark = needs_native
 

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dien_fast
 from dien_fast import Attention, Interest, Ragged
-from dien_fast.nn import attention as attention_module
+from dien_fast.ops import attention_scores
+from dien_fast.ops import rows as row_operators
 
 pytestmark = needs_native
 
@@ -124,8 +125,8 @@ class TestAttention:
         leaves = {"query": query, "keys": keys}
         got = outcome(fast, lambda: (fast.forward_ragged(query, rows), None), leaves)
         with pytest.MonkeyPatch.context() as patch, dien_fast.use_backend("reference"):
-            patch.setattr(attention_module, "segment_softmax", plain_softmax)
-            patch.setattr(attention_module, "first_linear", plain_first_linear)
+            patch.setattr(attention_scores, "plain_attention_scores", plain_scores)
+            patch.setattr(row_operators, "plain_weighted_sum", plain_sum)
             rows = Ragged(rows.values.detach().requires_grad_(), rows.offsets, 9)
             want = outcome(
                 slow, lambda: (slow.forward_ragged(query, rows), None), {"query": query, "rows": rows.values}
@@ -144,6 +145,15 @@ class TestAttention:
         assert torch.equal(attention.eval().ragged_scores(torch.randn(1, D), rows), torch.ones(1))
         without = Attention(D, [7, 4], batchnorm=False)
         assert torch.equal(without.ragged_scores(torch.randn(1, D), rows), torch.ones(1))
+
+    def test_moved_statistics_have_no_gradient(self):
+        """As of torch's own normalisation: a gradient with other statistics than the scores would be wrong."""
+        rows = Ragged(torch.randn(9, D), torch.tensor([0, 4, 9]), 5)
+        attention = Attention(D, [7, 4]).eval()
+        scores = attention.ragged_scores(torch.randn(2, D, requires_grad=True), rows)
+        attention.mlp.mlp.batchnorm0.running_mean.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            scores.square().sum().backward()
 
     def test_dropout_follows_the_seed(self):
         attention = Attention(D, [7, 4], dropout=0.5)
@@ -171,7 +181,7 @@ class TestAttention:
             assert torch.equal(value, expected)
 
 
-plain_softmax, plain_first_linear = attention_module.segment_softmax, attention_module.first_linear
+plain_scores, plain_sum = attention_scores.plain_attention_scores, row_operators.plain_weighted_sum
 
 
 def checkpointed(function):

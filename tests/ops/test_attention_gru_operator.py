@@ -10,7 +10,9 @@ from recurrence_cases import SHAPES, outcome, problem
 
 import dien_fast
 from dien_fast.functional import GATES, attention_gru
-from dien_fast.ops import attention_gru as _ops
+from dien_fast.ops import attention_gru as operator
+from dien_fast.ops import backend
+from dien_fast.ops.cells import CELLS
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 def test_library_was_built():
     """Otherwise every test of this suite would quietly compare the reference with itself."""
-    assert _ops.LIBRARY.exists(), "no native library; DIEN_FAST_BACKEND=reference tests without it"
+    assert backend.LIBRARY.exists(), "no native library; DIEN_FAST_BACKEND=reference tests without it"
     assert dien_fast.backend().name == "native"
 
 
@@ -47,7 +49,7 @@ def test_gates_computed_again(cell, dtype, monkeypatch):
     """Above the limit backward keeps states alone; it computes the same gates, so the same bits."""
     leaves, lengths = problem((40, 30, 12, 20), cell, dtype)
     saved = outcome("native", leaves, lengths, cell)
-    monkeypatch.setattr(_ops, "SAVED_GATES_LIMIT", 0)
+    monkeypatch.setattr(operator, "SAVED_GATES_LIMIT", 0)
     for name, value in outcome("native", leaves, lengths, cell).items():
         assert torch.equal(value, saved[name]), name
 
@@ -108,7 +110,7 @@ class TestDispatcher:
         rows = dict(leaves)
         rows["x"] = leaves["x"].detach().reshape(20, 3).requires_grad_()
         rows["att"] = None if cell == "gru" else leaves["att"].detach().reshape(20).requires_grad_()
-        return (*rows.values(), None, torch.arange(6) * 4, None, None, _ops.CELLS[cell], True, True)
+        return (*rows.values(), None, torch.arange(6) * 4, None, None, CELLS[cell], True, True)
 
     @pytest.mark.parametrize("cell", GATES)
     def test_opcheck(self, cell):
@@ -216,29 +218,29 @@ class TestBackend:
         assert seen == ["native"]
 
     def test_environment(self, monkeypatch):
-        monkeypatch.setattr(_ops, "_ENVIRONMENT", "reference")
+        monkeypatch.setattr(backend, "_ENVIRONMENT", "reference")
         assert dien_fast.backend().name == "reference"
-        monkeypatch.setattr(_ops, "_ENVIRONMENT", "fastest")
+        monkeypatch.setattr(backend, "_ENVIRONMENT", "fastest")
         with pytest.raises(ValueError, match="DIEN_FAST_BACKEND must be 'native' or 'reference', got 'fastest'"):
             dien_fast.backend()
 
     def test_without_the_library(self, monkeypatch):
-        monkeypatch.setattr(_ops, "_loaded", False)
-        monkeypatch.setattr(_ops, "_warned", False)
+        monkeypatch.setattr(backend, "LOADED", False)
+        monkeypatch.setattr(backend, "_warned", False)
         with pytest.warns(RuntimeWarning, match="dien-fast runs without its native library"):
             assert dien_fast.backend().name == "reference"
         assert "no native library was built" in str(dien_fast.backend())
         with pytest.raises(RuntimeError, match="which was not built"), dien_fast.use_backend("native"):
             pass
-        monkeypatch.setattr(_ops, "_ENVIRONMENT", "native")
+        monkeypatch.setattr(backend, "_ENVIRONMENT", "native")
         with pytest.raises(RuntimeError, match="which was not built"):
             dien_fast.backend()
 
     def test_library_that_cannot_be_loaded(self, monkeypatch, tmp_path):
         broken = tmp_path / "libdien_fast_cpu.so"
         broken.write_bytes(b"not a library")
-        monkeypatch.setattr(_ops, "LIBRARY", broken)
+        monkeypatch.setattr(backend, "LIBRARY", broken)
         with pytest.raises(
             ImportError, match=r"dien-fast's native library cannot be loaded: .*libdien_fast_cpu\.so"
         ):
-            _ops._load()
+            backend._load()

@@ -2,7 +2,7 @@
 
 The normal run draws the same 300 cases each time. By hand more, and other cases each time::
 
-    DIEN_FAST_HYPOTHESIS=10000 python -m pytest tests/test_ops_hypothesis.py
+    DIEN_FAST_HYPOTHESIS=10000 python -m pytest tests/ops/test_operator_hypothesis.py
 """
 
 import os
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import dien_fast
 from dien_fast.functional import GATES, attention_gru
-from dien_fast.ops import attention_gru as _ops
+from dien_fast.ops import attention_gru as operator
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
@@ -229,7 +229,7 @@ def spoil(case, given):
 def run(backend, case, given):
     """States, last states and every gradient, by name."""
     limit = 10**9 if case.save_gates else 0
-    with dien_fast.use_backend(backend), mock.patch.object(_ops, "SAVED_GATES_LIMIT", limit):
+    with dien_fast.use_backend(backend), mock.patch.object(operator, "SAVED_GATES_LIMIT", limit):
         states, last = attention_gru(**given)
         assert (states is not None) == case.return_states
         found = {name: value for name, value in (("states", states), ("last", last)) if value is not None}

@@ -18,7 +18,7 @@ from interest_cases import (
 )
 from interest_checks import check_copies, check_weighted_sum
 
-from dien_fast.ops import attention_scores as ops
+from dien_fast.ops import rows as ops
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"

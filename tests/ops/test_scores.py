@@ -30,7 +30,7 @@ from torch import nn
 
 import dien_fast
 from dien_fast import Attention, Ragged
-from dien_fast.nn.attention import native_layers
+from dien_fast.nn.native_layers import native_layers
 from dien_fast.ops import attention_scores as ops
 
 pytestmark = pytest.mark.skipif(

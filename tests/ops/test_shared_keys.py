@@ -9,7 +9,7 @@ from interest_cases import CODES, DTYPES, NATIVE, STARTS, draw, native, scoring,
 from interest_checks import check_shared_keys
 
 from dien_fast import Attention, Ragged
-from dien_fast.nn.attention import native_layers
+from dien_fast.nn.native_layers import native_layers
 from dien_fast.ops import attention_scores as ops
 
 pytestmark = pytest.mark.skipif(

@@ -23,7 +23,7 @@ from interest_cases import (
     shared_keys,
 )
 
-from dien_fast.ops import attention_scores as ops
+from dien_fast.ops import attention_scores, rows
 
 
 def check_scores(s):
@@ -60,7 +60,9 @@ def check_shared_keys(activation, dtype):
     s, repeated = shared_keys(activation, dtype)
     want, _ = native(repeated)
     with torch.no_grad():
-        scores, statistics = ops.attention_scores(s.query, s.keys, s.offsets, s.max_length, s.mlp, STARTS)
+        scores, statistics = attention_scores.attention_scores(
+            s.query, s.keys, s.offsets, s.max_length, s.mlp, STARTS
+        )
         assert torch.equal(scores, want)
         assert statistics.shape == (0,)
         raw, _, saved = NATIVE.attention_scores(*s.raw(STARTS, save=False))
@@ -73,11 +75,11 @@ def check_copies(shape, tail):
     lengths, steps = ROW_LENGTHS[shape]
     offsets = offsets_of(lengths)
     values = draw(sum(lengths), *tail)
-    padded = ops.padded_from_rows(values, offsets, steps)
+    padded = rows.padded_from_rows(values, offsets, steps)
     assert torch.equal(padded, plain_padded(values, offsets, steps))
-    assert torch.equal(ops.rows_from_padded(padded, offsets), values)
+    assert torch.equal(rows.rows_from_padded(padded, offsets), values)
     filled = draw(len(lengths), steps, *tail)
-    assert torch.equal(ops.rows_from_padded(filled, offsets), plain_rows(filled, offsets))
+    assert torch.equal(rows.rows_from_padded(filled, offsets), plain_rows(filled, offsets))
 
 
 def check_weighted_sum(shape, depth):
@@ -85,7 +87,7 @@ def check_weighted_sum(shape, depth):
     lengths, _ = ROW_LENGTHS[shape]
     offsets, values, weights = offsets_of(lengths), draw(sum(lengths), depth), draw(sum(lengths))
     leaves = {"values": values.requires_grad_(), "weights": weights.requires_grad_()}
-    found, want = (compute(values, weights, offsets) for compute in (ops.weighted_sum, plain_sum))
+    found, want = (compute(values, weights, offsets) for compute in (rows.weighted_sum, plain_sum))
     assert found.shape == (len(lengths), depth)
     assert_same(
         {"sum": found.detach()} | differentiate(found, leaves),

@@ -30,7 +30,7 @@ FILES = (
 LEFT_OUT = "instruction_set or opcheck or script or Backend or 257 or without_channels"
 # The generated cases take float64, and calls without biases, through the same lines.
 REDUCED_FILES, REDUCED_LEFT_OUT, REDUCED_CASES = FILES[:-1], f"{LEFT_OUT} or test_float64 or neither", "100"
-PROBE = "import dien_fast, torch; print(dien_fast.ops.attention_gru.LIBRARY, torch.ops.dien_fast.cpu_capability())"
+PROBE = "import dien_fast, torch; print(dien_fast.ops.backend.LIBRARY, torch.ops.dien_fast.cpu_capability())"
 
 
 def runtime(name: str) -> str:

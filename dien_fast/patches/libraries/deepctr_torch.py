@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dien_fast.functional import check_lengths
+from dien_fast.ops.layouts import check_lengths
 from dien_fast.patches.layers import (
     evolve,
     inside,

@@ -1,0 +1,170 @@
+"""Operators on ragged rows: copies from and to padded ones, weighted sums, and sums by id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dien_fast.ops.backend import LOADED, Kernels
+from dien_fast.ops.dispatch import (
+    below_autograd,
+    define,
+    eager_autograd,
+    needs_gradient,
+    refuse_double_backward,
+    register,
+    run,
+    run_backward,
+)
+from dien_fast.ops.layouts import owners_of
+
+# As in csrc/library.cpp.
+SCHEMAS = {
+    "rows_from_padded": "rows_from_padded(Tensor padded, Tensor offsets) -> Tensor",
+    "padded_from_rows": "padded_from_rows(Tensor values, Tensor offsets, SymInt steps) -> Tensor",
+    "weighted_sum": "weighted_sum(Tensor values, Tensor weights, Tensor offsets) -> Tensor",
+}
+
+_FLOATS = (torch.float32, torch.float64)
+_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_COPIED = (*_FLOATS, *_INTEGERS, torch.float16, torch.bfloat16)
+
+COPY_KERNELS = Kernels("rows_from_padded", {"cpu": _COPIED, "cuda": _COPIED})
+SUM_KERNELS = Kernels("weighted_sum", {"cpu": _FLOATS, "cuda": _FLOATS})
+ADD_KERNELS = Kernels("add_rows_", {"cpu": _FLOATS, "cuda": _FLOATS})
+
+
+# ---- Rows of padded histories ----
+
+
+def rows_from_padded(padded: Tensor, offsets: Tensor) -> Tensor:
+    """Return the valid rows ``[N, ...]`` of ``padded`` ``[B, T, ...]``; N = ``offsets[-1]``."""
+    padded = padded.contiguous()
+    rows: Tensor = run(_ROWS, _EAGER_ROWS, needs_gradient(padded), (padded, offsets))
+    return rows
+
+
+def plain_rows_from_padded(padded: Tensor, offsets: Tensor) -> Tensor:
+    """Return what :func:`rows_from_padded` returns."""
+    lengths = offsets[1:] - offsets[:-1]
+    return padded[torch.arange(padded.size(1), device=padded.device) < lengths.unsqueeze(1)]
+
+
+def _fake_rows(padded: Tensor, offsets: Tensor) -> Tensor:
+    rows = torch.library.get_ctx().new_dynamic_size()
+    return padded.new_empty((rows, *padded.shape[2:]))
+
+
+def _rows_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.steps = inputs[0].size(1)
+    ctx.save_for_backward(inputs[1])
+
+
+def _rows_backward(ctx: Any, drows: Tensor) -> tuple[Any, ...]:
+    return padded_from_rows(drows, ctx.saved_tensors[0], ctx.steps), None
+
+
+# ---- Padding of ragged rows ----
+
+
+def padded_from_rows(values: Tensor, offsets: Tensor, steps: int) -> Tensor:
+    """Return rows ``[N, ...]`` padded with zeros ``[B, steps, ...]``."""
+    values = values.contiguous()
+    padded: Tensor = run(_PADDED, _EAGER_PADDED, needs_gradient(values), (values, offsets, steps))
+    return padded
+
+
+def plain_padded_from_rows(values: Tensor, offsets: Tensor, steps: int) -> Tensor:
+    """Return what :func:`padded_from_rows` returns."""
+    batch = offsets.numel() - 1
+    owner = owners_of(offsets, values.size(0))
+    step = torch.arange(owner.numel(), device=owner.device) - offsets[owner]
+    padded = values.new_zeros((batch * steps, *values.shape[1:]))
+    return padded.index_copy(0, owner * steps + step, values).view(batch, steps, *values.shape[1:])
+
+
+def _fake_padded(values: Tensor, offsets: Tensor, steps: int) -> Tensor:
+    return values.new_empty((offsets.size(0) - 1, steps, *values.shape[1:]))
+
+
+def _padded_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _padded_backward(ctx: Any, dpadded: Tensor) -> tuple[Any, ...]:
+    return rows_from_padded(dpadded, ctx.saved_tensors[0]), None, None
+
+
+# ---- Weighted sums ----
+
+
+def weighted_sum(values: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
+    """Return the sum of each history's rows ``[N, D]`` times their weights ``[N]``, ``[B, D]``."""
+    values, weights = values.contiguous(), weights.contiguous()
+    total: Tensor = run(_SUM, _EAGER_SUM, needs_gradient(values, weights), (values, weights, offsets))
+    return total
+
+
+def plain_weighted_sum(values: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
+    """Return what :func:`weighted_sum` returns."""
+    weighted = values * weights.unsqueeze(1)
+    total = weighted.new_zeros(offsets.numel() - 1, values.size(1))
+    return total.index_add(0, owners_of(offsets, values.size(0)), weighted)
+
+
+def _fake_sum(values: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
+    return values.new_empty((offsets.size(0) - 1, values.size(1)))
+
+
+def _fake_sum_backward(dsum: Tensor, values: Tensor, weights: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    return values.new_empty(values.shape), values.new_empty(weights.shape)
+
+
+def _sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _sum_backward(ctx: Any, dsum: Tensor) -> tuple[Any, ...]:
+    operator = torch.ops.dien_fast.weighted_sum_backward.default
+    return *run_backward(operator, dsum.contiguous(), *ctx.saved_tensors), None
+
+
+# ---- Sums by id ----
+
+
+def add_rows_(out: Tensor, rows: Tensor, ids: Tensor, padding: int) -> None:
+    """Add row i of ``rows`` ``[N, D]`` to row ``ids[i]`` of ``out`` ``[V, D]`` in place, without gradient.
+
+    Args:
+        out: ``[V, D]``, contiguous.
+        rows: ``[N, D]``, contiguous.
+        ids: ``[N]`` int64, from 0 to V - 1.
+        padding: an id whose rows are left out; -1 is none.
+    """
+    below_autograd(torch.ops.dien_fast.add_rows_.default, out, rows, ids, padding)
+
+
+if LOADED:
+    register("rows_from_padded", _fake_rows, _rows_backward, _rows_setup)
+    register("padded_from_rows", _fake_padded, _padded_backward, _padded_setup)
+    register("weighted_sum", _fake_sum, _sum_backward, _sum_setup)
+    register("weighted_sum_backward", _fake_sum_backward, refuse_double_backward("weighted_sum"))
+    register("add_rows_", lambda out, rows, ids, padding: None)
+else:
+    define(SCHEMAS["rows_from_padded"], plain_rows_from_padded)
+    define(SCHEMAS["padded_from_rows"], plain_padded_from_rows)
+    define(SCHEMAS["weighted_sum"], plain_weighted_sum)
+_ROWS, _EAGER_ROWS = (
+    torch.ops.dien_fast.rows_from_padded.default,
+    eager_autograd("rows_from_padded", _rows_setup, _rows_backward),
+)
+_PADDED, _EAGER_PADDED = (
+    torch.ops.dien_fast.padded_from_rows.default,
+    eager_autograd("padded_from_rows", _padded_setup, _padded_backward),
+)
+_SUM, _EAGER_SUM = (
+    torch.ops.dien_fast.weighted_sum.default,
+    eager_autograd("weighted_sum", _sum_setup, _sum_backward),
+)
