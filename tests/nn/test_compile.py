@@ -1,8 +1,11 @@
 """The interest layer and DIEN whole, compiled and exported: one program for every batch and length."""
 
+import itertools
+
 import pytest
 import torch
 import torch._dynamo
+from selection import slow_but
 from torch import nn
 
 import dien_fast
@@ -52,12 +55,17 @@ def padded(batch):
     return torch.randn(batch, SIZE), *torch.randn(2, batch, STEPS, SIZE), lengths
 
 
-LAYOUTS = [(RaggedInterest, ragged), (PaddedInterest, padded)]
+LAYOUTS = {"ragged": (RaggedInterest, ragged), "padded": (PaddedInterest, padded)}
+# Each layout and each way to use attention: as weights of a sum, or in the recurrence.
+CASES = pytest.mark.parametrize(
+    ("gru_type", "layout"),
+    slow_but([("AUGRU", "ragged"), ("GRU", "padded")], itertools.product(Interest.SUPPORTED_GRU_TYPE, LAYOUTS)),
+)
 
 
-@pytest.mark.parametrize(("module", "inputs"), LAYOUTS)
-@pytest.mark.parametrize("gru_type", Interest.SUPPORTED_GRU_TYPE)
-def test_compile_training(module, inputs, gru_type):
+@CASES
+def test_compile_training(gru_type, layout):
+    module, inputs = LAYOUTS[layout]
     eager = module(Interest(SIZE, gru_type=gru_type, use_negsampling=True))
     other = module(Interest(SIZE, gru_type=gru_type, use_negsampling=True))
     other.load_state_dict(eager.state_dict())
@@ -76,9 +84,9 @@ def test_compile_training(module, inputs, gru_type):
             torch.testing.assert_close(other.state_dict()[name], buffer, msg=name)
 
 
-@pytest.mark.parametrize(("module", "inputs"), LAYOUTS)
-@pytest.mark.parametrize("gru_type", Interest.SUPPORTED_GRU_TYPE)
-def test_export(module, inputs, gru_type):
+@CASES
+def test_export(gru_type, layout):
+    module, inputs = LAYOUTS[layout]
     layer = module(Interest(SIZE, gru_type=gru_type, use_negsampling=True)).eval()
     arguments = inputs(6)
     shapes = tuple({0: torch.export.Dim.AUTO} for _ in arguments)

@@ -62,7 +62,7 @@ class TestCompile:
         ("gru_type", "activation", "norm", "training", "layout"),
         [
             ("AUGRU", "dice", True, True, "ragged"),
-            ("GRU", "relu", False, True, "padded"),
+            pytest.param("GRU", "relu", False, True, "padded", marks=pytest.mark.slow),
             ("AGRU", "sigmoid", False, False, "ragged"),
         ],
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import instruction_sets
 import pytest
+from run_sanitized import CAPABILITIES
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
@@ -40,7 +41,7 @@ def test_keys_without_channels():
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("capability", instruction_sets.CAPABILITIES)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_instruction_set_of_this_machine(capability):
     """Each in a process of its own, as the choice is made once."""
     result = run(instruction_sets.__file__, capability)

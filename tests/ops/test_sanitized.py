@@ -9,14 +9,18 @@ import pytest
 import run_sanitized
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
 )
-def test_nothing_is_reported():
-    """About 3 minutes from a clean clone, 2 of them for a build that is kept under build/sanitize."""
+@pytest.mark.parametrize(
+    "options", [["--reduced"], pytest.param([], marks=pytest.mark.slow)], ids=["reduced", "whole"]
+)
+def test_nothing_is_reported(options):
+    """Builds are kept under build; ninja renews what changed."""
     if not Path(run_sanitized.runtime("libasan.so")).is_absolute():
         pytest.skip("this compiler has no AddressSanitizer")
-    command = [sys.executable, run_sanitized.__file__, "--reduced"]
+    command = [sys.executable, run_sanitized.__file__, *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COV_", "COVERAGE_"))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch._dynamo
 from equality import assert_equal_runs, classes, run
+from selection import slow_but
 from torch import nn
 
 import dien_fast
@@ -26,6 +27,10 @@ def model(request):
     torch.set_default_dtype(torch.float64)
     yield copies.Model(gru_type=request.param)
     torch.set_default_dtype(torch.float32)
+
+
+# For tests that take seconds: both kinds of model go the same way through what they test.
+ONE_KIND = pytest.mark.parametrize("model", slow_but(["AUGRU"], ["AUGRU", "GRU"]), indirect=True)
 
 
 def call(model):
@@ -160,6 +165,7 @@ def test_pickle(model, protocol):
     assert_equal_runs(run(twin, call), run(model, call))
 
 
+@ONE_KIND
 def test_torch_save_in_another_process(model, tmp_path):
     report = dien_fast.accelerate(model)
     assert "loads where dien_fast is installed; its state_dict needs nothing" in str(report)
@@ -257,6 +263,7 @@ def test_functional_call(model):
         torch.testing.assert_close(ours, theirs)
 
 
+@ONE_KIND
 def test_compile(model):
     plain = copy.deepcopy(model)
     dien_fast.accelerate(model)

@@ -32,8 +32,6 @@ from interest_checks import check_copies, check_large_batch, check_scores, check
 
 from dien_fast.functional import GATES
 
-CAPABILITIES = ("baseline", "avx2", "avx512vl", "avx512")
-
 
 def check_recurrence():
     """attention_gru of every cell on every shape, in both dtypes."""

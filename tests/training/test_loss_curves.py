@@ -108,6 +108,7 @@ def test_float64_losses_agree_at_every_step(movielens):
     assert off.max() <= 1e-7, f"step {worst}: {got[:, worst].tolist()}, reference {want[:, worst].tolist()}"
 
 
+@pytest.mark.slow
 def test_float32_losses_agree_within_twice_the_spread_of_the_reference(movielens):
     config, encoders, batches = movielens
     eager, fast = models(config, encoders, torch.float32)
