@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from dien_fast.training.runs import build_model, prepare_directory, without_nega
 from dien_fast.training.scoring import evaluate
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from dien_fast.data import Encoders, Schema
 
 # Sequences scored in eval mode need no gradients, so more of them fit at once.
@@ -73,63 +75,31 @@ def train_run(
         if accelerator.is_main_process:
             # At once, and not after minutes of reading.
             run.check(resume=resume, overwrite=overwrite)
-        show = progress and accelerator.is_main_process
-        # One process downloads, the others find the files.
-        with steps(LOAD_STEPS, "reading", show), accelerator.main_process_first():
-            tables = source.load(config.seed)
-        schema = tables.schema if config.model == "dien" else without_negatives(tables.schema)
-        with steps(_encoding_steps(schema), "encoding", show):
-            encoders = fit_encoders(tables.train, schema, source=tables.names[0], checked=tables.checked[0])
-            config = replace(
-                config, schema=schema.to_dict(), data=asdict(source), fingerprint=encoders.fingerprint()
-            )
-            train, valid, test = make_loaders(
-                tables,
-                schema,
-                encoders,
-                config,
-                num_workers=num_workers,
-                rank=accelerator.process_index,
-                world_size=accelerator.num_processes,
-                pin_memory=accelerator.device.type == "cuda",
-            )
-        check_loaders(train, valid, accelerator)
-        seed_everything(config.seed, 0)
-        model = build_model(config, encoders)
-        say(
-            f"data: {source.dataset}, {len(train.dataset):,} training, {len(valid.dataset):,} validation "
-            f"and {len(test.dataset):,} test rows"
-        )
-        say(tables.split)
-        for line in vocabulary_lines(
-            encoders, {"training": train.dataset, "validation": valid.dataset, "test": test.dataset}
-        ):
+        prepared = _prepare(source, config, accelerator, num_workers, progress)
+        for line in _description(prepared, accelerator):
             say(line)
-        for line in warning_lines(train.dataset, encoders, "training"):
-            say(line)
-        say(f"model: {_describe(config, model)}; {_describe_device(accelerator)}")
         if accelerator.is_main_process:
             # Another training may have come first while this one read its rows.
             run.check(resume=resume, overwrite=overwrite)
-            prepare_directory(run, config, encoders, resume=resume)
+            prepare_directory(run, prepared.config, prepared.encoders, resume=resume)
         accelerator.wait_for_everyone()
         if resume:
             say(f"resuming {directory}")
         history = fit(
-            model,
-            train,
-            valid,
-            settings=config,
+            prepared.model,
+            prepared.train,
+            prepared.valid,
+            settings=prepared.config,
             run_directory=run,
             resume=resume,
-            fingerprint=config.fingerprint,
-            identity=config.identity(),
+            fingerprint=prepared.config.fingerprint,
+            identity=prepared.config.identity(),
             accelerator=accelerator,
             progress=progress,
             log=log,
         )
-        scores = evaluate(model, test, aux_weight=config.aux_weight, progress=progress)
-        metrics = _metrics(history, scores, tables)
+        scores = evaluate(prepared.model, prepared.test, aux_weight=config.aux_weight, progress=progress)
+        metrics = _metrics(history, scores, prepared.tables)
         if accelerator.is_main_process:
             write_json(run.path / "metrics.json", metrics)
     for line in report(metrics, directory):
@@ -138,6 +108,71 @@ def train_run(
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return metrics
+
+
+@dataclass
+class _Prepared:
+    """All that :func:`fit` and the report need: the rows, encoded, and a new model.
+
+    Attributes:
+        tables: the rows.
+        config: with schema, data and fingerprint filled in.
+        encoders: learnt from the training rows.
+        train, valid, test: batches of the three parts.
+        model: with its initial weights.
+    """
+
+    tables: Parts
+    config: RunConfig
+    encoders: Encoders
+    train: EpochLoader
+    valid: EpochLoader
+    test: EpochLoader
+    model: torch.nn.Module
+
+
+def _prepare(
+    source: Source, config: RunConfig, accelerator: Accelerator, num_workers: int, progress: bool
+) -> _Prepared:
+    """Read and encode the rows of this process, and build the model."""
+    show = progress and accelerator.is_main_process
+    # One process downloads, the others find the files.
+    with steps(LOAD_STEPS, "reading", show), accelerator.main_process_first():
+        tables = source.load(config.seed)
+    schema = tables.schema if config.model == "dien" else without_negatives(tables.schema)
+    with steps(_encoding_steps(schema), "encoding", show):
+        encoders = fit_encoders(tables.train, schema, source=tables.names[0], checked=tables.checked[0])
+        config = replace(config, schema=schema.to_dict(), data=asdict(source), fingerprint=encoders.fingerprint())
+        train, valid, test = make_loaders(
+            tables,
+            schema,
+            encoders,
+            config,
+            num_workers=num_workers,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+    check_loaders(train, valid, accelerator)
+    seed_everything(config.seed, 0)
+    return _Prepared(tables, config, encoders, train, valid, test, build_model(config, encoders))
+
+
+def _description(prepared: _Prepared, accelerator: Accelerator) -> list[str]:
+    """Return the lines that say what is about to be trained."""
+    parts = {
+        "training": prepared.train.dataset,
+        "validation": prepared.valid.dataset,
+        "test": prepared.test.dataset,
+    }
+    counts = [f"{len(dataset):,} {name}" for name, dataset in parts.items()]
+    return [
+        f"data: {prepared.config.data['dataset']}, {counts[0]}, {counts[1]} and {counts[2]} rows",
+        prepared.tables.split,
+        *vocabulary_lines(prepared.encoders, parts),
+        *warning_lines(prepared.train.dataset, prepared.encoders, "training"),
+        f"model: {_describe(prepared.config, prepared.model)}; {_describe_device(accelerator)}",
+    ]
 
 
 def make_loaders(
