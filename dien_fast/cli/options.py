@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
-from dien_fast.training.settings import Settings, rules
+from dien_fast.settings import Settings, rules
 
 
 def add_settings(group: argparse._ArgumentGroup, kind: type[Settings], names: Iterable[str]) -> None:

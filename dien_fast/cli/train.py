@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from dien_fast.cli.options import add_settings, count, with_default
 from dien_fast.cli.signals import sigterm_as_interrupt
 from dien_fast.data.schema import NEGATIVES, Schema
+from dien_fast.settings import default_of, rules
 from dien_fast.training.config import RunConfig
-from dien_fast.training.settings import TrainSettings, default_of, rules
+from dien_fast.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from dien_fast.data.sources import Source

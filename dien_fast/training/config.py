@@ -15,8 +15,9 @@ from dien_fast._version import __version__
 from dien_fast.errors import CheckpointError
 from dien_fast.files import write_atomically
 from dien_fast.models import DIEN, DIN, ClickModel
+from dien_fast.settings import Rule, rules
 from dien_fast.training.checkpoints import first_difference
-from dien_fast.training.settings import Rule, TrainSettings, rules
+from dien_fast.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from dien_fast.data.schema import Schema

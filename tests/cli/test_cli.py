@@ -20,11 +20,11 @@ from dien_fast import cli, progress
 from dien_fast.cli import main
 from dien_fast.cli.options import with_default
 from dien_fast.data.sources import Source
+from dien_fast.settings import rules
 from dien_fast.training import pipeline
 from dien_fast.training.checkpoints import load_checkpoint
 from dien_fast.training.config import RunConfig
 from dien_fast.training.directory import RunDirectory
-from dien_fast.training.settings import rules
 
 
 @pytest.fixture(scope="module")

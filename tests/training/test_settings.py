@@ -6,9 +6,10 @@ from dataclasses import fields
 import pytest
 
 from dien_fast.errors import DienFastError
+from dien_fast.settings import rules
 from dien_fast.training import TrainSettings, fit
 from dien_fast.training.config import RunConfig
-from dien_fast.training.settings import changed, rules
+from dien_fast.training.settings import changed
 
 
 def test_a_run_has_every_setting_of_training_with_the_same_default():

@@ -1,0 +1,89 @@
+"""Settings: dataclasses whose fields say what they mean and which values they may have.
+
+The command makes its options from them, so that a default, a help text and a check stand once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, get_origin, get_type_hints
+
+from dien_fast.errors import DienFastError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a setting means, and which values it may have.
+
+    Attributes:
+        help: what it is, as the command's help says it.
+        least: the smallest number allowed; of a list, the smallest of its numbers.
+        below: numbers must be smaller than this.
+        choices: the words allowed.
+        option: whether the command has an option for it.
+        free: whether it may change when a run is resumed.
+    """
+
+    help: str
+    least: float = -math.inf
+    below: float = math.inf
+    choices: tuple[str, ...] = ()
+    option: bool = True
+    free: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise DienFastError, naming the setting, if ``value`` is not allowed."""
+        if self.choices and value not in self.choices:
+            raise DienFastError(f"{name} must be one of {', '.join(self.choices)}, got {value!r}")
+        if isinstance(value, list):
+            if not value or not all(isinstance(item, int) and item >= self.least for item in value):
+                raise DienFastError(f"{name} must be whole numbers of at least {self.least:g}, got {value!r}")
+        elif not isinstance(value, str) and not self.least <= value < self.below:
+            if self.below < math.inf:
+                raise DienFastError(f"{name} must lie in [{self.least:g}, {self.below:g}), got {value}")
+            number = "" if isinstance(value, int) else "a finite number of "
+            raise DienFastError(f"{name} must be {number}at least {self.least:g}, got {value}")
+
+
+@dataclass
+class Settings:
+    """A dataclass that checks the types of its fields and, where they are annotated with one, the :class:`Rule`.
+
+    Raises:
+        DienFastError: naming the first field with a value that is not allowed.
+
+    Example:
+        >>> from typing import Annotated
+        >>> @dataclass
+        ... class Bakery(Settings):
+        ...     loaves: Annotated[int, Rule("loaves to bake", least=1)] = 3
+        >>> Bakery(loaves=0)
+        Traceback (most recent call last):
+        dien_fast.errors.DienFastError: loaves must be at least 1, got 0
+    """
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            wanted = (int, float) if kind is float else get_origin(kind) or kind
+            if isinstance(value, bool) or not isinstance(value, wanted):
+                raise DienFastError(f"{name} must be of type {kind}, got {value!r}")
+        for name, rule in rules(type(self)).items():
+            rule.check(name, getattr(self, name))
+
+
+def rules(kind: type[Settings]) -> dict[str, Rule]:
+    """Return the rule of each field of a class that has one, by name."""
+    hints = get_type_hints(kind, include_extras=True)
+    found: dict[str, Rule] = {}
+    for item in fields(kind):
+        for extra in getattr(hints[item.name], "__metadata__", ()):
+            if isinstance(extra, Rule):
+                found[item.name] = extra
+    return found
+
+
+def default_of(kind: type, name: str) -> Any:
+    """Return the default value of a field of a dataclass that has a plain one."""
+    return {item.name: item.default for item in fields(kind)}[name]
