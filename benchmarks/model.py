@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import machine
 import torch
@@ -76,8 +75,7 @@ class MovieLens:
         self.loader = make_loaders(self.tables, self.schema, self.encoders, config)[0]
         seed_everything(config.seed, 0)
         self.native = runs.build_model(config, self.encoders)
-        with mock.patch.dict(runs.MODELS, dien=reference.DIEN):
-            self.eager = runs.build_model(config, self.encoders)
+        self.eager = reference.DIEN(**runs.model_arguments(config, self.encoders))
         self.eager.load_state_dict(self.native.state_dict())
 
     def steps(self) -> tuple[Callable[[Batch], None], Callable[[Batch], None]]:

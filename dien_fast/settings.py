@@ -54,13 +54,10 @@ class Settings:
         DienFastError: naming the first field with a value that is not allowed.
 
     Example:
-        >>> from typing import Annotated
-        >>> @dataclass
-        ... class Bakery(Settings):
-        ...     loaves: Annotated[int, Rule("loaves to bake", least=1)] = 3
-        >>> Bakery(loaves=0)
+        >>> from dien_fast.models.dien import DIENOptions
+        >>> DIENOptions(gru_type="LSTM")
         Traceback (most recent call last):
-        dien_fast.errors.DienFastError: loaves must be at least 1, got 0
+        dien_fast.errors.DienFastError: gru_type must be one of AUGRU, AGRU, AIGRU, GRU, got 'LSTM'
     """
 
     def __post_init__(self) -> None:

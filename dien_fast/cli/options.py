@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
+from dien_fast.models import MODELS
 from dien_fast.settings import Settings, rules
 
 
@@ -28,6 +29,15 @@ def add_settings(group: argparse._ArgumentGroup, kind: type[Settings], names: It
                 help=with_default(rule.help, default),
                 **({"choices": rule.choices} if rule.choices else _reader(default)),
             )
+
+
+def model_options() -> dict[str, list[str]]:
+    """Return each option that belongs to some models alone, with the names of these models."""
+    owners: dict[str, list[str]] = {}
+    for model, kind in MODELS.items():
+        for name in rules(kind.options):
+            owners.setdefault(name, []).append(model)
+    return owners
 
 
 def with_default(help: str, default: Any) -> str:

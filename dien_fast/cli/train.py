@@ -7,9 +7,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dien_fast.cli.options import add_settings, count, with_default
+from dien_fast.cli.options import add_settings, count, model_options, with_default
 from dien_fast.cli.signals import sigterm_as_interrupt
 from dien_fast.data.schema import NEGATIVES, Schema
+from dien_fast.errors import DienFastError
+from dien_fast.models import MODELS
 from dien_fast.settings import default_of, rules
 from dien_fast.training.config import RunConfig
 from dien_fast.training.settings import TrainSettings
@@ -53,8 +55,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a model",
-        description="Train DIEN (or DIN) with early stopping on validation AUC and report the test metrics of the "
-        "best epoch. Without options: on MovieLens-100K.",
+        description="Train a model with early stopping on validation AUC and report the test metrics of the best "
+        "epoch. Without options: DIEN on MovieLens-100K.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -62,6 +64,7 @@ def add_parser(commands: Any) -> None:
     _add_data(parser.add_argument_group("data"))
     model = [name for name in rules(RunConfig) if name not in _TRAINING]
     add_settings(parser.add_argument_group("model"), RunConfig, model)
+    _add_model_options(parser)
     training = parser.add_argument_group("training")
     add_settings(training, RunConfig, _TRAINING)
     training.add_argument(
@@ -72,6 +75,15 @@ def add_parser(commands: Any) -> None:
     )
     _add_output(parser.add_argument_group("output"))
     parser.set_defaults(command=run)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that belong to some models alone, each under the first model that has it."""
+    owners = model_options()
+    for model, kind in MODELS.items():
+        own = [name for name in rules(kind.options) if owners[name][0] == model]
+        if own:
+            add_settings(parser.add_argument_group(f"model {model}"), kind.options, own)
 
 
 def _add_data(group: argparse._ArgumentGroup) -> None:
@@ -189,8 +201,26 @@ def settings(arguments: argparse.Namespace, directory: Path) -> tuple[Source, Ru
         # hold the embeddings at zero.
         config = replace(config, weight_decay=0.0)
     # A run's --schema is a file's path; its config holds the file's content.
-    own = {item.name for item in fields(RunConfig)} - {"schema", "data"}
-    return source, replace(config, **{name: value for name, value in given.items() if name in own})
+    own = {item.name for item in fields(RunConfig)} - {"schema", "data", "options"}
+    given_own = {name: value for name, value in given.items() if name in own}
+    return source, replace(config, **given_own, options=_options(given, config))
+
+
+def _options(given: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Return the options of the model: those given, on top of the run's own if it is of that model.
+
+    Raises:
+        DienFastError: if an option is given that the model does not have.
+    """
+    model = given.get("model", config.model)
+    options = dict(config.options) if model == config.model else {}
+    for name, models in model_options().items():
+        if name in given and model not in models:
+            option = "--" + name.replace("_", "-")
+            raise DienFastError(f"{option} is an option of {', '.join(models)}, not of {model}")
+        if name in given:
+            options[name] = given[name]
+    return options
 
 
 def output_directory(arguments: argparse.Namespace) -> Path:

@@ -5,4 +5,10 @@ from dien_fast.models.dien import DIEN
 from dien_fast.models.din import DIN
 from dien_fast.reference.groups import AttentionGroup
 
-__all__ = ["DIEN", "DIN", "AttentionGroup", "ClickModel"]
+__all__ = ["DIEN", "DIN", "MODELS", "AttentionGroup", "ClickModel"]
+
+# By the name that the command and config.json have for them; the first is the default.
+MODELS: dict[str, type[ClickModel]] = {
+    "dien": DIEN,
+    "din": DIN,
+}

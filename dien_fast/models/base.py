@@ -29,6 +29,7 @@ from dien_fast.nn.interest import candidate_owners
 from dien_fast.ragged import Ragged
 from dien_fast.reference.groups import AttentionGroup
 from dien_fast.reference.layers import MaxPooling, SumPooling
+from dien_fast.settings import Settings
 
 # A feature's name or, for a history, the group's name, the history's role and the number of its pair.
 _Key = str | tuple[str, str, int]
@@ -61,6 +62,9 @@ class ClickModel(reference.ClickModel):
             table alone, so share one table between candidate, history and negatives.
 
     Attributes:
+        options: the settings that this model alone has; the command makes options of them. Each is an argument of
+            the constructor or, if ``group_options`` names it, of :class:`AttentionGroup`.
+        group_options: names of options.
         uses_negatives: whether :meth:`pool_group` can use sampled histories; others never get any.
         can_trace: whether there is a :meth:`trace_group`.
         keeps_padding: whether padded histories are pooled as they are; others get them as ragged ones.
@@ -70,6 +74,8 @@ class ClickModel(reference.ClickModel):
     """
 
     embedding_type: ClassVar[type[nn.Embedding]] = Embedding
+    options: ClassVar[type[Settings]] = Settings
+    group_options: ClassVar[tuple[str, ...]] = ()
     uses_negatives: ClassVar[bool] = False
     can_trace: ClassVar[bool] = False
     keeps_padding: ClassVar[bool] = False

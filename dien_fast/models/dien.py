@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from torch import Tensor, nn
 
@@ -11,6 +12,18 @@ from dien_fast.models.base import ClickModel
 from dien_fast.models.batches import Histories
 from dien_fast.nn.interest import Interest
 from dien_fast.ragged import Ragged
+from dien_fast.settings import Rule, Settings
+
+
+@dataclass
+class DIENOptions(Settings):
+    """The options of DIEN alone.
+
+    Attributes:
+        gru_type: how the interest evolves: "AUGRU", "AGRU", "AIGRU" or "GRU".
+    """
+
+    gru_type: Annotated[str, Rule("how the interest evolves", choices=("AUGRU", "AGRU", "AIGRU", "GRU"))] = "AUGRU"
 
 
 class DIEN(ClickModel, reference.DIEN):
@@ -68,6 +81,8 @@ class DIEN(ClickModel, reference.DIEN):
         torch.Size([2])
     """
 
+    options: ClassVar[type[Settings]] = DIENOptions
+    group_options: ClassVar[tuple[str, ...]] = ("gru_type",)
     uses_negatives: ClassVar[bool] = True
     can_trace: ClassVar[bool] = True
     interest_type: ClassVar[type[reference.Interest]] = Interest

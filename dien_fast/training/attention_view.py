@@ -1,4 +1,4 @@
-"""What a trained DIEN attends to, for one row of a table and several candidates (figure 5 of the paper)."""
+"""What a trained model attends to, for one row of a table and several candidates (figure 5 of the paper)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def attention_view(
     Words that training did not see are marked as unknown: to the model they are all the same word.
 
     Args:
-        run: a trained DIEN.
+        run: a run whose model can be traced, such as DIEN.
         table: as in :meth:`dien_fast.training.runs.Run.predict`.
         directory: where ``attention.png`` and ``interest.png`` are written.
         row: number of the row, counted from 0; by default the first that has a history.
@@ -53,13 +53,15 @@ def attention_view(
         The paths of the two pictures.
 
     Raises:
-        DataError: if row, user, candidate or group is not there, the history is empty, or the model is a DIN.
+        DataError: if row, user, candidate or group is not there, the history is empty, or the model has no trace.
 
     Example:
         >>> attention_view(run, "test.parquet", "pictures", row=0, candidates=["50", "181"])  # doctest: +SKIP
     """
-    if run.config.model != "dien":
-        raise DataError("the attention view shows how interest evolves, which a DIN does not model")
+    if not run.model.can_trace:
+        raise DataError(
+            f"the attention view shows how interest evolves, which a {type(run.model).__name__} does not model"
+        )
     chosen = _group(run, group)
     data = read_table(table, run.schema)
     # Pairs of a group describe the same events, so that their histories are of one length.

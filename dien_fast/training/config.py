@@ -12,18 +12,15 @@ import numpy as np
 import torch
 
 from dien_fast._version import __version__
-from dien_fast.errors import CheckpointError
+from dien_fast.errors import CheckpointError, DienFastError
 from dien_fast.files import write_atomically
-from dien_fast.models import DIEN, DIN, ClickModel
+from dien_fast.models import MODELS
 from dien_fast.settings import Rule, rules
 from dien_fast.training.checkpoints import first_difference
 from dien_fast.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from dien_fast.data.schema import Schema
-
-MODELS: dict[str, type[ClickModel]] = {"dien": DIEN, "din": DIN}
-GRU_TYPES = ("AUGRU", "AGRU", "AIGRU", "GRU")
 
 # Entries that say nothing about what the weights mean; neither do the settings of training.
 _NOT_OF_THE_MODEL = ("data", "batch_size", "fingerprint", "versions", *rules(TrainSettings))
@@ -42,8 +39,9 @@ class RunConfig(TrainSettings):
     Attributes:
         schema: :meth:`dien_fast.data.Schema.to_dict` of the table's columns.
         data: where the rows came from (see :class:`dien_fast.data.sources.Source`).
-        model: "dien" or "din".
-        gru_type: how DIEN's interest evolves: "AUGRU", "AGRU", "AIGRU" or "GRU".
+        model: a name in ``dien_fast.models.MODELS``.
+        options: the settings of that model alone (of DIEN, ``gru_type``); those that are not given have their
+            defaults.
         embedding_size: width of an embedding, unless the schema says otherwise for a feature.
         attention_hidden: widths of the attention MLP's hidden layers.
         attention_dropout: its dropout probability.
@@ -57,8 +55,8 @@ class RunConfig(TrainSettings):
 
     schema: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
-    model: Annotated[str, Rule("which model", choices=tuple(MODELS))] = "dien"
-    gru_type: Annotated[str, Rule("how DIEN's interest evolves", choices=GRU_TYPES)] = "AUGRU"
+    model: Annotated[str, Rule("which model", choices=tuple(MODELS))] = next(iter(MODELS))
+    options: dict[str, Any] = field(default_factory=dict)
     embedding_size: Annotated[int, Rule("width of an embedding", least=1)] = 16
     attention_hidden: Annotated[list[int], Rule("hidden layers of the attention MLP", least=1)] = field(
         default_factory=lambda: [16, 8]
@@ -73,6 +71,15 @@ class RunConfig(TrainSettings):
     batch_size: Annotated[int, Rule("rows in a step", least=2)] = 128
     fingerprint: str = ""
     versions: dict[str, str] = field(default_factory=_versions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind = MODELS[self.model].options
+        for name in self.options:
+            if name not in rules(kind):
+                known = ", ".join(rules(kind)) or "none"
+                raise DienFastError(f"options of {self.model} must be among: {known}, got {name!r}")
+        self.options = asdict(kind(**self.options))
 
     @property
     def click_schema(self) -> Schema:
@@ -151,11 +158,13 @@ def write_json(path: str | Path, content: dict[str, Any]) -> None:
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings in order, with those of schema and data under dotted names."""
+    """Return the settings in order: those of schema and data under dotted names, the model's options by theirs."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if name in ("schema", "data"):
             flat |= {f"{name}.{inner}": inner_value for inner, inner_value in value.items()}
+        elif name == "options":
+            flat |= value
         else:
             flat[name] = value
     return flat

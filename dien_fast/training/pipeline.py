@@ -13,6 +13,7 @@ import torch
 from dien_fast.data import ClickDataset, EpochLoader, NegativeSampler, fit_encoders
 from dien_fast.data.inspection import vocabulary_lines, warning_lines
 from dien_fast.data.sources import LOAD_STEPS, Parts, Source
+from dien_fast.models import MODELS
 from dien_fast.progress import steps
 from dien_fast.training.accelerator import check_loaders, make_accelerator
 from dien_fast.training.config import RunConfig, write_json
@@ -139,7 +140,7 @@ def _prepare(
     # One process downloads, the others find the files.
     with steps(LOAD_STEPS, "reading", show), accelerator.main_process_first():
         tables = source.load(config.seed)
-    schema = tables.schema if config.model == "dien" else without_negatives(tables.schema)
+    schema = tables.schema if MODELS[config.model].uses_negatives else without_negatives(tables.schema)
     with steps(_encoding_steps(schema), "encoding", show):
         encoders = fit_encoders(tables.train, schema, source=tables.names[0], checked=tables.checked[0])
         config = replace(config, schema=schema.to_dict(), data=asdict(source), fingerprint=encoders.fingerprint())
@@ -252,8 +253,13 @@ def _metrics(history: pd.DataFrame, scores: dict[str, float], tables: Parts) -> 
 
 def _describe(config: RunConfig, model: torch.nn.Module) -> str:
     weights = sum(parameter.numel() for parameter in model.parameters())
-    name = "DIN" if config.model == "din" else f"DIEN ({config.gru_type}, negatives: {config.schema['negatives']})"
-    return f"{name}, {weights:,} weights"
+    kind = MODELS[config.model]
+    # A word speaks for itself, a number does not.
+    details = [value if isinstance(value, str) else f"{name}: {value}" for name, value in config.options.items()]
+    if kind.uses_negatives:
+        details.append(f"negatives: {config.schema['negatives']}")
+    shown = f" ({', '.join(details)})" if details else ""
+    return f"{kind.__name__}{shown}, {weights:,} weights"
 
 
 def _describe_device(accelerator: Any) -> str:

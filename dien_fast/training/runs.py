@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from dien_fast.errors import CheckpointError, DataError, DienFastError
-from dien_fast.models import AttentionGroup, ClickModel
+from dien_fast.models import MODELS, AttentionGroup, ClickModel
 from dien_fast.training.checkpoints import first_difference, load_checkpoint, load_weights
-from dien_fast.training.config import MODELS, RunConfig
+from dien_fast.training.config import RunConfig
 from dien_fast.training.directory import RunDirectory, finish_replacement
 from dien_fast.training.scoring import predict, to_device
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from dien_fast.data.schema import Schema
 
 __all__ = [
-    "MODELS",
     "Run",
     "RunConfig",
     "build_model",
     "load",
     "load_config",
+    "model_arguments",
     "prepare_directory",
     "without_negatives",
 ]
@@ -55,8 +55,27 @@ def build_model(config: RunConfig, encoders: Encoders) -> ClickModel:
     Example:
         >>> model = build_model(run.config, run.encoders)  # doctest: +SKIP
     """
+    try:
+        return MODELS[config.model](**model_arguments(config, encoders))
+    except (ValueError, KeyError) as error:
+        raise DataError(f"the schema does not fit the model: {error}") from error
+    except RuntimeError as error:
+        raise DienFastError(
+            f"the model does not fit into memory: embedding_size {config.embedding_size}, "
+            f"{sum(encoders.dimensions().values()):,} words"
+        ) from error
+
+
+def model_arguments(config: RunConfig, encoders: Encoders) -> dict[str, Any]:
+    """Return the arguments with which the constructor makes the model that ``config`` describes.
+
+    Args:
+        config: as for :func:`build_model`.
+        encoders: as for :func:`build_model`.
+    """
     schema = config.click_schema
     negatives = schema.negatives != "none"
+    of_groups = MODELS[config.model].group_options
     groups = [
         AttentionGroup(
             name=group.name,
@@ -66,40 +85,37 @@ def build_model(config: RunConfig, encoders: Encoders) -> ClickModel:
             ],
             hidden_layers=config.attention_hidden,
             att_dropout=config.attention_dropout,
-            gru_type=config.gru_type,
+            **{name: config.options[name] for name in of_groups},
         )
         for group in schema.groups
     ]
-    sequences = schema.sequence_features()
-    sizes = dict.fromkeys([*schema.categorical, *sequences], config.embedding_size)
+    return {
+        "num_features": schema.numeric,
+        "cat_features": schema.categorical,
+        "seq_features": schema.sequence_features(),
+        "cat_nums": encoders.dimensions(),
+        "embedding_size": _embedding_sizes(schema, config.embedding_size),
+        "attention_groups": groups,
+        "mlp_hidden_layers": config.mlp_hidden,
+        "mlp_activation": config.mlp_activation,
+        "mlp_dropout": config.mlp_dropout,
+        "use_negsampling": negatives and bool(groups),
+        "shared_embeddings": schema.shared_embeddings(),
+        **{name: value for name, value in config.options.items() if name not in of_groups},
+    }
+
+
+def _embedding_sizes(schema: Schema, usual: int) -> dict[str, int]:
+    """Return the width of each categorical and sequence feature."""
     owners = schema.shared_embeddings() or {}
-    for feature in sizes:
+    sizes = {}
+    for feature in (*schema.categorical, *schema.sequence_features()):
         # A feature that uses another's table has its width; negatives without a width of their own, the history's.
-        sizes[feature] = schema.embedding_sizes.get(owners.get(feature, feature), config.embedding_size)
+        sizes[feature] = schema.embedding_sizes.get(owners.get(feature, feature), usual)
     for pair in schema.pairs():
-        if negatives and pair.neg_hist not in schema.embedding_sizes:
+        if schema.negatives != "none" and pair.neg_hist not in schema.embedding_sizes:
             sizes[pair.neg_hist] = sizes[pair.pos_hist]
-    try:
-        return MODELS[config.model](
-            num_features=schema.numeric,
-            cat_features=schema.categorical,
-            seq_features=sequences,
-            cat_nums=encoders.dimensions(),
-            embedding_size=sizes,
-            attention_groups=groups,
-            mlp_hidden_layers=config.mlp_hidden,
-            mlp_activation=config.mlp_activation,
-            mlp_dropout=config.mlp_dropout,
-            use_negsampling=negatives and bool(groups),
-            shared_embeddings=owners or None,
-        )
-    except (ValueError, KeyError) as error:
-        raise DataError(f"the schema does not fit the model: {error}") from error
-    except RuntimeError as error:
-        raise DienFastError(
-            f"the model does not fit into memory: embedding_size {config.embedding_size}, "
-            f"{sum(encoders.dimensions().values()):,} words"
-        ) from error
+    return sizes
 
 
 @dataclass

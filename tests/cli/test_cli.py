@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,19 +76,34 @@ def test_reading_and_encoding_show_how_far_they_are(tmp_path, shop, capsys, monk
 
 
 def test_flags_reach_the_run(tmp_path, capsys):
-    arguments = "train --dataset synthetic --rows 200 --model din --gru-type AGRU --embedding-size 3 --epochs 1"
+    arguments = "train --dataset synthetic --rows 200 --model din --embedding-size 3 --epochs 1"
     arguments += " --attention-hidden 5,4 --mlp-hidden 6 --separate-embeddings --min-count 2 --max-length 7"
     arguments += " --exclude-clicked --workers 1 --negatives popularity --batch-size 32 --lr 0.01 --seed 4"
     arguments += " --quiet --cpu --output"
     assert main([*arguments.split(), str(tmp_path / "run")]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    expected = {"model": "din", "gru_type": "AGRU", "embedding_size": 3, "attention_hidden": [5, 4], "lr": 0.01}
+    expected = {"model": "din", "options": {}, "embedding_size": 3, "attention_hidden": [5, 4], "lr": 0.01}
     expected |= {"mlp_hidden": [6], "seed": 4, "batch_size": 32, "weight_decay": 0.0}
     assert {name: config[name] for name in expected} == expected
     schema = config["schema"]
     assert (schema["share_vocabulary"], schema["min_count"], schema["max_length"]) == (False, 2, 7)
     # DIN has no auxiliary loss, whatever negatives it is offered.
     assert (schema["exclude_clicked"], schema["negatives"]) == (True, "none")
+
+
+def test_options_of_one_model_are_refused_for_another(tmp_path, capsys):
+    parse = cli.build_parser().parse_args
+    assert cli.train.settings(parse(["train", "--gru-type", "AGRU"]), tmp_path)[1].options == {"gru_type": "AGRU"}
+    assert cli.train.settings(parse(["train"]), tmp_path)[1].options == {"gru_type": "AUGRU"}
+    arguments = ["train", "--model", "din", "--gru-type", "AGRU", "--output", tmp_path / "run"]
+    assert failure(capsys, *arguments) == "--gru-type is an option of dien, not of din"
+
+
+def test_a_resumed_run_keeps_the_options_of_its_model(run_copy):
+    config = RunConfig.load(run_copy / "config.json")
+    replace(config, options={"gru_type": "AIGRU"}).save(run_copy / "config.json")
+    arguments = cli.build_parser().parse_args(["train", "--output", str(run_copy), "--resume"])
+    assert cli.train.settings(arguments, run_copy)[1].options == {"gru_type": "AIGRU"}
 
 
 def test_the_output_directory_is_named_after_the_dataset():

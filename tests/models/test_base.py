@@ -4,54 +4,10 @@ import pytest
 import torch
 from candidates import candidate_features, compare, layout_of, trained
 from random_batches import SHARED, make_model, pad, random_batch
-from torch import nn
+from toy_models import Sums, Traced
 
-from dien_fast import DIEN, DIN, Ragged, reference
+from dien_fast import DIEN, DIN, reference
 from dien_fast.models import ClickModel
-
-
-class Scaled(nn.Module):
-    """The sum of a history's events, scaled by the candidate."""
-
-    def __init__(self, size):
-        super().__init__()
-        self.scale = nn.Linear(size, size)
-
-    def forward(self, query, events):
-        return events.pad().sum(1) * self.scale(query)
-
-
-class Sums(ClickModel):
-    """Pools ragged histories, and knows nothing of negatives."""
-
-    def create_attention_fn(self, attention_group):
-        return Scaled(self.group_size(attention_group))
-
-    def pool_group(self, layer, query, clicked, sampled):
-        assert isinstance(clicked, Ragged)
-        assert sampled is None
-        return layer(query, clicked), None
-
-
-class Traced(Sums):
-    """Takes padding as it is, has an auxiliary loss and can be traced."""
-
-    uses_negatives = True
-    can_trace = True
-    keeps_padding = True
-
-    def pool_group(self, layer, query, clicked, sampled):
-        if isinstance(clicked, Ragged):
-            clicked, sampled = (None if rows is None else rows.pad() for rows in (clicked, sampled))
-        else:
-            clicked, sampled = (None if rows is None else rows.values for rows in (clicked, sampled))
-        loss = None if sampled is None else (clicked - sampled).square().mean()
-        return clicked.sum(1) * layer.scale(query), loss
-
-    def trace_group(self, layer, query, clicked):
-        rows = clicked.pad() if isinstance(clicked, Ragged) else clicked.values
-        return torch.einsum("bd,btd->bt", query, rows), rows
-
 
 in_both_layouts = pytest.mark.parametrize("layout", ["padded", "ragged"])
 

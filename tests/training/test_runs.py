@@ -170,7 +170,8 @@ def test_a_table_without_a_feature_is_refused(trained):
 @pytest.mark.parametrize("model", ["din", "dien"])
 def test_every_kind_of_model_is_trained_and_loaded(tmp_path, model, negatives):
     source = Source("synthetic", rows=300, overrides={"negatives": negatives, "share_vocabulary": False})
-    config = RunConfig(model=model, gru_type="AIGRU", epochs=1, embedding_size=4)
+    options = {"gru_type": "AIGRU"} if model == "dien" else {}
+    config = RunConfig(model=model, options=options, epochs=1, embedding_size=4)
     train_run(source, config, tmp_path / "run", cpu=True, progress=False, log=lambda line: None)
     run = load(tmp_path / "run")
     assert type(run.model).__name__.lower() == model
@@ -242,7 +243,7 @@ def truncate(run):
         (change_config(extra=1), "the setting 'extra' is missing or unknown"),
         (drop_setting, "the setting 'lr' is missing or unknown"),
         (change_config(embedding_size=8), "trained with embedding_size = 4, now embedding_size = 8"),
-        (change_config(gru_type="AIGRU"), "trained with gru_type = 'AUGRU', now gru_type = 'AIGRU'"),
+        (change_config(options={"gru_type": "AIGRU"}), "trained with gru_type = 'AUGRU', now gru_type = 'AIGRU'"),
         (change_schema(separator=","), r"config\.json was changed after training: .*best\.pt was trained with "),
         (change_schema(separator=","), r"schema\.separator = '\|', now schema\.separator = ','"),
         (change_schema(max_length=7), r"schema\.max_length = 20, now schema\.max_length = 7"),
