@@ -147,5 +147,5 @@ def _check_all(inputs: Inputs, layout: Layout, cell: str) -> None:
 
 
 def _widened(value: Tensor) -> Tensor:
-    """Return 16-bit numbers as float32 and any other as they are, for the checks to judge."""
+    """Return 16-bit numbers as float32, and others as they are: the checks refuse what does not fit."""
     return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value

@@ -1,4 +1,4 @@
-"""Attention over ragged histories, computed on the steps that exist and on no others."""
+"""Attention over ragged histories, computed on valid steps only."""
 
 from __future__ import annotations
 

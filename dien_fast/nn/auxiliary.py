@@ -1,4 +1,4 @@
-"""The auxiliary net over ragged histories, computed on the steps that exist and on no others."""
+"""The auxiliary net over ragged histories, computed on valid steps only."""
 
 from __future__ import annotations
 

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from dien_fast.ops.dispatch import needs_gradient, through_dispatcher
 from dien_fast.ops.rows import ADD_KERNELS, add_rows_
 
-# Below so many ids the gradient gains less than a Python function costs.
+# With fewer ids, calling a Python function costs more than the faster gradient saves.
 _IDS_WORTH_IT = 512
 
 
 class Embedding(nn.Embedding):
     """:class:`torch.nn.Embedding`, to the same bits, with a gradient that takes a fifth of the time on the CPU.
 
-    Tables with ``sparse``, ``max_norm`` or ``scale_grad_by_freq``, few ids, and everything that is compiled,
-    traced or on another device, are torch's own.
+    torch's own code runs for tables with ``sparse``, ``max_norm`` or ``scale_grad_by_freq``, for few ids, in
+    compiled or traced code, and on other devices.
 
     Example:
         >>> Embedding(100, 16, padding_idx=0)(torch.tensor([3, 0])).shape
@@ -42,7 +42,7 @@ class Embedding(nn.Embedding):
 
 
 class _Embedding(torch.autograd.Function):
-    """torch's embedding, with a gradient that adds whole rows."""
+    """torch's lookup, with a gradient that adds whole rows."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, padding: int) -> Tensor:
@@ -53,7 +53,7 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
         (ids,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # torch's own has a second derivative
+        if torch.is_grad_enabled():  # torch's own gradient has a second derivative
             return torch.ops.aten.embedding_dense_backward(dout, ids, ctx.rows, ctx.padding, False), None, None
         dweight = dout.new_zeros(ctx.rows, dout.size(-1))
         dout, ids = dout.reshape(ids.numel(), -1).contiguous(), ids.reshape(-1).contiguous()

@@ -26,7 +26,7 @@ class Interest(reference.Interest):
     """Interest extraction and evolution: the layer that gives DIEN its name (arXiv 1809.03672).
 
     Equal to :class:`dien_fast.reference.Interest` in parameters, ``state_dict`` and results; it computes
-    on the steps that exist alone.
+    valid steps only.
 
     Args:
         input_size: D, size of the query, of each key and of every state.
@@ -159,7 +159,8 @@ class Interest(reference.Interest):
             )
         added, _ = _run_gru(self.interest_extractor, events.values, last_rows(states), offsets=events.offsets)
         assert added is not None
-        # The rows of a history move by the new rows of those before it; new rows follow the old ones.
+        # An old row moves by the new rows of the histories before its own. The new rows of a history follow its
+        # old ones.
         old = torch.arange(states.values.size(0), device=added.device) + events.offsets[states.owners()]
         new = torch.arange(added.size(0), device=added.device) + states.offsets[events.owners() + 1]
         values = added.new_empty(old.numel() + new.numel(), added.size(1))
@@ -385,7 +386,7 @@ class Interest(reference.Interest):
             return _run_gru(gru, rows.values, offsets=rows.offsets, return_states=return_states)
         if rows.values.size(0) == 0:
             return rows.values, last_rows(rows)
-        # torch's own GRU beats a Python loop.
+        # torch's own GRU is faster than the reference loop.
         schedule = packed_schedule(Addresses(rows.lengths(), rows.offsets[:-1], None))
         sizes = torch.tensor(schedule.batch_sizes)
         packed = gru(PackedSequence(rows.values[schedule.rows], sizes))[0]

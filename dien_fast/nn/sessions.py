@@ -21,7 +21,7 @@ class SessionInterest(nn.Module):
 
     For full sessions it computes what DeepCTR's ``DSIN`` does (deepctr 0.9, ``models/sequence/dsin.py``). There a
     session that is not full, or a history with fewer sessions than the maximum, is padded with the vector of id 0,
-    which takes part in means and in the Bi-LSTM; here what is not there has no part in anything.
+    which takes part in means and in the Bi-LSTM. Here padding takes part in neither.
 
     Args:
         input_size: D, size of the candidate and of each event; a multiple of ``heads``.

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from dien_fast.functional import attention_gru
 from dien_fast.nn.native_layers import loss_parameters, native_scores, score_layers
 from dien_fast.ops import attention_scores, auxiliary_loss
+from dien_fast.ops.cells import Weights
 from dien_fast.ops.rows import SUM_KERNELS, weighted_sum
 from dien_fast.patches.cells import LAYOUTS, is_altered
 from dien_fast.patches.probe import RefusedError
-from dien_fast.patches.recurrence import Loop, PackedGRU, PackedLoop, gru_weights
+from dien_fast.patches.recurrence import Loop, PackedGRU, PackedLoop
 from dien_fast.patches.swap import Accelerated
 from dien_fast.ragged import Ragged
 from dien_fast.reference.layers import Dice
@@ -54,7 +55,7 @@ def run_gru(gru: Any, rows: Ragged, return_states: bool = True) -> tuple[Ragged,
         The states (``rows`` as given without ``return_states``), and the last states ``[B, H]``.
     """
     states, last = attention_gru(
-        rows.values, None, *gru_weights(gru), offsets=rows.offsets, cell="gru", return_states=return_states
+        rows.values, None, *Weights.of_gru(gru), offsets=rows.offsets, cell="gru", return_states=return_states
     )
     return (rows if states is None else rows._replace(values=states)), last
 

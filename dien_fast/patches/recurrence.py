@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from dien_fast.functional import attention_gru
 from dien_fast.ops.attention_gru import KERNELS
 from dien_fast.ops.backend import wants_native
+from dien_fast.ops.cells import Weights
 from dien_fast.patches.cells import LAYOUTS, CellRule, is_altered, layout_of
 from dien_fast.patches.probe import RefusedError, check_same, rule_of
 from dien_fast.patches.swap import Accelerated, Recipe
@@ -142,17 +143,11 @@ class PackedGRU(Accelerated):
         rows, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None:
             hx = hx[0] if sorted_indices is None else hx[0][sorted_indices]
-        states, last = attention_gru(rows, None, *gru_weights(self), hx, batch_sizes=batch_sizes, cell="gru")
+        states, last = attention_gru(rows, None, *Weights.of_gru(self), hx, batch_sizes=batch_sizes, cell="gru")
         assert states is not None
         if unsorted_indices is not None:
             last = last[unsorted_indices]
         return PackedSequence(states, batch_sizes, sorted_indices, unsorted_indices), last.unsqueeze(0)
-
-
-def gru_weights(gru: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return the weights of an nn.GRU of one layer."""
-    bias = (gru.bias_ih_l0, gru.bias_hh_l0) if gru.bias else (None, None)
-    return gru.weight_ih_l0, gru.weight_hh_l0, *bias
 
 
 def packed_gru(module: nn.Module) -> Recipe:

@@ -5,7 +5,7 @@ Everything fast in this package is checked against this package. Signatures, att
 with ``strict=True``; the paper is *Deep Interest Evolution Network for Click-Through Rate Prediction*
 (arXiv 1809.03672), and "equation" below refers to it.
 
-Beyond the listing, the degenerate inputs have an answer: an empty history gives the zero interest vector
+Inputs on which the listing fails have results too: an empty history gives the zero interest vector
 and a zero gradient, an auxiliary loss without a valid step is 0, and a batch of one or none keeps its
 batch dimension.
 """

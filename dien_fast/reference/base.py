@@ -83,16 +83,7 @@ class ClickModel(nn.Module):
             use_negsampling,
             self.shared_embeddings,
         )
-        for feature in features:
-            if feature not in self.shared_embeddings:
-                self.add_module(
-                    f"embedding:{feature}", self.embedding_type(cat_nums[feature], sizes[feature], padding_idx=0)
-                )
-        for feature in self.pooled_features:
-            self.add_module(f"pooling:{feature}", MaxPooling(1))
-        for group in attention_groups:
-            self.add_module(f"attention_pooling:{group.name}", self.create_attention_fn(group))
-
+        self._add_tables_and_poolings()
         total_input_size = (
             len(num_features)
             + sum(sizes[feature] for feature in cat_features)
@@ -108,6 +99,18 @@ class ClickModel(nn.Module):
         )
         self.final_layer = nn.Linear(mlp_hidden_layers[-1], d_out)
         self.apply(init_weights)
+
+    def _add_tables_and_poolings(self) -> None:
+        """Create, in this order, what turns features into the MLP's inputs; each draws its initial parameters."""
+        for feature in [*self.cat_features, *self.seq_features]:
+            if feature not in self.shared_embeddings:
+                size = self._embedding_sizes[feature]
+                table = self.embedding_type(self.cat_nums[feature], size, padding_idx=0)
+                self.add_module(f"embedding:{feature}", table)
+        for feature in self.pooled_features:
+            self.add_module(f"pooling:{feature}", MaxPooling(1))
+        for group in self.attention_groups:
+            self.add_module(f"attention_pooling:{group.name}", self.create_attention_fn(group))
 
     def group_size(self, attention_group: AttentionGroup) -> int:
         """Number of channels of a group's candidate: the embeddings of its pairs side by side."""

@@ -174,7 +174,7 @@ def attention_gru(
     cell: str,
     reset_before: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Run any of the five cells over packed rows; arguments are trusted.
+    """Run any of the five cells over packed rows; arguments are not checked.
 
     Args:
         x: inputs ``[N, I]`` in packed order.

@@ -76,7 +76,7 @@ def masked_softmax(logits: Tensor, lengths: Tensor) -> Tensor:
     """Softmax of the first ``lengths[b]`` of each row of ``logits`` ``[B, T]``; 0 behind them."""
     lengths = lengths.view(-1, 1)
     padding = torch.arange(logits.size(1), device=lengths.device) >= lengths
-    # An empty history would be softmax of nothing but -inf, which is NaN.
+    # Softmax of -inf alone would be NaN, so an empty history keeps its logits until the end.
     logits = logits.masked_fill(padding & (lengths > 0), -torch.inf)
     return F.softmax(logits, dim=1).masked_fill(padding, 0.0)
 

@@ -1,4 +1,4 @@
-"""Fixtures that close one of the two ways through the interest layer: native operators, or torch's."""
+"""Fixtures that forbid one of the two ways through the interest layer: native operators or plain PyTorch."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def refuse_calls(monkeypatch, reason, *places):
 
 @pytest.fixture
 def _no_fallback(monkeypatch):
-    """Every way around the operators raises."""
+    """The functions in plain PyTorch raise."""
     places = [
         (attention_scores, "plain_attention_scores"),
         (auxiliary_loss, "plain_auxiliary_loss"),
@@ -28,6 +28,6 @@ def _no_fallback(monkeypatch):
 
 @pytest.fixture
 def _only_fallback(monkeypatch):
-    """The operators of attention and auxiliary loss raise."""
+    """The operators of attention scores and auxiliary loss raise."""
     reason = "the layer ran an operator that does not compute what its modules do"
     refuse_calls(monkeypatch, reason, (attention_scores, "attention_scores"), (auxiliary_loss, "auxiliary_loss"))

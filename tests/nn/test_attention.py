@@ -1,4 +1,4 @@
-"""Attention over ragged rows against the padded reference, and the weighted statistics it rests on."""
+"""Attention over ragged rows against the padded reference, and its weighted statistics."""
 
 import copy
 
@@ -40,7 +40,7 @@ def test_ragged_equals_the_padded_reference(activation, batchnorm, return_scores
         return (rows._replace(values=found).pad() if return_scores else found), None
 
     want = outcome(padded, lambda: (padded(query, keys, LENGTHS), None), leaves)
-    # In training the padded rows' keys are zeros that the reference differentiates and ragged rows do not have.
+    # In training, the reference has gradients of the zero keys on padding, which ragged rows do not hold.
     for found in (got := outcome(ragged, call, leaves), want):
         found["gradient of keys"] = found["gradient of keys"] * (torch.arange(T) < LENGTHS[:, None])[:, :, None]
     assert_same(got, want)

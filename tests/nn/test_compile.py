@@ -1,4 +1,4 @@
-"""The interest layer and DIEN whole, compiled and exported: one program for every batch and length."""
+"""The whole interest layer and DIEN, compiled and exported: one program for every batch and length."""
 
 import itertools
 
@@ -16,7 +16,7 @@ SIZE, STEPS = 8, 5
 
 @pytest.fixture(autouse=True)
 def compiler():
-    """Dynamo reads modules that hold an nn.GRU only when asked to."""
+    """Dynamo traces modules that hold an nn.GRU only if allowed to."""
     torch._dynamo.reset()
     with torch._dynamo.config.patch(allow_rnn=True):
         yield

@@ -1,4 +1,4 @@
-"""The interest layer as it runs on a device: the reference's numbers, and nothing that waits for the device."""
+"""The interest layer as it runs on a GPU: the reference's numbers, and no operator that waits for the GPU."""
 
 import os
 from functools import partial
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
 )
 
-# What a device can answer only when it has done everything before. Factories of known sizes are not among them.
+# The host waits for a device to finish before it has the results of these.
 WAITING = (
     "aten._local_scalar_dense",
     "aten.equal",
@@ -31,7 +31,7 @@ WAITING = (
 
 
 class NoWaiting(TorchDispatchMode):
-    """Raises for operators whose result, or its shape, depends on numbers of a tensor."""
+    """Raises for operators that need the numbers of a tensor on the host, or for the shape of their result."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function)
@@ -46,7 +46,7 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def _on_a_device(monkeypatch):
-    """The CPU is a device here that has kernels for the recurrences and for no other operator."""
+    """Makes the CPU a device that has kernels for the recurrences and for no other operator, as a GPU is."""
     others = (attention_scores.KERNELS, auxiliary_loss.KERNELS)
     for kernels in (*others, copies.COPY_KERNELS, copies.SUM_KERNELS, copies.ADD_KERNELS):
         monkeypatch.setattr(kernels, "_on_cpu", frozenset())
@@ -64,12 +64,12 @@ def test_equals_the_reference(gru_type, activation, norm, layout, training):
     eager, fast = layers_of(gru_type, att_activation=activation, att_batchnorm=norm)
     eager.train(training)
     fast.train(training)
-    want, got = both(eager, fast, *batch(), layout)  # NaN behind the ends
+    want, got = both(eager, fast, *batch(), layout)  # padding is NaN
     assert_same(got, want, 1e-9, 1e-9)
 
 
 def both(eager, fast, leaves, lengths, layout):
-    """Outcomes of the reference and of the layer, from the same random numbers."""
+    """Return the outcomes of the reference and of the layer, from the same random numbers."""
     found = []
     for layer, given in ((eager, "reference"), (fast, layout)):
         torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""Embedding is torch's, to the last bit, whichever way its gradient is summed."""
+"""Embedding equals torch's to the last bit, however its gradient is summed."""
 
 import os
 
@@ -26,7 +26,7 @@ def twins(rows, size, dtype=torch.float32, **options):
 
 
 def gradient(table, ids, weights):
-    """The looked up rows, and the gradient of the table when they are weighed."""
+    """Return the rows looked up, and the gradient of the table for a weighted sum of them."""
     table.zero_grad()
     out = table(ids)
     (out * weights).sum().backward()
@@ -53,7 +53,7 @@ def test_same_bits_on_several_threads(size):
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            # Most ids are small, as where words are sorted by how frequent they are.
+            # Most ids are small, as in a vocabulary sorted by frequency.
             ids = (torch.rand(2**21 // size + 600) ** 3 * 90).long()
             assert_equal(*twins(90, size, padding_idx=0), ids)
     finally:
@@ -74,7 +74,7 @@ def test_gradient_without_strides():
     plain, fast = twins(50, 6)
     ids = torch.randint(0, 50, (900,))
     for table in (plain, fast):
-        table(ids).sum().backward()  # one number stands for all
+        table(ids).sum().backward()  # its gradient is one number in memory, expanded
     assert torch.equal(fast.weight.grad, plain.weight.grad)
 
 

@@ -109,6 +109,6 @@ class TestWrongArguments:
 
     @pytest.mark.parametrize("lengths", [[3, 1, 5, 2, 4], [4, 1, 4, 2, 5]], ids=["fewer rows", "as many rows"])
     def test_packed_differently(self, module, lengths):
-        """A score would meet another step's input, and the result would be a silent wrong number."""
+        """Scores packed in another order would silently meet the inputs of other steps."""
         with pytest.raises(ValueError, match=r"att_scores must (have|be packed with)"):
             module(I, H)(pack(torch.randn(B, T, I)), pack(torch.rand(B, T), torch.tensor(lengths)))

@@ -1,4 +1,4 @@
-"""The ragged interest layer against the padded reference, over every option and every awkward shape."""
+"""The ragged interest layer against the padded reference, for every option and awkward shapes."""
 
 import warnings
 
@@ -12,7 +12,7 @@ from dien_fast import Interest, Ragged, reference
 
 
 def compare(layers, lengths, layout, steps=T, training=True, max_length=None, size=D):
-    """Everything that one forward and backward leaves, in float64; return what the fast layer left."""
+    """Compare results, gradients and buffers of one forward and backward in float64; return the fast layer's."""
     leaves, lengths = inputs(lengths, steps, size)
     eager, fast = (layer.train(training) for layer in layers)
     want = outcome(eager, lambda: forward(eager, leaves, lengths, "reference", max_length), leaves)
@@ -78,7 +78,7 @@ def test_sizes(gru_type, size):
 
 @pytest.mark.parametrize("activation", ["dice", "prelu"])
 def test_width_beyond_the_longest_history(activation):
-    """The attention's batch statistics count the padding up to max_length, as if it were there."""
+    """The attention's batch statistics count rows of padding up to max_length."""
     layers = pair("AUGRU", att_activation=activation, use_negsampling=True)
     wide = compare(layers, LENGTHS, "ragged", max_length=9)
     torch.manual_seed(0)
@@ -124,7 +124,7 @@ def test_float32_is_as_near_to_float64_as_the_reference(gru_type, activation, ne
 @pytest.mark.parametrize("gru_type", GRU_TYPES)
 class TestEmptyHistories:
     def test_zero_gradient(self, gru_type, library):
-        """In training, batch statistics carry a gradient into every query; without them none is left."""
+        """In training, batch statistics give every query a gradient; without them, empty histories have none."""
         leaves, lengths = inputs(LENGTHS)
         layer = library.Interest(D, gru_type=gru_type, att_batchnorm=False).double()
         found, _ = layer(leaves["query"], leaves["keys"].nan_to_num(), lengths)
@@ -174,7 +174,7 @@ def test_a_nan_stays_in_its_history_in_evaluation(library, gru_type):
 @pytest.mark.parametrize("gru_type", GRU_TYPES)
 @pytest.mark.parametrize("batchnorm", [True, False], ids=["norm", "no norm"])
 def test_attention_dropout_agrees_in_the_mean(gru_type, batchnorm):
-    """Many copies of three histories stand for many seeds: their masks are independent.
+    """Many copies of three histories, whose masks are independent, take the place of many seeds.
 
     With batch normalisation so many copies also fix the statistics, which padded rows, dropped or not, enter.
     """
@@ -193,7 +193,7 @@ def test_attention_dropout_agrees_in_the_mean(gru_type, batchnorm):
     assert ((got - want).abs() <= 5 * torch.hypot(want_error, got_error) + 1e-6).all()
     assert want_error[2].max() > 1e-6, "dropout changes the longest history"
     for name, value in want_buffers.items():
-        # Worst case measured over 5 seeds: 3e-3; with undropped padded rows a variance is off by 1e-2.
+        # Worst case measured over 5 seeds: 3e-3. Without dropout on padding, a variance would be wrong by 1e-2.
         torch.testing.assert_close(got_buffers[name], value, rtol=6e-3, atol=1e-3, msg=name)
 
 

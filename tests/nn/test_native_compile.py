@@ -17,7 +17,7 @@ pytestmark = needs_native
 @pytest.fixture
 def _compiler():
     torch._dynamo.reset()
-    # Dynamo refuses every module that has an nn.GRU, whether it is called or not.
+    # Dynamo refuses modules that have an nn.GRU, even if it is not called.
     with torch._dynamo.config.patch(allow_rnn=True):
         yield
     torch._dynamo.reset()
@@ -27,7 +27,7 @@ BATCHES = [[4, 0, 2], [1, 3, 0, 5, 2, 2], [6, 6], [2, 1, 7, 3, 0]]
 
 
 class Whole(nn.Module):
-    """An interest layer on tensors alone, in either layout; max_length is a number of the graph."""
+    """An interest layer that takes tensors alone, in either layout; max_length is a constant of the graph."""
 
     def __init__(self, layout, **options):
         super().__init__()
@@ -106,7 +106,7 @@ class TestCompile:
 
     @pytest.mark.parametrize("layout", ["padded", "ragged"])
     def test_export(self, layout):
-        """In evaluation: one program for every batch, which refuses wrong lengths."""
+        """In evaluation, one program serves every batch and refuses wrong lengths."""
         module = Whole(layout, gru_type="AUGRU", att_activation="dice").eval()
         batch, steps, rows = Dim("B", min=2), Dim("T", min=2), Dim("N", min=2)
         shapes = (

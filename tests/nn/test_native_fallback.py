@@ -1,4 +1,4 @@
-"""The interest layer where its modules are not what the native operators compute: torch's path, same numbers."""
+"""Interest layers with modules that the native operators do not compute give the same numbers in plain PyTorch."""
 
 import copy
 
@@ -97,11 +97,11 @@ UNLIKE = {
 
 @pytest.mark.usefixtures("_only_fallback")
 class TestFallback:
-    """The path in torch, with the reference's numbers."""
+    """Plain PyTorch runs, and gives the reference's numbers."""
 
     @staticmethod
     def same(layers, training=True):
-        """Both backends and both paths; the auxiliary net stays out, it has tests of its own."""
+        """Compares both backends and both ways, without the auxiliary net, which has tests of its own."""
         compare(*(layer.train(training) for layer in layers))
 
     @pytest.mark.parametrize("activation", ["tanh", "gelu", "elu", "silu", "softplus", "leakyrelu"])
@@ -121,7 +121,7 @@ class TestFallback:
         assert native_layers(layers[1].attention) is None
         compare(*layers)
         if hasattr(layers[1], "calls"):
-            # In training, batch statistics of weighted rows are computed beside the normalising modules.
+            # In training, the statistics of weighted rows are not computed by the normalising modules.
             layers[1].calls.clear()
             compare(*(layer.eval() for layer in layers))
             assert layers[1].calls, "the hook ran"
@@ -135,7 +135,7 @@ class TestFallback:
         assert found[f"{path}.num_batches_tracked"] == 1
 
     def test_dropout_in_another_mode(self):
-        """Then it drops nothing in training, where the numbers can be compared."""
+        """A dropout in evaluation mode drops nothing inside a training layer, so numbers can be compared."""
         layers = layers_of(att_dropout=0.5, use_negsampling=False)
         for layer in layers:
             for module in layer.modules():
@@ -229,7 +229,7 @@ class TestFallback:
 
 
 def test_modules_that_the_operators_compute():
-    """The other side of the tests above: what has no reason to go around them does not."""
+    """The opposite of the tests above: layers that the operators compute run through them."""
     for activation in (*ACTIVATIONS, None):
         for norm in (True, False):
             for dropout in (0.0, 0.3):

@@ -1,4 +1,4 @@
-"""The interest layer over the native operators: the reference's numbers, and that the operators do run."""
+"""The interest layer over the native operators gives the reference's numbers, and the operators do run."""
 
 import copy
 import pickle
@@ -43,7 +43,7 @@ def test_many_and_long_histories(gru_type):
 @pytest.mark.usefixtures("_no_fallback")
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
 def test_with_the_sizes_that_it_is_built_with(layout):
-    """Of the attention's MLP 80 and 40, of the auxiliary net's 100 and 50."""
+    """The default sizes: 80 and 40 of the attention's MLP, 100 and 50 of the auxiliary net's."""
     layers = layers_of("AUGRU", size=18, att_hidden_layers=[80, 40], att_activation="dice")
     compare(*layers, [20, 0, 3, 1, 20, 11], layout, 20, 18)
 
@@ -52,7 +52,7 @@ def test_with_the_sizes_that_it_is_built_with(layout):
 @pytest.mark.parametrize("gru_type", GRU_TYPES)
 @pytest.mark.parametrize("activation", ["dice", "relu"])
 def test_training_steps_in_a_row(gru_type, activation):
-    """Parameters and running buffers stay together while lengths change, an empty batch among them."""
+    """Parameters and running buffers stay equal over batches of changing lengths, one of them empty."""
     layers = layers_of(gru_type, att_activation=activation)
     optimizers = [torch.optim.SGD(layer.parameters(), 0.1) for layer in layers]
     for lengths in (LENGTHS, [5, 2, 4], [0, 0], [1, 6, 0, 2], LENGTHS[::-1]):
@@ -147,7 +147,7 @@ class TestAttention:
         assert torch.equal(without.ragged_scores(torch.randn(1, D), rows), torch.ones(1))
 
     def test_moved_statistics_have_no_gradient(self):
-        """As of torch's own normalisation: a gradient with other statistics than the scores would be wrong."""
+        """Backward raises, as torch's own normalisation does: with other statistics, gradients would be wrong."""
         rows = Ragged(torch.randn(9, D), torch.tensor([0, 4, 9]), 5)
         attention = Attention(D, [7, 4]).eval()
         scores = attention.ragged_scores(torch.randn(2, D, requires_grad=True), rows)
@@ -169,7 +169,7 @@ class TestAttention:
         assert torch.equal(scores(1), scores(2))
 
     def test_checkpointed(self):
-        """The second forward draws the masks of the first."""
+        """Checkpointing runs forward twice, with the same masks."""
         attention = Attention(D, [7, 4], dropout=0.5, batchnorm=False, return_scores=True).double()
         query, rows = torch.randn(2, D).double(), Ragged(torch.randn(9, D).double(), torch.tensor([0, 4, 9]), 5)
         query.requires_grad_()
@@ -192,7 +192,7 @@ def checkpointed(function):
 
 
 class Seen(TorchDispatchMode):
-    """The operators that ran, and the float tensors with a padded batch's rows that came out of others."""
+    """Records which operators ran, and their float arguments and results with the rows of a padded batch."""
 
     def __init__(self, batch, steps):
         super().__init__()
@@ -279,7 +279,7 @@ def numbers(layer, layout="ragged"):
 @pytest.mark.parametrize("gru_type", GRU_TYPES)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
 def test_copies(copied, gru_type):
-    """Also of a layer that has run, and independent of it."""
+    """A copy of a layer, even of one that has run, is independent of it."""
     layer = layers_of(gru_type, torch.float32, att_activation="dice", att_dropout=0.2)[1]
     numbers(layer)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
@@ -312,7 +312,7 @@ def test_without_gradients(gru_type, layout, training):
 
 @pytest.mark.usefixtures("_no_fallback")
 def test_frozen_attention():
-    """Gradients go through parameters that want none."""
+    """Gradients pass through layers whose parameters are frozen."""
     layers = layers_of(att_activation="dice")
     found = []
     leaves, lengths = batch()

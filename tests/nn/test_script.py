@@ -1,4 +1,4 @@
-"""TorchScript: the cells and DynamicGRU, scripted, saved, and loaded by a process that never saw their classes."""
+"""TorchScript: the cells and DynamicGRU, scripted, saved, and loaded without their classes by another process."""
 
 import os
 import shutil
@@ -85,7 +85,7 @@ def test_sequences_packed_differently_are_refused(library):
 
 
 def test_without_the_library(tmp_path):
-    """A copy of the package that was never built scripts DynamicGRU too, over the loop."""
+    """DynamicGRU can be scripted from a package without the native library; it runs the loop."""
     package = Path(dien_fast.__file__).parent
     shutil.copytree(package, tmp_path / "dien_fast", ignore=shutil.ignore_patterns("_native", "__pycache__"))
     code = (

@@ -1,4 +1,4 @@
-"""Scoring many candidates of a user, and states that are kept and extended, against the repeated history."""
+"""Scores of many candidates of a user, from kept and extended states too, equal those of the repeated history."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_one_user(gru_type, steps, candidates, dtype):
     want = expected(eager, query, ragged([steps])._replace(values=keys), [candidates])
     assert got.shape == (candidates, D)
     torch.testing.assert_close(got, want, **TOLERANCES[dtype])
-    # One user may say so, and be given in the other layouts.
+    # Offsets may be given for a single user too, whose events may come in the other layouts.
     offsets = torch.tensor([0, candidates])
     torch.testing.assert_close(fast.evolve_candidates(query, keys, candidate_offsets=offsets), got, rtol=0, atol=0)
     one = Ragged(keys, torch.tensor([0, steps]), steps)
@@ -135,7 +135,7 @@ def test_attention_options(gru_type, batchnorm, activation):
 @pytest.mark.usefixtures("_backend")
 @pytest.mark.parametrize("gru_type", GRU_TYPES)
 def test_an_attention_with_a_hook_runs_it(gru_type):
-    """What the operator cannot see sends the scores through the modules, with the same numbers."""
+    """Scores of modules that the operator does not compute come from the modules, with the same numbers."""
     eager, fast = pair(gru_type)
     calls = []
     fast.attention.fc.register_forward_hook(lambda *_: calls.append(1))

@@ -1,4 +1,4 @@
-"""The session layer against its definition, user by user, and what it must not do."""
+"""The session layer against its definition, user by user, and without loops in Python."""
 
 import pytest
 import torch

@@ -46,7 +46,7 @@ class TestAgainstReference:
 @pytest.mark.parametrize("cell", GATES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gates_computed_again(cell, dtype, monkeypatch):
-    """Above the limit backward keeps states alone; it computes the same gates, so the same bits."""
+    """Above the limit, forward keeps only states, and backward computes the gates again, to the same bits."""
     leaves, lengths = problem((40, 30, 12, 20), cell, dtype)
     saved = outcome("native", leaves, lengths, cell)
     monkeypatch.setattr(operator, "SAVED_GATES_LIMIT", 0)
@@ -55,7 +55,7 @@ def test_gates_computed_again(cell, dtype, monkeypatch):
 
 
 def test_threads(monkeypatch):
-    """Two threads give float32 results within rounding of one, and the same bits each time."""
+    """Results of two threads differ from those of one by rounding alone, and repeat to the same bits."""
     leaves, lengths = problem((300, 20, 32, 32), "augru", torch.float32)
     exact = outcome("reference", *problem((300, 20, 32, 32), "augru"), "augru")
     reference = outcome("reference", leaves, lengths, "augru")
@@ -105,7 +105,7 @@ def test_bad_numbers_stay_in_their_history(cell, dtype, bad):
 
 class TestDispatcher:
     def arguments(self, cell="augru", dtype=torch.float32):
-        """Every row belongs to a history: of the others the saved gates are left as they are."""
+        """Every row belongs to a history: the operator leaves the saved gates of other rows uninitialised."""
         leaves, _ = problem((5, 4, 3, 6), cell, dtype)
         rows = dict(leaves)
         rows["x"] = leaves["x"].detach().reshape(20, 3).requires_grad_()
@@ -176,7 +176,7 @@ class TestDispatcher:
             torch.ops.dien_fast.attention_gru(*arguments)
 
     def test_shared_rows(self):
-        """Two histories over the same rows of x, as copies of them would run; such rows have no gradient."""
+        """Histories that share rows of x give the results of copied rows, and refuse a gradient."""
         arguments = list(self.arguments())
         x, offsets, starts = (
             torch.randn(7, 3, requires_grad=True),

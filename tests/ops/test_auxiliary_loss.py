@@ -32,7 +32,7 @@ class TestAuxiliaryLoss:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("scale", [30.0, 1e4])
     def test_certain_and_wrong(self, scale, dtype):
-        """Large logits of either sign; nothing overflows, and log(1 + e^x) is x."""
+        """Large logits of either sign do not overflow: log(1 + e^x) is x."""
         p = pairs([60, 3, 0, 20], dtype=dtype)
         with torch.no_grad():
             p.parameters[-2].mul_(scale)
@@ -77,7 +77,7 @@ class TestAuxiliaryLoss:
 
     @pytest.mark.parametrize("lengths", [[1, 0, 1], [0, 0], []])
     def test_nothing_to_tell_apart(self, lengths):
-        """0, and still attached to the graph."""
+        """The loss is 0 and still part of the graph."""
         p = pairs(lengths)
         loss = native_loss(p)
         assert loss == 0
@@ -103,7 +103,7 @@ class TestAuxiliaryLoss:
         assert_same(again, two, 0, 0)
         assert_same(loss_outcome(native_loss, p), one, 0, 0)
         for name in ("gradient of states", "gradient of events", "gradient of negatives"):
-            # Tiles may cut the histories of two threads elsewhere, which moves no row's own numbers.
+            # Two threads may cut the histories into other tiles, which does not change the numbers of a row.
             torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-9, msg=name)
         tolerance = 1e-9 if dtype == torch.float64 else 1e-5
         assert_same(two, one, tolerance, tolerance)

@@ -1,4 +1,4 @@
-"""Dropout in the attention scores: its masks, seen one number at a time, and what they do."""
+"""Dropout in the attention scores: each number of its masks, and their effect."""
 
 import os
 from dataclasses import replace
@@ -27,13 +27,13 @@ class TestDropout:
         centred = (kept - 0.6) / 0.24**0.5
         between = (centred.t() @ centred / rows).fill_diagonal_(0)
         assert between.abs().max() < 6 / rows**0.5
-        for lag in range(1, 130):  # also a history's length, and its neighbour's
+        for lag in range(1, 130):  # the lengths of histories are among them
             rest = (centred[lag:] * centred[:-lag]).mean()
             assert abs(rest) < 6 / (channels * (rows - lag)) ** 0.5, lag
 
     @pytest.mark.parametrize("shift", [0, 1, 2, 8])
     def test_layers_have_masks_of_their_own(self, shift):
-        """Of two layers with the same mask, or one moved by a few channels, 0.6 would be kept and not 0.36."""
+        """Independent masks of two layers keep 0.36; equal ones, or one that is the other shifted, keep 0.6."""
         kept = seen_masks(SEED, 0.4, (24, shift), [60] * 20) != 0
         error = (0.36 * 0.64 / kept.numel()) ** 0.5
         assert abs(kept.double().mean() - 0.36) < 5 * error
@@ -77,7 +77,7 @@ class TestDropout:
         assert not torch.equal(native(s)[0], native(s)[0])
 
     def test_none_in_evaluation(self):
-        """Neither masks nor a number taken from torch's generator."""
+        """In evaluation there are no masks, and torch's generator is not advanced."""
         s = scoring(SOME, training=False, dropout=0.3)
         before = torch.get_rng_state()
         found, _ = native(s)
@@ -85,7 +85,7 @@ class TestDropout:
         assert torch.equal(found, native(replace(s, mlp=s.mlp._replace(dropout=0.0)))[0])
 
     def test_float32_gradients(self):
-        """Against float64 with the same seed, whose masks are the same."""
+        """Compares with float64, whose masks are the same for the same seed."""
         s = scoring([60, 7, 0, 33] * 8, 60, 18, (36, 20), "prelu", dropout=0.3)
         single = s.to(torch.float32)
         found, exact = (outcome(lambda s: seeded(s, SEED), given) for given in (single, single.to(torch.float64)))

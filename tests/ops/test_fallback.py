@@ -1,4 +1,4 @@
-"""The operators where no library was built: the library's schemas and numbers."""
+"""The operators without the native library have its schemas and numbers."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_recurrence(cell):
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_recurrence_in_lower_precision(dtype, autocast):
-    """Products are float32, as those of the function without the library."""
+    """Products are computed in float32, as by the public function on the reference backend."""
     leaves, _ = problem((5, 7, 3, 6), "augru", dtype)
     arguments = arguments_of(leaves, "augru")
     with torch.autocast("cpu", enabled=autocast):

@@ -58,7 +58,7 @@ def run(layout, arguments, lengths=LENGTHS, **options):
     padded = None
     if states is not None:
         padded = states.new_zeros(batch, steps, states.size(1)).index_put(index, states)
-    # Without h0 a packed batch holds the histories that have a step, and no others.
+    # Without h0, a packed batch cannot hold histories without a step.
     return padded, last.new_zeros(batch, last.size(1)).index_copy(0, order[: len(last)], last)
 
 
@@ -139,7 +139,7 @@ def test_gru_equals_torch(layout, with_att):
 
 
 def test_augru_with_full_attention_equals_torch_gru():
-    """Rows in the order (r | u | n), the update rows negated: torch's z is what is kept, ours what is replaced."""
+    """Rows are in the order (r | u | n), u negated: torch's z is the share kept, ours the share replaced."""
     arguments = problem("augru")
     arguments["att"] = torch.ones(B, T)
     permuted = dict(arguments)
@@ -304,7 +304,7 @@ def test_the_loop_can_be_scripted_and_saved():
     x, att = arguments.pop("x")[index], arguments.pop("att")[index]
     positional = (x, att, *arguments.values(), [3, 3, 2, 2], "augru_official", False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.jit
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
         buffer = io.BytesIO()
         torch.jit.save(torch.jit.script(packed_loop), buffer)
         buffer.seek(0)

@@ -106,7 +106,7 @@ def test_sizes_must_be_integers(layout, dtype):
     [
         ("x", torch.float64, "weight_ih must have the dtype of x, torch.float64, got torch.float32"),
         ("x", torch.int64, "x must have a floating-point dtype, got torch.int64"),
-        # The other weights agree with x, so weight_ih is named, if not as what is wrong.
+        # The other weights fit x, so the error names weight_ih.
         ("weight_ih", torch.float64, "weight_ih.* torch.float64"),
         (
             "weight_hh",
@@ -129,7 +129,7 @@ def test_mixed_dtypes(name, dtype, message):
 
 
 def test_integer_input():
-    """The weights have the dtype of x, as they should; that dtype cannot hold a gate."""
+    """Integer x and weights have one dtype, but no gate can be computed in it."""
     given = {name: value.to(torch.int64) for name, value in arguments().items()}
     with pytest.raises(TypeError, match=r"x must .* got torch\.int64"):
         attention_gru(**given)

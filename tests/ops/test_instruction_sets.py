@@ -1,4 +1,4 @@
-"""Every instruction set of this machine, and what could end a process."""
+"""Every instruction set of this machine, and errors that must not kill the process."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(*arguments, **environment):
-    """Run Python beside the shared modules of the tests, on one thread."""
+    """Run Python on one thread, with tests/support importable."""
     return subprocess.run(
         [sys.executable, *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
@@ -27,7 +27,7 @@ def run(*arguments, **environment):
 
 
 def test_keys_without_channels():
-    """Refused, as torch refuses to divide by the root of 0; in a process of its own, which must not end."""
+    """A depth of 0 is refused. It runs in its own process, which a division by 0 would kill."""
     code = (
         "import pytest, torch\n"
         "from interest_cases import SOME, native, outcome, scoring\n"
@@ -43,7 +43,7 @@ def test_keys_without_channels():
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_instruction_set_of_this_machine(capability):
-    """Each in a process of its own, as the choice is made once."""
+    """Each instruction set needs its own process, because the choice is made once in a process."""
     result = run(instruction_sets.__file__, capability)
     if result.returncode == 3:
         pytest.skip(f"this machine has no {capability}")

@@ -1,4 +1,4 @@
-"""What the dispatcher asks of the operators."""
+"""torch.library.opcheck of the interest layer's operators."""
 
 import os
 from dataclasses import replace
@@ -17,7 +17,7 @@ def leaf(*shape):
 
 
 class TestOpcheck:
-    """Sizes are such that no line of what is kept for backward ends in numbers that nobody writes."""
+    """Sizes are chosen so that what is kept for backward holds no uninitialised numbers."""
 
     @pytest.mark.parametrize("activation", ["dice", "prelu"])
     def test_attention_scores(self, activation):
@@ -31,7 +31,7 @@ class TestOpcheck:
         s = scoring([3, 0, 6, 1], 6, training=False, dtype=torch.float32)
         with torch.no_grad():
             torch.library.opcheck(NATIVE.attention_scores.default, s.raw(save=False))
-        # The rest of what is kept is not written in evaluation, so that its numbers cannot be compared.
+        # In evaluation, parts of what is kept stay uninitialised, so the numbers cannot be compared.
         torch.library.opcheck(
             NATIVE.attention_scores.default,
             s.raw(),

@@ -29,7 +29,7 @@ def _fresh_compiler():
 
 
 class Recurrence(nn.Module):
-    """Something before and behind the call, as in a model."""
+    """Computes something before and after the call, as a model does."""
 
     def __init__(self, layout, cell="augru", bias=True):
         super().__init__()
@@ -55,7 +55,7 @@ class Recurrence(nn.Module):
 
 
 def inputs(layout, lengths):
-    """x, attention and sizes of a batch; x wants a gradient."""
+    """Return x, which requires a gradient, attention and sizes of a batch."""
     lengths = torch.tensor(lengths)
     x, att = torch.randn(len(lengths), int(lengths.max()), I), torch.rand(len(lengths), int(lengths.max()))
     if layout == "ragged":
@@ -99,7 +99,7 @@ def test_compile(layout, cell):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_lengths_alone_never_compile_again(layout):
-    """Also where sizes are not dynamic from the start."""
+    """Sizes become dynamic when they change."""
     module = Recurrence(layout)
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(module, fullgraph=True, backend=counter)
@@ -187,7 +187,7 @@ def test_dynamic_gru_on_ragged_rows():
 
 @pytest.mark.parametrize("enforce_sorted", [True, False])
 def test_dynamic_gru_on_a_packed_sequence(enforce_sorted):
-    """torch packs outside of the graph: the compiler does not trace pack_padded_sequence."""
+    """Packing stays outside of the graph, because torch.compile does not trace pack_padded_sequence."""
     module = Packed()
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(module, fullgraph=True, backend=counter, dynamic=True)
@@ -224,7 +224,7 @@ class TestAutocast:
         assert torch.equal(*(gradient for (gradient,) in gradients))
 
     def test_16_bit_rows_beside_float32_weights(self, layout, backend):
-        """What a linear layer hands over under autocast; attention keeps its float32 numbers."""
+        """Under autocast a linear layer returns 16-bit inputs, while attention stays float32."""
         module = Recurrence(layout)
         x, att, sizes = inputs(layout, PATTERNS[0])
         with dien_fast.use_backend(backend), torch.autocast("cpu", torch.bfloat16):
@@ -242,7 +242,7 @@ class TestAutocast:
 
 
 def test_autocast_leaves_other_dtypes_alone():
-    """float64 stays, as in torch's own operators, and what is refused without autocast is refused with it."""
+    """Autocast leaves float64 as it is, like torch's own operators, and refuses the same arguments."""
     module = Recurrence("padded").double()
     module.embed = nn.Identity()
     x, att, sizes = inputs("padded", PATTERNS[0])

@@ -29,11 +29,11 @@ CASES = int(os.environ.get("DIEN_FAST_HYPOTHESIS", 100))
 MOST_FIXED = 300  # so many cases are the same each time
 SIZES = {"padded": "lengths", "ragged": "offsets", "packed": "batch_sizes"}
 TENSORS = ("x", "att", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "h0")
-# The error may be twice that of the eager loop and 8 eps. Where the numbers of one history nearly cancel, or
-# attention outside of [0, 1] lets states grow from step to step, one rounding decides, and the eager loop's may
-# be small by luck: one case in a thousand breaks the rule so, by 3.6 times at most in 10,000. It is drawn again
-# with other numbers, to tell luck from a kernel that is less exact: there the error has at most 0.42 of what is
-# allowed on average, and 5.3 times in the worst of 200 draws.
+# The error may be twice that of the eager loop plus 8 eps. Where numbers nearly cancel, or attention outside of
+# [0, 1] lets states grow from step to step, a single rounding dominates, and the eager loop's may be small by
+# luck. So one case in a thousand breaks the rule, by a factor of 3.6 at most in 10,000 cases. Such a case is drawn
+# again with other numbers, to tell luck from an inexact kernel. Measured, the error is on average at most 0.42 of
+# what is allowed, and 5.3 times what is allowed in the worst of 200 draws.
 REDRAWN = 30
 STRIDES = ("plain", "gaps", "transposed", "offset")
 
@@ -50,8 +50,8 @@ class Case:
     inputs: int
     hidden: int
     missing: set[str]  # optional tensors that are not given
-    wide: set[str]  # of att and h0, those that are float32 beside a 16-bit x
-    wanted: set[str]  # tensors that want a gradient
+    wide: set[str]  # which of att and h0 are float32 beside a 16-bit x
+    wanted: set[str]  # tensors that require a gradient
     strides: dict[str, str]
     integer: torch.dtype
     return_states: bool
@@ -62,7 +62,7 @@ class Case:
 
 
 def size(smallest, most=40):
-    """Mostly small, as what is wrong is mostly wrong at the edges."""
+    """Mostly small sizes, because faults are mostly at the edges."""
     return st.one_of(st.integers(smallest, min(5, most)), st.integers(smallest, most))
 
 
@@ -102,7 +102,7 @@ def cases(draw):
 
 
 def faults(case):
-    """What can be done wrong in a case: its name, and the error that both backends must give."""
+    """The faults that a case can have: name, and the error that both backends must raise."""
     sizes = SIZES[case.layout]
     known = {
         "x is wider": (ValueError, "x must have shape"),
@@ -151,7 +151,7 @@ def arguments(case):
     batch, rows = len(case.lengths), GATES[case.cell] * case.hidden
     generator = torch.Generator().manual_seed(case.seed)
     values = {}
-    # Scaled so that the recurrence is not chaotic; attention outside of [0, 1] lets states grow all the same.
+    # Scaled so that the recurrence is not chaotic, although attention outside of [0, 1] still lets states grow.
     for name, shape, scale in (
         ("x", (batch, case.steps, case.inputs), 1.0),
         ("att", (batch, case.steps), 1.0),
@@ -241,7 +241,7 @@ def run(backend, case, given):
         for value in found.values():
             weight = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
             loss = loss + (value * strided(weight, case.strides["gradient"])).sum()
-        if not loss.requires_grad:  # nothing has a step, and what is asked for acts in steps alone
+        if not loss.requires_grad:  # no history has a step, and only steps use the tensors that require a gradient
             loss = loss + sum(0 * value.sum() for value in wanted.values())
         gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True, materialize_grads=True)
     return found | {f"gradient of {name}": value for name, value in zip(wanted, gradients, strict=True)}
@@ -285,7 +285,7 @@ def compare(case):
 
 
 def both(case, given):
-    """What the native kernels and the eager loop compute."""
+    """Return the results of the native kernels and of the eager loop."""
     native, eager = (run(backend, case, given) for backend in ("native", "reference"))
     assert native.keys() == eager.keys()
     for name, value in native.items():
@@ -294,7 +294,7 @@ def both(case, given):
 
 
 def shares(case, given):
-    """What share of the allowed error each result has, but for results that pass the range of float16."""
+    """Return each result's share of the allowed error, without results beyond the range of float16."""
     exact = {
         name: value.detach().double().requires_grad_(value.requires_grad)
         if isinstance(value, torch.Tensor) and value.is_floating_point()
@@ -335,7 +335,7 @@ def example(layout):
     ("layout", "fault"), [(layout, name) for layout in SIZES for name in faults(example(layout))]
 )
 def test_every_fault_is_refused(layout, fault):
-    """The generated cases choose among these, and may leave some out."""
+    """Generated cases draw from these combinations and may miss some, so each runs once here."""
     case = example(layout)
     case.fault = fault
     compare(case)

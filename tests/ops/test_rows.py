@@ -70,7 +70,7 @@ class TestRows:
             torch.set_num_threads(before)
 
     def test_derivatives(self):
-        """First and second."""
+        """First and second derivatives."""
         offsets = offsets_of([2, 0, 3])
         padded, values = draw(3, 4, 2).requires_grad_(), draw(5, 2).requires_grad_()
         for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):

@@ -1,4 +1,4 @@
-"""The kernels under AddressSanitizer and UndefinedBehaviorSanitizer: what `make sanitize` does, but less of it."""
+"""The kernels under AddressSanitizer and UndefinedBehaviorSanitizer: a part of `make sanitize`."""
 
 import os
 import subprocess

@@ -56,7 +56,7 @@ class TestAttentionScores:
         check_large_batch(threads, dtype)
 
     def test_layers_of_different_kinds(self):
-        """An MLP's layers are alike; the operator takes them as they come."""
+        """The modules build MLPs of one kind of layer; the operator takes any mix."""
         s = scoring(SOME, 8, widths=(7, 4, 6), activation="sigmoid", norm=False)
         prelu, dice = (scoring(SOME, widths=(4,), activation=name) for name in ("prelu", "dice"))
         parameters = [*s.mlp.parameters[:4], *prelu.mlp.parameters[2:5], *s.mlp.parameters[4:6]]
@@ -78,7 +78,7 @@ class TestAttentionScores:
 
     @pytest.mark.parametrize("activation", ["dice", "prelu"])
     def test_float32_with_channels_far_from_zero(self, activation):
-        """A variance that is a difference of squares would be noise."""
+        """A variance computed as a difference of squares would be rounding noise."""
         s = scoring([30, 7, 0, 60, 11] * 6, 60, 18, (36, 20), activation)
         with torch.no_grad():
             s.mlp.parameters[1] += 3000.0
@@ -94,7 +94,7 @@ class TestAttentionScores:
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_large_logits(self, dtype):
-        """The largest of a history is taken off before the exponentials."""
+        """The largest logit of a history is subtracted before exponentials are taken."""
         s = scoring(SOME, widths=(7,), activation="relu", norm=False, dtype=dtype)
         with torch.no_grad():
             s.mlp.parameters[-2].mul_(1e4)
@@ -108,7 +108,7 @@ class TestAttentionScores:
 
     @pytest.mark.parametrize("activation", ["relu", "prelu", "dice"])
     def test_at_the_kink(self, activation):
-        """Numbers that are exactly zero have the gradient that torch gives them."""
+        """At exactly 0, activations have the gradient that torch gives them."""
         s = scoring(SOME, widths=(7, 4), activation=activation, norm=False, training=activation != "dice")
         with torch.no_grad():
             for value in (s.query, s.keys, s.mlp.parameters[1]):
@@ -176,7 +176,7 @@ class TestAttentionScores:
     @NORMS
     @pytest.mark.parametrize("activation", CODES)
     def test_operator_itself(self, activation, norm, training):
-        """Through the dispatcher, with its own autograd."""
+        """The operator called through the dispatcher, with the autograd registered there."""
         s = scoring(SOME, activation=activation, norm=norm, training=training)
         found = outcome(lambda s: NATIVE.attention_scores(*s.raw())[:2], s)
         assert_same(found, outcome(native, s), 0, 0)
@@ -238,7 +238,7 @@ class TestAttentionScores:
         assert_same(two, one, tolerance, tolerance)
 
     def test_one_thread_gives_the_bits_of_two_in_evaluation(self):
-        """Rows are computed by themselves, so only sums over all of them know of threads."""
+        """A row does not depend on the others, so threads change sums over all rows alone."""
         s = scoring([60, 3, 0, 41] * 12, 60, 18, (36, 20), training=False, dtype=torch.float32)
         before = torch.get_num_threads()
         try:
@@ -264,7 +264,7 @@ def attention_pair(activation, momentum, norm=True):
 @pytest.mark.parametrize("momentum", [0.1, 0.5, 1.0, 0.0, None])
 @pytest.mark.parametrize(("activation", "norm"), [("dice", True), ("dice", False), ("relu", True)])
 def test_running_buffers(activation, norm, momentum):
-    """Those of the modules' own forward on ragged rows, over batches of several widths, and then in evaluation."""
+    """The buffers move as in the modules' own forward, over batches of several widths, and serve in evaluation."""
     fast, slow = attention_pair(activation, momentum, norm)
     assert native_layers(fast) is not None
     for width in (6, 9, 7):
@@ -287,7 +287,7 @@ def test_running_buffers(activation, norm, momentum):
 
 
 def test_layers_without_channels():
-    """Refused; a division by their number would end the process."""
+    """A batch without channels is refused; a division by their number would kill the process."""
     for widths in ((0,), (4, 0), (0, 4), (4, 0, 3)):
         for training in (True, False):
             with pytest.raises(RuntimeError, match="must have at least one output a layer"):

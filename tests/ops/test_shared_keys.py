@@ -39,7 +39,7 @@ class TestSharedKeys:
 
     @pytest.mark.parametrize("activation", ["dice", "tanh"])
     def test_shared_scores_of_the_module(self, activation):
-        """The native operator, and repeated rows where it does not compute the MLP."""
+        """The native operator, or repeated rows for an MLP that the operator does not compute."""
         attention = Attention(6, [9, 5], activation=activation, return_scores=True).double().eval()
         assert (native_layers(attention) is None) == (activation == "tanh")
         keys = Ragged(draw(9, 6), torch.tensor([0, 4, 4, 9]), 6)

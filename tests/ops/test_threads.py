@@ -1,4 +1,4 @@
-"""attention_gru in threads and worker processes: the numbers of a call that is alone, and a backend for each."""
+"""attention_gru gives the same numbers in threads and worker processes, each of which chooses its backend."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ def _two_threads():
 
 
 def call(cell, dtype=torch.float32, backend="native"):
-    """States, last states and gradients, without a graph: those may leave their process."""
+    """Return states, last states and gradients without a graph, so that another process can receive them."""
     return {name: value.detach() for name, value in outcome(backend, *problem(SHAPE, cell, dtype), cell).items()}
 
 
@@ -53,7 +53,7 @@ def test_one_thread_gives_the_bits_of_two_but_in_sums(cell):
 
 @pytest.mark.usefixtures("_two_threads")
 def test_different_calls_at_once():
-    """Forward and backward, each Python thread with kernels of two threads."""
+    """Run forward and backward in several Python threads, whose kernels use two threads each."""
     kinds = [(cell, dtype) for cell in GATES for dtype in (torch.float32, torch.float64)]
     alone = [call(*kind) for kind in kinds] * 3
     with ThreadPoolExecutor(4) as pool:
@@ -62,7 +62,7 @@ def test_different_calls_at_once():
 
 
 class Calls(Dataset):
-    """Item i is what a worker computes with cell i, and how."""
+    """Item i is the result of a worker with cell i, and the backend that it used."""
 
     def __len__(self):
         return len(GATES)
@@ -89,10 +89,10 @@ def test_in_the_workers_of_a_loader(start):
 
 
 def test_each_thread_has_its_own_backend():
-    """All of them inside their blocks at the same time, with the numbers of their own choice."""
+    """All threads are inside their blocks at once, and each gets the numbers of the backend that it chose."""
     leaves, lengths = problem(SHAPE, "augru", torch.float32)
     expected = {name: call("augru", backend=name)["states"] for name in ("native", "reference")}
-    assert not torch.equal(*expected.values())  # rounding tells them apart
+    assert not torch.equal(*expected.values())  # the backends round differently
     barrier = threading.Barrier(4, timeout=60)
 
     def run(name):

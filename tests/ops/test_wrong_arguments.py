@@ -1,4 +1,4 @@
-"""What the operators refuse."""
+"""Wrong arguments of the interest layer's operators."""
 
 import os
 
@@ -123,7 +123,7 @@ WRONG_STARTS = {
 
 
 class TestWrongArguments:
-    """Checked before memory is touched, in a sentence."""
+    """Wrong arguments are refused in one sentence before memory is touched."""
 
     @pytest.mark.parametrize("case", WRONG_SCORES)
     def test_attention_scores(self, case):

@@ -1,4 +1,4 @@
-"""What AttentionGroup knows, and every set of constructor arguments that no model can be built from."""
+"""AttentionGroup's methods, and constructor arguments that models refuse."""
 
 import pytest
 

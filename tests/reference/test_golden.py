@@ -1,4 +1,4 @@
-"""The article's own numbers: outputs, auxiliary loss, gradients, running buffers, initial parameters."""
+"""Numbers that the article's listing produced: outputs, auxiliary loss, gradients, buffers, initial parameters."""
 
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,7 @@ BUILDERS = {"dice": dice, "dynamic": dynamic_gru, "attention": attention, "inter
 
 
 def build(case, library):
-    """Return the module and the names of the parameters that were altered after its creation."""
+    """Return the module and the names of the parameters that were changed after its creation."""
     return BUILDERS[case.rstrip("23").split("_")[0]](case, library)
 
 
