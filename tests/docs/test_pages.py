@@ -147,6 +147,12 @@ def test_a_wrong_block_is_noticed(block, error, tmp_path, monkeypatch):
         Session().run(Path("page.md"))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
 def test_the_table_of_the_examples_is_the_tutorials():
     script = (ROOT / "examples" / "shop.py").read_text()
     made = {}
