@@ -1,6 +1,7 @@
 """Settings of Sphinx for the documentation."""
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -92,6 +93,15 @@ def show_internal(app, env, node, content):
     return content if target.startswith("dien_fast.") and exists(target) else None
 
 
+def without_rules(app, what, name, thing, options, signature, returns):
+    """Show the type of a setting without the rule that checks it."""
+    if not signature:
+        return None
+    rule = r"~?[\w.]*Rule\((?:[^()]|\([^()]*\))*\)"
+    return re.sub(rf"~?(?:typing\.)?Annotated\[(.+?), {rule}\]", r"\1", signature), returns
+
+
 def setup(app):
-    """Register the handler of references."""
+    """Register the handlers of references and signatures."""
     app.connect("missing-reference", show_internal)
+    app.connect("autodoc-process-signature", without_rules)
