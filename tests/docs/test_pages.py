@@ -9,6 +9,7 @@ starting a new one for each command takes seconds, and ``dien-fast train`` runs 
 import contextlib
 import doctest
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -151,6 +152,15 @@ def test_a_wrong_block_is_noticed(block, error, tmp_path, monkeypatch):
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_every_key_of_the_schema_is_explained():
+    page = (ROOT / "docs" / "own-data.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w\[\]]+)` \| (.*?) \| ", page, re.MULTILINE))
+    for name, default in Schema(categorical=["item"]).to_dict().items():
+        shown = rows["[[groups]]" if name == "groups" else name].strip("`").replace("\\", "")
+        if name not in ("categorical", "groups"):
+            assert shown == ("none" if default is None else json.dumps(default)), name
 
 
 def test_the_table_of_the_examples_is_the_tutorials():
