@@ -1,24 +1,32 @@
 """Builds the native libraries with ninja; everything else about the package is in pyproject.toml.
 
 They use LibTorch's stable ABI and do not link to Python, so one build serves every Python and every torch from
-2.10 on. Without a C++ compiler, or without torch to build against, the package installs without them; without
-nvcc, or with DIEN_FAST_CUDA=0 in the environment, without the CUDA kernels. A torch without CUDA will do to build
-those.
+2.10 on. They are compiled against the headers of the environment's torch, which may be one without CUDA.
+
+A build that lacks torch or a C++ compiler stops; DIEN_FAST_NATIVE=0 in the environment installs without the native
+libraries. Without nvcc, or with DIEN_FAST_CUDA=0, the package installs without the CUDA kernels, whose work torch
+then does; DIEN_FAST_CUDA=1 stops if there is no nvcc.
 """
 
+import importlib.machinery
+import importlib.util
 import os
 import platform
 import re
 import shutil
+import site
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.dist_info import dist_info
 
 SOURCES = Path("csrc")
+NATIVE = os.environ.get("DIEN_FAST_NATIVE") != "0"
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -fno-math-errno -ffp-contract=fast"
 # DIEN_FAST_SANITIZE=1 builds what reports every wrong access and undefined operation; `make sanitize` uses it.
 # Without optimisation, which takes minutes over the checks and could remove what they are to find.
@@ -33,6 +41,7 @@ if SANITIZE != "0":
         "-O3",
         f"-O0 -g1 -DDIEN_FAST_SANITIZED -fno-omit-frame-pointer {SANITIZERS} -fno-sanitize-recover",
     )
+CUDA = os.environ.get("DIEN_FAST_CUDA") != "0" and SANITIZE == "0"
 # One translation unit of the kernel an instruction set; the compiler's target is all that differs.
 CAPABILITIES = {"baseline": ""}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -50,6 +59,16 @@ CUDA_ARCHITECTURES = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;8.6;8.9;9.0+
 CUDA_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
 
 
+TORCH_INCLUDES = ("include", "include/torch/csrc/api/include")
+
+
+class Tools(NamedTuple):
+    torch: Path
+    compiler: str
+    ninja: str
+    nvcc: Path | None
+
+
 class NativeLibrary(Extension):
     """A plain shared library inside the package, not an extension module of one Python."""
 
@@ -64,69 +83,125 @@ class BuildNative(build_ext):
         return str(Path(*fullname.split("."))) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-        if compiler is None:
-            print("dien-fast: no C++ compiler found, installing without the native library", file=sys.stderr)
-            return
-        try:
-            from torch.utils.cpp_extension import include_paths, library_paths
-        except ImportError:
-            print(
-                "dien-fast: torch is not importable here, installing without the native library; "
-                "use pip install --no-build-isolation where torch is installed",
-                file=sys.stderr,
-            )
-            return
-        cuda = any(source.endswith(".cu") for source in ext.sources)
-        nvcc = find_nvcc() if cuda else None
-        if cuda and (nvcc is None or SANITIZE != "0" or os.environ.get("DIEN_FAST_CUDA") == "0"):
-            why = "no nvcc found" if nvcc is None else "as asked for"
-            print(f"dien-fast: {why}, installing without the CUDA kernels", file=sys.stderr)
-            return
+        tools = find_tools()
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        cuda = any(source.endswith(".cu") for source in ext.sources)
+        if cuda and tools.nvcc is None:
+            why = "no nvcc found" if CUDA else "as asked for"
+            print(f"dien-fast: {why}, installing without the CUDA kernels", file=sys.stderr)
+            target.unlink(missing_ok=True)  # an earlier build's
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
         build = Path(self.build_temp).resolve() / ext.name.rpartition("_")[2]
         build.mkdir(parents=True, exist_ok=True)
-        includes = " ".join(f"-isystem {path}" for path in include_paths())
-        # libtorch.so brings in whatever else torch has, CUDA's part too, but a linker may think it unused.
-        libraries = "-ltorch_cpu -ltorch " + " ".join(f"-L{path}" for path in library_paths())
-        needed, linker = (
-            "-Wl,--no-as-needed",
-            f"{compiler} -shared {SANITIZERS}",
+        (build / "build.ninja").write_text("\n".join(ninja_lines(ext.sources, target, tools, cuda)))
+        if subprocess.run([tools.ninja, "-C", str(build)]).returncode:
+            stop("the native library does not compile, for the reason that the compiler gave above")
+
+
+def ninja_lines(sources: list[str], target: Path, tools: Tools, cuda: bool) -> list[str]:
+    """The lines of build.ninja for one of the libraries."""
+    includes = " ".join(f"-isystem {tools.torch / path}" for path in TORCH_INCLUDES)
+    # libtorch.so brings in whatever else torch has, CUDA's part too, but a linker may think it unused.
+    libraries = f"-ltorch_cpu -ltorch -L{tools.torch / 'lib'}"
+    needed, linker = "-Wl,--no-as-needed", f"{tools.compiler} -shared {SANITIZERS}"
+    if cuda:
+        needed, linker = "-Xlinker --no-as-needed", f"{tools.nvcc} -ccbin {tools.compiler} -shared"
+    target_version = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+    lines = [
+        "ninja_required_version = 1.3",
+        f"cxx = {tools.compiler}",
+        f"flags = {FLAGS} {target_version} {includes}{' -DUSE_CUDA' * cuda}",
+        "rule compile",
+        "  command = $cxx $flags $isa -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule compile_cuda",
+        f"  command = {tools.nvcc} -ccbin $cxx {CUDA_FLAGS} {architecture_flags(CUDA_ARCHITECTURES)} "
+        f"-I{(SOURCES / 'cuda' / 'common' / 'platform').resolve()} -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {linker} {needed} $in {libraries} -o $out",
+    ]
+    objects = []
+    for source in map(Path, sources):
+        if source.suffix == ".cu":
+            units = {source.stem: "compile_cuda"}
+        elif source.stem.endswith("_kernel"):
+            units = {f"{source.stem}_{name}": "compile" for name in CAPABILITIES}
+        else:
+            units = {source.stem: "compile"}
+        for name, rule in units.items():
+            isa = CAPABILITIES.get(name.rpartition("_")[2], "")
+            lines += [f"build {name}.o: {rule} {source.resolve()}", f"  isa = {isa}"]
+            objects.append(f"{name}.o")
+    return [*lines, f"build {target}: link {' '.join(objects)}", f"default {target}", ""]
+
+
+class Metadata(dist_info):
+    """Asks for the tools before pip collects what the package needs: torch alone may be gigabytes."""
+
+    def run(self) -> None:
+        if NATIVE:
+            find_tools()
+        super().run()
+
+
+def find_tools() -> Tools:
+    """The tools that compile the library; a build without one of them stops with what to do about it."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        stop(
+            "no C++ compiler was found: install one, such as g++, or name one in CXX; DIEN_FAST_NATIVE=0 installs "
+            "without the native library, several times slower"
         )
-        if cuda:
-            needed, linker = "-Xlinker --no-as-needed", f"{nvcc} -ccbin {compiler} -shared"
-        lines = [
-            "ninja_required_version = 1.3",
-            f"cxx = {compiler}",
-            f"flags = {FLAGS} -DTORCH_TARGET_VERSION=0x020a000000000000 {includes}{' -DUSE_CUDA' * cuda}",
-            "rule compile",
-            "  command = $cxx $flags $isa -MMD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "rule compile_cuda",
-            f"  command = {nvcc} -ccbin $cxx {CUDA_FLAGS} {architecture_flags(CUDA_ARCHITECTURES)} "
-            f"-I{(SOURCES / 'cuda' / 'common' / 'platform').resolve()} -MMD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "rule link",
-            f"  command = {linker} {needed} $in {libraries} -o $out",
-        ]
-        objects = []
-        for source in map(Path, ext.sources):
-            if source.suffix == ".cu":
-                units = {source.stem: "compile_cuda"}
-            elif source.stem.endswith("_kernel"):
-                units = {f"{source.stem}_{name}": "compile" for name in CAPABILITIES}
-            else:
-                units = {source.stem: "compile"}
-            for name, rule in units.items():
-                isa = CAPABILITIES.get(name.rpartition("_")[2], "")
-                lines += [f"build {name}.o: {rule} {source.resolve()}", f"  isa = {isa}"]
-                objects.append(f"{name}.o")
-        lines += [f"build {target}: link {' '.join(objects)}", f"default {target}", ""]
-        (build / "build.ninja").write_text("\n".join(lines))
-        subprocess.run([find_ninja(), "-C", str(build)], check=True)
+    ninja = find_ninja()
+    if ninja is None:
+        stop("ninja was not found, which compiles the native library: pip install ninja")
+    nvcc = find_nvcc() if CUDA else None
+    if nvcc is None and os.environ.get("DIEN_FAST_CUDA") == "1":
+        stop(
+            "no nvcc was found for the CUDA kernels that DIEN_FAST_CUDA=1 asks for: "
+            "name CUDA's folder in CUDA_HOME"
+        )
+    return Tools(find_torch(), compiler, ninja, nvcc)
+
+
+def find_ninja() -> str | None:
+    try:
+        from ninja import BIN_DIR
+    except ImportError:
+        return shutil.which("ninja")
+    return str(Path(BIN_DIR) / "ninja")
+
+
+def find_torch() -> Path:
+    """The folder of the torch to compile against, which is not imported.
+
+    An isolated build hides the environment's packages, but its interpreter is the environment's, so that they are
+    found by their place. torch is no build requirement: that would download gigabytes, perhaps of another variant
+    than the environment's, for headers that any torch from 2.10 has.
+    """
+    found = importlib.util.find_spec("torch")
+    if found is None:
+        places = [*site.getsitepackages([sys.prefix, sys.base_prefix]), site.getusersitepackages()]
+        found = importlib.machinery.PathFinder.find_spec("torch", places)
+    if found is None or not found.submodule_search_locations:
+        stop(
+            f"the native library is compiled against torch, which is not installed for {sys.executable}: "
+            "pip install 'torch>=2.10' and then this package again, with --no-build-isolation where another tool "
+            "than pip builds it; DIEN_FAST_NATIVE=0 installs without the native library, several times slower"
+        )
+    folder = Path(found.submodule_search_locations[0])
+    version = re.search(r"__version__ = '(\d+)\.(\d+)[^']*'", (folder / "version.py").read_text())
+    if version and (int(version[1]), int(version[2])) < (2, 10):
+        stop(f"{folder} is torch {version[1]}.{version[2]}, and must be 2.10 or newer: pip install 'torch>=2.10'")
+    return folder
+
+
+def stop(sentence: str) -> NoReturn:
+    raise SystemExit(f"dien-fast: {sentence}")
 
 
 def find_nvcc() -> Path | None:
@@ -147,14 +222,6 @@ def architecture_flags(architectures: str) -> str:
         if name.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return " ".join(flags)
-
-
-def find_ninja() -> str:
-    try:
-        from ninja import BIN_DIR
-    except ImportError:
-        return shutil.which("ninja") or "ninja"
-    return str(Path(BIN_DIR) / "ninja")
 
 
 # The newest symbols GLIBCXX_3.4.x that Linux distributions with glibc 2.y and later ship; torch itself needs 2.28.
@@ -195,6 +262,8 @@ setup(
             "dien_fast._native.libdien_fast_cuda",
             [path for path in SOURCES.glob("cuda/*/*") if path.suffix in (".cpp", ".cu")],
         ),
-    ],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel},
+    ]
+    if NATIVE
+    else [],
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": PlatformWheel, "dist_info": Metadata},
 )

@@ -1,51 +1,48 @@
-"""The wheel: its tag, what is in it, and that it runs where it is unpacked."""
+"""The wheel, built from the source distribution: its tag, what is in it, and that it runs where it is unpacked."""
 
 import os
 import platform
 import re
 import runpy
-import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
 import setuptools
+from source_copy import ROOT, copy_sources, quick_build
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
 )
-ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = "dien_fast/_native/libdien_fast_cpu.so"
 
 
-# What stands for the compiler. The quick one links the library that is built already; the other compiles without
-# optimisation, which takes a third of the time.
-COMPILERS = {
-    "built": """for output; do :; done
-case " $* " in *" -shared "*) cp "$LIBRARY" "$output" ;; *) : >"$output" ;; esac""",
-    "compiled": 'exec "$COMPILER" "$@" -O0',
-}
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """The unpacked source distribution of a copy of the sources."""
+    copy = copy_sources(tmp_path_factory.mktemp("copy"))
+    code = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, check=True)
+    (archive,) = (copy / "dist").iterdir()
+    with tarfile.open(archive) as content:
+        content.extractall(copy.parent / "unpacked", filter="data")
+    (folder,) = (copy.parent / "unpacked").iterdir()
+    return folder
 
 
-@pytest.fixture(scope="module", params=["built", pytest.param("compiled", marks=pytest.mark.slow)])
-def wheel(request, tmp_path_factory):
-    """The wheel of a copy of the sources, without CUDA, which takes minutes."""
-    copy = tmp_path_factory.mktemp("wheel")
-    for name in ("csrc", "dien_fast"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    compiler = copy / "compiler"
-    compiler.write_text(f"#!/bin/sh\n{COMPILERS[request.param]}\n")
-    compiler.chmod(0o755)
-    environment = os.environ | {"COMPILER": os.environ.get("CXX", "c++"), "LIBRARY": str(ROOT / LIBRARY)}
-    environment |= {"CXX": str(compiler), "DIEN_FAST_CUDA": "0"}
-    command = "pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist ."
-    subprocess.run([sys.executable, "-m", *command.split()], cwd=copy, env=environment, check=True)
-    (path,) = (copy / "dist").iterdir()
+def wheel_of(folder, destination, **environment):
+    command = f"pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w {destination} ."
+    environment = quick_build(folder) | environment
+    subprocess.run([sys.executable, "-m", *command.split()], cwd=folder, env=environment, check=True)
+    (path,) = destination.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def wheel(sources):
+    return wheel_of(sources, sources.parent / "wheel")
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +84,23 @@ def test_the_wheel_runs(unpacked):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=unpacked, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(unpacked / "dien_fast" / "__init__.py"), "native"]
+
+
+def test_without_the_native_library_on_purpose(sources, wheel):
+    """Any system's wheel; the library that an earlier build left behind is not in it."""
+    assert list((sources / "build").rglob("libdien_fast_cpu.so")), "no earlier build to leave a library behind"
+    path = wheel_of(sources, sources.parent / "python", DIEN_FAST_NATIVE="0", CXX="/no/such/compiler")
+    assert path.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(path) as content:
+        assert not [name for name in content.namelist() if name.endswith(".so")]
+        content.extractall(path.parent)
+    code = "import dien_fast; print(dien_fast.__file__, dien_fast.backend())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=path.parent, capture_output=True, text=True, check=True
+    )
+    assert str(path.parent) in done.stdout
+    assert "reference (a loop over time steps in PyTorch, as no native library was built)" in done.stdout
+    assert "dien-fast runs without its native library" in done.stderr
 
 
 @pytest.mark.parametrize(
