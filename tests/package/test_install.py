@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from source_copy import ROOT, copy_sources, quick_build
+from source_copy import ROOT, UNOPTIMISED_COMPILER, build_environment, copy_sources
 
 pytestmark = pytest.mark.slow
 NO_TORCH = "dien-fast: the native library is compiled against torch, which is not installed for "
@@ -23,7 +23,8 @@ def new_environment(folder):
 
 def pip(python, copy, *arguments):
     command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
-    return subprocess.run(command, cwd=copy, env=quick_build(copy), capture_output=True, text=True)
+    environment = build_environment(copy, UNOPTIMISED_COMPILER)
+    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
 
 
 def commit(copy):

@@ -92,18 +92,6 @@ def test_a_missing_module_of_our_own_is_not_blamed_on_an_extra(monkeypatch):
         dien_fast.load  # noqa: B018
 
 
-def test_a_missing_extra_in_a_fresh_process():
-    """With pyarrow blocked the core works, and the encoders say what to install."""
-    code = (
-        "import sys; sys.modules['pyarrow'] = None\n"
-        "import dien_fast\n"
-        "dien_fast.Interest(4)\n"
-        "try:\n    dien_fast.CategoryEncoder\nexcept ImportError as error:\n    print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'dien-fast[train]'" in done.stdout
-
-
 def test_backend_prints_what_runs():
     found = dien_fast.backend()
     assert found.name in ("native", "reference")

@@ -11,12 +11,11 @@ import zipfile
 
 import pytest
 import setuptools
-from source_copy import ROOT, copy_sources, quick_build
+from source_copy import COPYING_COMPILER, LIBRARY, ROOT, build_environment, copy_sources
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
 )
-LIBRARY = "dien_fast/_native/libdien_fast_cpu.so"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def sources(tmp_path_factory):
 
 def wheel_of(folder, destination, **environment):
     command = f"pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w {destination} ."
-    environment = quick_build(folder) | environment
+    environment = build_environment(folder, COPYING_COMPILER) | environment
     subprocess.run([sys.executable, "-m", *command.split()], cwd=folder, env=environment, check=True)
     (path,) = destination.glob("*.whl")
     return path
@@ -50,6 +49,12 @@ def unpacked(wheel):
     with zipfile.ZipFile(wheel) as content:
         content.extractall(wheel.parent)
     return wheel.parent
+
+
+def test_the_source_distribution_is_complete(sources):
+    native = {path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert {path for path in native if not (sources / path).is_file()} == set()
+    assert any(path.suffix == ".h" for path in native)
 
 
 def test_the_tag_says_the_oldest_glibc_and_no_python(wheel, unpacked):
