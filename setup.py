@@ -56,10 +56,8 @@ if SANITIZE == "baseline":
 # What torch's own variable of this name says, else every architecture from Ampere to Hopper, and later ones by
 # the PTX of the last.
 CUDA_ARCHITECTURES = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;8.6;8.9;9.0+PTX"
-CUDA_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
-
-
 TORCH_INCLUDES = ("include", "include/torch/csrc/api/include")
+CUDA_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
 
 
 class Tools(NamedTuple):
@@ -73,7 +71,10 @@ class NativeLibrary(Extension):
     """A plain shared library inside the package, not an extension module of one Python."""
 
     def __init__(self, name: str, sources: list[Path]) -> None:
-        super().__init__(name, sources=[str(path) for path in sorted(sources)], py_limited_api=True)
+        # Only the CUDA kernels may be left out, which setuptools must know to build in place.
+        optional = any(path.suffix == ".cu" for path in sources)
+        files = [str(path) for path in sorted(sources)]
+        super().__init__(name, sources=files, py_limited_api=True, optional=optional)
 
 
 class BuildNative(build_ext):

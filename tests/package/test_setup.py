@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import setuptools
-from source_copy import ROOT, copy_sources
+from source_copy import COPYING_COMPILER, ROOT, build_environment, copy_sources
 
 SETTINGS = ("DIEN_FAST_NATIVE", "DIEN_FAST_CUDA", "DIEN_FAST_SANITIZE", "CXX", "CUDA_HOME", "CUDA_PATH")
 
@@ -116,6 +116,16 @@ def test_the_sentence_is_all_that_a_build_says(tmp_path):
         assert re.fullmatch(r"dien-fast: no C\+\+ compiler was found: [^\n]*\n", stopped.stderr), stopped.stderr
         assert not build(copy, command, DIEN_FAST_NATIVE="0").returncode
     assert not list(copy.rglob("*.so"))
+
+
+def test_in_place_without_the_cuda_kernels(tmp_path):
+    """As pip install -e does where there is no nvcc."""
+    copy = copy_sources(tmp_path)
+    environment = build_environment(copy, COPYING_COMPILER)
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=copy, env=environment, check=True
+    )
+    assert [path.name for path in (copy / "dien_fast").rglob("*.so")] == ["libdien_fast_cpu.so"]
 
 
 def test_a_library_that_does_not_compile(tmp_path):
