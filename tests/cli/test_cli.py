@@ -225,6 +225,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.long
 def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(tmp_path, capsys):
     arguments = ["train", "--dataset", "synthetic", "--rows", "800", "--epochs", "3", "--lr", "0.01"]
     arguments += ["--batch-size", "16", "--embedding-size", "8", "--cpu", "--quiet", "--output"]
@@ -248,6 +249,7 @@ def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(tmp_path, capsys):
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+@pytest.mark.long
 def test_two_processes_train_together_and_score_every_row_once(tmp_path, capsys):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dien_fast.cli"]
     arguments = ["train", "--dataset", "synthetic", "--rows", "600", "--epochs", "2", "--cpu", "--quiet"]

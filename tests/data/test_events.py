@@ -61,9 +61,9 @@ def test_rows_are_those_of_the_definition(first, negatives, max_length, by):
 def test_draws_follow_the_events_or_the_items():
     table = pa.table(
         {
-            "user": [f"u{n}" for n in range(9_000)] * 2,
-            "item": ["hit"] * 9_000 + list("abc") * 3_000,
-            "time": [1] * 18_000,
+            "user": [f"u{n}" for n in range(900)] * 2,
+            "item": ["hit"] * 900 + list("abc") * 300,
+            "time": [1] * 1_800,
         }
     )
     asking = pa.table({"user": ["x", "x"], "item": ["rare", "other"], "time": [1, 2]})

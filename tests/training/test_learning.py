@@ -1,5 +1,7 @@
 """DIEN finds planted, drifting interests: its AUC comes close to the best that any model can reach."""
 
+import pytest
+
 from dien_fast.data import fit_encoders, shuffle_histories, synthetic_clicks
 from dien_fast.data.sources import Parts
 from dien_fast.training import evaluate, fit, seed_everything
@@ -23,6 +25,7 @@ def trained_auc(table, schema, epochs):
     return evaluate(model, test)["auc"], parts[2]
 
 
+@pytest.mark.long
 def test_dien_reaches_the_best_auc_within_0_01_and_not_with_shuffled_histories():
     clicks = synthetic_clicks(rows=48_000, items=30, topics=5, drift=0.15)
     reached, test = trained_auc(clicks.table, clicks.schema, epochs=5)

@@ -97,6 +97,7 @@ def check_that_it_learns(want):
     assert auxiliary_loss[-20:].mean() < auxiliary_loss[:20].mean() - 0.02
 
 
+@pytest.mark.long
 def test_float64_losses_agree_at_every_step(movielens):
     config, encoders, batches = movielens
     eager, fast = models(config, encoders, torch.float64)
