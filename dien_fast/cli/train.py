@@ -196,10 +196,6 @@ def settings(arguments: argparse.Namespace, directory: Path) -> tuple[Source, Ru
             # The run can then be evaluated from another directory.
             places[name] = str(Path(places[name]).resolve())
     source = replace(source, overrides=overrides, **places)
-    if not config.fingerprint and not source.is_movielens:
-        # The article's penalty suits MovieLens, where few items are rated often; on other clicks it was seen to
-        # hold the embeddings at zero.
-        config = replace(config, weight_decay=0.0)
     # A run's --schema is a file's path; its config holds the file's content.
     own = {item.name for item in fields(RunConfig)} - {"schema", "data", "options"}
     given_own = {name: value for name, value in given.items() if name in own}

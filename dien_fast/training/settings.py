@@ -26,7 +26,10 @@ class TrainSettings(Settings):
         epochs: the most epochs to train.
         patience: stop after so many epochs without a better validation AUC.
         lr: Adam's step size.
-        weight_decay: Adam's L2 penalty.
+        weight_decay: Adam's L2 penalty. The article's 1e-3 can hold embeddings at zero, and without any they
+            overfit. Validation AUC of ``dien-fast train --weight-decay X``, mean of seeds 0 and 1, for X of 0,
+            1e-5, 1e-4 and 1e-3: 0.777, 0.784, 0.799, 0.790 on MovieLens-100K and 0.911, 0.910, 0.906, 0.515 with
+            ``--dataset synthetic``.
         aux_weight: weight of the auxiliary loss in the training loss.
         seed: the seed of dropout; a run also seeds initial weights, negatives and shuffling with it.
         mixed_precision: "no", "bf16" or "fp16".
@@ -40,7 +43,7 @@ class TrainSettings(Settings):
     epochs: Annotated[int, Rule("most epochs", least=1, free=True)] = 20
     patience: Annotated[int, Rule("stop after N epochs without a better validation AUC", least=1, free=True)] = 3
     lr: Annotated[float, Rule("Adam's step size", least=0)] = 2e-3
-    weight_decay: Annotated[float, Rule("Adam's L2 penalty", least=0)] = 1e-3
+    weight_decay: Annotated[float, Rule("Adam's L2 penalty", least=0)] = 1e-4
     aux_weight: Annotated[float, Rule("weight of the auxiliary loss", least=0)] = 1.0
     seed: Annotated[int, Rule("seed of all random numbers", least=0)] = 0
     mixed_precision: Annotated[str, Rule("train with 16-bit arithmetic", choices=("no", "bf16", "fp16"))] = "no"

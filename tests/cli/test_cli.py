@@ -26,6 +26,7 @@ from dien_fast.training import pipeline
 from dien_fast.training.checkpoints import load_checkpoint
 from dien_fast.training.config import RunConfig
 from dien_fast.training.directory import RunDirectory
+from dien_fast.training.settings import TrainSettings
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_flags_reach_the_run(tmp_path, capsys):
     assert main([*arguments.split(), str(tmp_path / "run")]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     expected = {"model": "din", "options": {}, "embedding_size": 3, "attention_hidden": [5, 4], "lr": 0.01}
-    expected |= {"mlp_hidden": [6], "seed": 4, "batch_size": 32, "weight_decay": 0.0}
+    expected |= {"mlp_hidden": [6], "seed": 4, "batch_size": 32, "weight_decay": 1e-4}
     assert {name: config[name] for name in expected} == expected
     schema = config["schema"]
     assert (schema["share_vocabulary"], schema["min_count"], schema["max_length"]) == (False, 2, 7)
@@ -112,13 +113,15 @@ def test_the_output_directory_is_named_after_the_dataset():
     assert cli.train.output_directory(parse(["train", "--dataset", "/data/clicks.csv.gz"])) == Path("runs/clicks")
 
 
-def test_the_articles_weight_decay_is_the_default_on_movielens_alone(tmp_path):
+def test_weight_decay_has_one_default_whatever_the_data(tmp_path):
     def weight_decay(*arguments):
         parsed = cli.build_parser().parse_args(["train", *arguments])
         return cli.train.settings(parsed, tmp_path)[1].weight_decay
 
-    assert weight_decay() == 1e-3
-    assert weight_decay("--dataset", "synthetic") == 0
+    default = TrainSettings().weight_decay
+    assert weight_decay() == default
+    assert weight_decay("--dataset", "synthetic") == default
+    assert weight_decay("--dataset", "clicks.csv", "--schema", "clicks.toml") == default
     assert weight_decay("--dataset", "synthetic", "--weight-decay", "0.1") == 0.1
 
 
