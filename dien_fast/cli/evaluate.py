@@ -36,7 +36,13 @@ def run(arguments: argparse.Namespace) -> None:
         table, source = named_table(arguments.table)
     else:
         table, source = test_rows(trained.config, trained.directory), "the run's test rows"
-    dataset = trained.dataset(table, require_label=True, allow_unknown=arguments.allow_unknown, source=source)
+    dataset = trained.dataset(
+        table,
+        require_label=True,
+        allow_unknown=arguments.allow_unknown,
+        progress=not arguments.quiet,
+        source=source,
+    )
     report_unknown(dataset)
     for line in warning_lines(dataset, trained.encoders, "evaluated"):
         print(line, file=sys.stderr)

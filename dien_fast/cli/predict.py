@@ -55,9 +55,10 @@ def run(arguments: argparse.Namespace) -> None:
     table = read_table(place, trained.schema)
     if arguments.column in table.column_names:
         raise DataError(f"{source} has a column {arguments.column!r} already; name another with --column")
-    dataset = trained.dataset(table, allow_unknown=arguments.allow_unknown, source=source)
+    show = not arguments.quiet
+    dataset = trained.dataset(table, allow_unknown=arguments.allow_unknown, progress=show, source=source)
     report_unknown(dataset)
-    probabilities = trained.predict(dataset, progress=not arguments.quiet)
+    probabilities = trained.predict(dataset, progress=show)
     write_table(table.append_column(arguments.column, pa.array(probabilities)), output, trained.schema.separator)
     if output != STANDARD_STREAM:
         print(f"{len(probabilities):,} rows written to {output}")

@@ -25,7 +25,7 @@ from types import TracebackType
 import filelock
 
 from dien_fast.errors import CheckpointError
-from dien_fast.files import remove_unfinished
+from dien_fast.files import remove_unfinished, write_atomically
 
 RUN_FILES = ("config.json", "best.pt", "last.pt", "history.csv", "metrics.json", "loss.png", "auc.png")
 
@@ -125,12 +125,8 @@ class RunDirectory:
         if self.place == self.path:
             return
         files = sorted(file for file in self.place.rglob("*") if file.is_file())
-        names = self.place / _NAMES
-        names.write_text(json.dumps([file.relative_to(self.place).as_posix() for file in files]), encoding="utf-8")
-        for file in (*files, names):
-            # A machine that loses power must not find the new names with the content missing.
-            with file.open("rb+") as written:
-                os.fsync(written.fileno())
+        with write_atomically(self.place / _NAMES) as names:
+            names.write_text(json.dumps([file.relative_to(self.place).as_posix() for file in files]), "utf-8")
         self.place.replace(self.path / _READY)
         self.place = self.path
         _finish_replacement(self.path)

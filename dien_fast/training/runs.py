@@ -20,6 +20,7 @@ import torch
 
 from dien_fast.errors import CheckpointError, DataError, DienFastError
 from dien_fast.models import MODELS, AttentionGroup, ClickModel
+from dien_fast.progress import steps
 from dien_fast.training.checkpoints import first_difference, load_checkpoint, load_weights
 from dien_fast.training.config import RunConfig
 from dien_fast.training.directory import RunDirectory, finish_replacement
@@ -176,7 +177,8 @@ class Run:
             if not data.num_rows and not data.num_columns:
                 # pandas makes such a table of an empty list of records.
                 return np.zeros(0, np.float32)
-            table = self.dataset(data, allow_unknown=allow_unknown, source=source or _name_of(table))
+            source = source or _name_of(table)
+            table = self.dataset(data, allow_unknown=allow_unknown, progress=progress, source=source)
         return predict(self.model, EpochLoader(table, batch_size), progress=progress)
 
     def score_candidates(self, user_table: Any, items: Any, candidate_offsets: Any = None) -> np.ndarray:
@@ -222,6 +224,7 @@ class Run:
         *,
         require_label: bool = False,
         allow_unknown: bool = False,
+        progress: bool = False,
         source: str | None = None,
     ) -> ClickDataset:
         """Return a table as a dataset of this model's inputs, without negatives.
@@ -230,6 +233,7 @@ class Run:
             table: as in :meth:`predict`.
             require_label: whether the table must have labels; without them there are no metrics.
             allow_unknown: take the rows even if the model knows nearly no word of a column.
+            progress: show a progress bar on stderr.
             source: what error messages call the table; by default its path.
 
         Returns:
@@ -246,7 +250,8 @@ class Run:
         # The negatives serve the auxiliary loss alone; a table to score need not have them.
         schema = without_negatives(self.schema)
         data = read_table(table, schema)
-        dataset = ClickDataset(data, schema, self.encoders, require_label=require_label, source=source)
+        with steps(len(schema.numeric + schema.categorical + schema.sequences), "encoding", progress):
+            dataset = ClickDataset(data, schema, self.encoders, require_label=require_label, source=source)
         if not allow_unknown:
             check_words_known(data, schema, self.encoders, dataset.unknown, source)
         return dataset

@@ -76,6 +76,18 @@ def test_reading_and_encoding_show_how_far_they_are(tmp_path, shop, capsys, monk
     assert encoding == [f"encoding: {number} of 29 steps" for number in range(1, 29)]
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_scoring_shows_how_far_it_is(tmp_path, shop, capsys, monkeypatch, command):
+    monkeypatch.setattr(progress._Lines, "seconds", 0.0)
+    output = ["--output", str(tmp_path / "p.csv")] if command == "predict" else []
+    assert main([command, str(shop / "run"), str(shop / "new.parquet"), *output]) == 0
+    lines = [line.split(" in ")[0] for line in capsys.readouterr().err.splitlines()]
+    # The last step needs no line, and 50 rows are one batch.
+    assert [line for line in lines if "steps" in line] == [
+        f"encoding: {number} of 7 steps" for number in range(1, 7)
+    ]
+
+
 def test_flags_reach_the_run(tmp_path, capsys):
     arguments = "train --dataset synthetic --rows 200 --model din --embedding-size 3 --epochs 1"
     arguments += " --attention-hidden 5,4 --mlp-hidden 6 --separate-embeddings --min-count 2 --max-length 7"
