@@ -28,6 +28,7 @@ from setuptools.command.dist_info import dist_info
 SOURCES = Path("csrc")
 NATIVE = os.environ.get("DIEN_FAST_NATIVE") != "0"
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -fno-math-errno -ffp-contract=fast"
+FLAGS += " -Werror=switch -Werror=return-type"  # a variant that a switch forgets must not compile
 # DIEN_FAST_SANITIZE=1 builds what reports every wrong access and undefined operation; `make sanitize` uses it.
 # Without optimisation, which takes minutes over the checks and could remove what they are to find.
 # "baseline" builds that instruction set alone and without the three checks that take most of the compiler's time,
@@ -127,12 +128,13 @@ def ninja_lines(sources: list[str], target: Path, tools: Tools, cuda: bool) -> l
     ]
     objects = []
     for source in map(Path, sources):
+        stem = "_".join(source.relative_to(SOURCES).with_suffix("").parts)
         if source.suffix == ".cu":
-            units = {source.stem: "compile_cuda"}
-        elif source.stem.endswith("_kernel"):
-            units = {f"{source.stem}_{name}": "compile" for name in CAPABILITIES}
+            units = {stem: "compile_cuda"}
+        elif stem.endswith("_kernel"):
+            units = {f"{stem}_{name}": "compile" for name in CAPABILITIES}
         else:
-            units = {source.stem: "compile"}
+            units = {stem: "compile"}
         for name, rule in units.items():
             isa = CAPABILITIES.get(name.rpartition("_")[2], "")
             lines += [f"build {name}.o: {rule} {source.resolve()}", f"  isa = {isa}"]

@@ -133,11 +133,11 @@ struct AuxiliarySums {
 // One instruction set's kernels for one type. Sizes count elements of T; memory is 64-byte aligned. Ranges
 // are of histories where they are called so, of the N + B rows otherwise. Layers count from 0.
 template <typename T>
-struct InterestKernels {
+struct ScoreKernels {
     int64_t (*padded)(int64_t size);
     int64_t (*panels_size)(int64_t depth, int64_t columns);
     void (*pack)(const T* matrix, int64_t depth, int64_t columns, int64_t stride, bool transposed, T* panels);
-    int64_t (*scores_scratch)(const Scores<T>&);
+    int64_t (*scratch)(const Scores<T>&);
     void (*query_terms)(const Scores<T>&, int64_t begin, int64_t end, const ScoreSums<T>&);
     void (*key_terms)(const Scores<T>&, int64_t begin, int64_t end, const ScoreSums<T>&, T* scratch);
     void (*layer)(const Scores<T>&, int64_t layer, int64_t begin, int64_t end, const ScoreSums<T>&,
@@ -148,26 +148,42 @@ struct InterestKernels {
     void (*layer_backward)(const Scores<T>&, int64_t layer, int64_t begin, int64_t end, const ScoreSums<T>&,
                            T* scratch);
     void (*terms_backward)(const Scores<T>&, int64_t begin, int64_t end, const ScoreSums<T>&, T* scratch);
-    int64_t (*auxiliary_scratch)(const Auxiliary<T>&);
-    void (*auxiliary)(const Auxiliary<T>&, int64_t begin, int64_t end, AuxiliarySums<T>&, T* scratch);
 };
 
-// Defined by the translation units that cpu/interest_kernel.cpp is compiled into.
+template <typename T>
+struct AuxiliaryKernels {
+    int64_t (*padded)(int64_t size);
+    int64_t (*panels_size)(int64_t depth, int64_t columns);
+    void (*pack)(const T* matrix, int64_t depth, int64_t columns, int64_t stride, bool transposed, T* panels);
+    int64_t (*scratch)(const Auxiliary<T>&);
+    void (*loss)(const Auxiliary<T>&, int64_t begin, int64_t end, AuxiliarySums<T>&, T* scratch);
+};
+
+// Defined by the translation units that cpu/attention_scores_kernel.cpp and cpu/auxiliary_loss_kernel.cpp are
+// compiled into.
 namespace baseline {
-extern const InterestKernels<float> kFloatInterest;
-extern const InterestKernels<double> kDoubleInterest;
+extern const ScoreKernels<float> kFloatScores;
+extern const ScoreKernels<double> kDoubleScores;
+extern const AuxiliaryKernels<float> kFloatAuxiliary;
+extern const AuxiliaryKernels<double> kDoubleAuxiliary;
 }  // namespace baseline
 namespace avx2 {
-extern const InterestKernels<float> kFloatInterest;
-extern const InterestKernels<double> kDoubleInterest;
+extern const ScoreKernels<float> kFloatScores;
+extern const ScoreKernels<double> kDoubleScores;
+extern const AuxiliaryKernels<float> kFloatAuxiliary;
+extern const AuxiliaryKernels<double> kDoubleAuxiliary;
 }  // namespace avx2
 namespace avx512 {
-extern const InterestKernels<float> kFloatInterest;
-extern const InterestKernels<double> kDoubleInterest;
+extern const ScoreKernels<float> kFloatScores;
+extern const ScoreKernels<double> kDoubleScores;
+extern const AuxiliaryKernels<float> kFloatAuxiliary;
+extern const AuxiliaryKernels<double> kDoubleAuxiliary;
 }  // namespace avx512
 namespace avx512vl {
-extern const InterestKernels<float> kFloatInterest;
-extern const InterestKernels<double> kDoubleInterest;
+extern const ScoreKernels<float> kFloatScores;
+extern const ScoreKernels<double> kDoubleScores;
+extern const AuxiliaryKernels<float> kFloatAuxiliary;
+extern const AuxiliaryKernels<double> kDoubleAuxiliary;
 }  // namespace avx512vl
 
 }  // namespace dien_fast

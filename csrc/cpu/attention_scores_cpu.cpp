@@ -10,12 +10,21 @@
 namespace dien_fast {
 namespace {
 
+template <typename T>
+const ScoreKernels<T>& kernels(const std::vector<int64_t>& widths) {
+    const Capability chosen = capability(widths.data(), widths.size());
+    if constexpr (sizeof(T) == 4)
+        return DIEN_FAST_CHOOSE(chosen, kFloatScores);
+    else
+        return DIEN_FAST_CHOOSE(chosen, kDoubleScores);
+}
+
 // Everything a forward or backward run needs beside its tensors.
 template <typename T>
 class Run {
   public:
     const Arguments<T>& a;
-    const InterestKernels<T>& k = interest_kernels<T>(a.widths());
+    const ScoreKernels<T>& k = kernels<T>(a.widths());
     Scores<T> p{};
     std::vector<int64_t> offsets, key_start, begins;
     int64_t threads, saved_size;
@@ -246,7 +255,7 @@ Tensor score_blocks(Run<T>& run, const Tensor& query) {
     int64_t most = kBlockRows, channels = 0;
     for (int64_t b = 0; b < p.size; ++b) most = std::max(most, run.offsets[b + 1] - run.offsets[b] + 1);
     for (int64_t l = 0; l < p.layer_count; ++l) channels += run.width(l);
-    const int64_t scratch_size = run.k.scores_scratch(p), per_thread = scratch_size + most * channels;
+    const int64_t scratch_size = run.k.scratch(p), per_thread = scratch_size + most * channels;
     const Scratch<T> memory(per_thread * run.threads);
     for_each_thread(run.threads, [&](int64_t thread) {
         T* const scratch = memory.data() + thread * per_thread;
@@ -294,7 +303,7 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& query, const Tensor
     run.bind(static_cast<T*>(saved.mutable_data_ptr()));
     Tensor scores = torch::stable::new_empty(query, {p.rows});
     p.scores = static_cast<T*>(scores.mutable_data_ptr());
-    const int64_t per_thread = run.k.scores_scratch(p);
+    const int64_t per_thread = run.k.scratch(p);
     const Scratch<T> scratch(per_thread * run.threads);
     auto histories = [&](auto f) {
         for_each_thread(run.threads, [&](int64_t thread) {
@@ -375,7 +384,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> run_backward(
     p.dlogits = memory.data() + dlogits;
     for (int64_t l = 0; l + 1 < p.layer_count; ++l) p.layers[l].gradient = memory.data() + gradient_rows[l];
     const Scratch<T> weight_sums(of_weights.size() * run.threads);
-    const int64_t per_thread = run.k.scores_scratch(p);
+    const int64_t per_thread = run.k.scratch(p);
     const Scratch<T> scratch(per_thread * run.threads);
     auto histories = [&](auto f) {
         for_each_thread(run.threads, [&](int64_t thread) {

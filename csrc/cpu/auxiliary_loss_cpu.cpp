@@ -9,6 +9,15 @@ namespace dien_fast {
 namespace {
 
 template <typename T>
+const AuxiliaryKernels<T>& kernels(const std::vector<int64_t>& widths) {
+    const Capability chosen = capability(widths.data(), widths.size());
+    if constexpr (sizeof(T) == 4)
+        return DIEN_FAST_CHOOSE(chosen, kFloatAuxiliary);
+    else
+        return DIEN_FAST_CHOOSE(chosen, kDoubleAuxiliary);
+}
+
+template <typename T>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const Tensor& states, const Tensor& events,
                                                        const Tensor& negatives, const Tensor& offsets_tensor,
                                                        const std::vector<Tensor>& parameters, bool save) {
@@ -43,7 +52,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const Tensor& states, con
         inputs = width;
     }
 
-    const InterestKernels<T>& k = interest_kernels<T>({p.widths, p.widths + layers});
+    const AuxiliaryKernels<T>& k = kernels<T>({p.widths, p.widths + layers});
     Pieces<T> pieces;
     const int64_t first = p.widths[0], last_width = p.widths[layers - 1];
     const int64_t forward = k.panels_size(depth, first), backward = k.panels_size(first, depth);
@@ -92,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const Tensor& states, con
         p.dnegatives = static_cast<T*>(dnegatives.mutable_data_ptr());
     }
     const std::vector<int64_t> begins = share_out(offsets, operations);
-    const int64_t threads = begins.size() - 1, per_thread = k.auxiliary_scratch(p);
+    const int64_t threads = begins.size() - 1, per_thread = k.scratch(p);
     Pieces<T> sum_pieces;
     const int64_t of_state = sum_pieces.add(depth * k.padded(first));
     const int64_t of_event = sum_pieces.add(depth * k.padded(first)),
@@ -118,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const Tensor& states, con
                 own.weight[l] = at + of_weight[l];
             }
         }
-        k.auxiliary(p, begins[thread], begins[thread + 1], own, scratch.data() + thread * per_thread);
+        k.loss(p, begins[thread], begins[thread + 1], own, scratch.data() + thread * per_thread);
         losses[thread] = own.loss;
         last_biases[thread] = own.last_bias;
     });

@@ -1,4 +1,5 @@
-// The interest layer's kernels of the instruction set in use, and how its operators share out histories.
+// What the operators over ragged histories share: checked offsets, histories shared out among threads, sums
+// of threads.
 
 #pragma once
 
@@ -9,15 +10,6 @@
 #include "runtime.h"
 
 namespace dien_fast {
-
-template <typename T>
-const InterestKernels<T>& interest_kernels(const std::vector<int64_t>& widths) {
-    const Capability chosen = capability(widths.data(), widths.size());
-    if constexpr (sizeof(T) == 4)
-        return DIEN_FAST_CHOOSE(chosen, kFloatInterest);
-    else
-        return DIEN_FAST_CHOOSE(chosen, kDoubleInterest);
-}
 
 // [B + 1] numbers that rise from 0; to `rows` unless that is negative.
 inline std::vector<int64_t> check_offsets(const Tensor& offsets, int64_t rows) {

@@ -1,5 +1,5 @@
 // Normalisation, activation and dropout of tiles of rows, and their gradients. Included by
-// interest_kernel.cpp alone, inside its namespace.
+// attention_scores_kernel.cpp alone, inside its namespace.
 
 // A vector of a layer's channels.
 template <typename T>

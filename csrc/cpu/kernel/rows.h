@@ -1,4 +1,12 @@
-// Products, sums and copies of tiles of rows. Included by interest_kernel.cpp alone, inside its namespace.
+// Products, sums and copies of tiles of rows. Included by the kernels of the interest layer, inside their
+// namespace.
+
+template <typename T>
+DIEN_FAST_INLINE T* take(T*& scratch, int64_t size) {
+    T* at = scratch;
+    scratch += padded<T>(size);
+    return at;
+}
 
 template <typename T>
 int64_t panels_size(int64_t depth, int64_t columns) {

@@ -1,11 +1,21 @@
-// Attention scores, forward and backward. Included by interest_kernel.cpp alone, inside its namespace.
+// The CPU kernels of the attention scores, compiled once per instruction set.
+//
+// Everything here is internal to the translation unit: a function shared with other instruction sets could be
+// linked from the wrong one.
 
-template <typename T>
-DIEN_FAST_INLINE T* take(T*& scratch, int64_t size) {
-    T* at = scratch;
-    scratch += padded<T>(size);
-    return at;
-}
+#include "../interest.h"
+#include "kernel/target.h"
+
+namespace dien_fast {
+namespace DIEN_FAST_ISA {
+namespace {
+
+// clang-format off: each needs the one before
+#include "kernel/vectors.h"
+#include "kernel/products.h"
+#include "kernel/rows.h"
+#include "kernel/attention_scores_activations.h"
+// clang-format on
 
 template <typename T>
 int64_t widest(const Scores<T>& p) {
@@ -294,3 +304,18 @@ void terms_backward(const Scores<T>& p, int64_t begin, int64_t end, const ScoreS
             std::memcpy(p.dquery + (group + i) * depth, dquery + i * padded<T>(depth), depth * sizeof(T));
     }
 }
+
+}  // namespace
+
+template <typename T>
+static constexpr ScoreKernels<T> score_kernels() {
+    return {padded<T>,           panels_size<T>,   pack_panels<T>,    scores_scratch<T>,
+            query_terms<T>,      key_terms<T>,     layer<T>,          softmax<T>,
+            softmax_backward<T>, last_backward<T>, layer_backward<T>, terms_backward<T>};
+}
+
+extern const ScoreKernels<float> kFloatScores = score_kernels<float>();
+extern const ScoreKernels<double> kDoubleScores = score_kernels<double>();
+
+}  // namespace DIEN_FAST_ISA
+}  // namespace dien_fast

@@ -1,4 +1,20 @@
-// The auxiliary loss and its gradients. Included by interest_kernel.cpp alone, inside its namespace.
+// The CPU kernels of the auxiliary loss, compiled once per instruction set.
+//
+// Everything here is internal to the translation unit: a function shared with other instruction sets could be
+// linked from the wrong one.
+
+#include "../interest.h"
+#include "kernel/target.h"
+
+namespace dien_fast {
+namespace DIEN_FAST_ISA {
+namespace {
+
+// clang-format off: each needs the one before
+#include "kernel/vectors.h"
+#include "kernel/products.h"
+#include "kernel/rows.h"
+// clang-format on
 
 // A tile: kTileRows events, as many negatives behind them, and the states before.
 constexpr int kPairs = 2 * kTileRows;
@@ -159,3 +175,16 @@ void auxiliary(const Auxiliary<T>& p, int64_t begin, int64_t end, AuxiliarySums<
     }
     run_tile(p, tile, sums);
 }
+
+}  // namespace
+
+template <typename T>
+static constexpr AuxiliaryKernels<T> auxiliary_kernels() {
+    return {padded<T>, panels_size<T>, pack_panels<T>, auxiliary_scratch<T>, auxiliary<T>};
+}
+
+extern const AuxiliaryKernels<float> kFloatAuxiliary = auxiliary_kernels<float>();
+extern const AuxiliaryKernels<double> kDoubleAuxiliary = auxiliary_kernels<double>();
+
+}  // namespace DIEN_FAST_ISA
+}  // namespace dien_fast
