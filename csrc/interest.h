@@ -1,42 +1,54 @@
-// The interest layer around its recurrences: equations, shapes and the interface of the kernels.
+// The interest layer around its recurrences: equations, shapes and the interface of the CPU kernels. Read
+// this page first for the attention scores and the auxiliary loss.
 //
-// B histories, ragged: history b has rows offsets[b] .. offsets[b + 1] of N rows, D numbers each.
+// B ragged histories: history b has rows offsets[b] .. offsets[b + 1] of N rows, each D numbers.
 //
-// Attention scores. For candidate q of a history and its key k, an MLP of layers 1 .. L and a last product:
+// ATTENTION SCORES. A history has a candidate q, and each of its rows a key k. An MLP of layers 1 .. L and a
+// last product give a logit for each row:
 //
-//     x_1 = W [q; k; q - k; q * k] + b_1 = (W_q + W_d) q + b_1 + (W_k - W_d + W_p diag(q)) k
-//     a_l = f(x_l)        x_{l+1} = W_{l+1} a_l + b_{l+1}
-//     logit = (w a_L + b) / sqrt(D)         score = softmax of the logits of a history
+//     x_1 = W [q; k; q - k; q * k] + b_1         a_l = f(x_l)        x_{l+1} = W_{l+1} a_l + b_{l+1}
+//     logit = (w a_L + b) / sqrt(D)              score = softmax over the logits of a history
 //
-// so that a row costs D products a channel, the first term being computed once a history and its matrix once
-// too. f is a batch normalisation, if there is one, an activation and dropout. All of it, with the
-// normalisation inside Dice, is a function of a row's own number and of numbers of its channel:
+// The first layer is linear in k, so with W = [W_q W_k W_d W_p], of D columns each,
+//
+//     x_1 = (W_q + W_d) q + b_1 + (W_k - W_d + W_p diag(q)) k
+//
+// The first two terms, the "query term", and the matrix in front of k are computed once for each history. A
+// row then costs D products for each channel instead of 4 D, and the concatenation never exists.
+//
+// f is a batch normalisation (if the layer has one), an activation and dropout. All of these, with the
+// normalisation inside Dice, act on each channel by itself, with six numbers that the channel's rows share:
 //
 //     c = x - mean    y = scale c + shift    p = s(gate_scale c + gate_shift)
 //     f = y | max(y, 0) | y > 0 ? y : slope y | s(y) | y (slope + (1 - slope) p)
+//         identity, ReLU, PReLU, sigmoid, Dice
 //
-// In training mean and variance are those of the batch as if every history were padded with zero keys to T
-// steps: B T rows, of which T - len of history b equal x_1 = (W_q + W_d) q + b_1. Those are one row with a
-// weight, row N + b. (With normalisation before it, the mean inside Dice is shift and its variance scale^2
-// variance: no further pass.)
+// In training, mean and variance are those of the batch with every history padded to T steps by zero keys:
+// B T rows. The T - len padded rows of history b all equal its query term, so one row with that weight stands
+// for them: row N + b. (In a normalised layer the mean that Dice takes is shift and its variance is scale^2
+// variance, so Dice needs no further pass.)
 //
-// Backward, with d the gradient of f: dy, dp' (of the gate's argument) and
+// Backward, with d the gradient of f, dy that of y and dp' that of p's argument:
 //
 //     dx = scale dy + gate_scale dp' + weight (mean_gradient + c variance_gradient)
 //
-// where the last two, from mean and variance, are sums over all rows. So every layer costs one pass over the
-// rows forward and one backward, and a pass ends with the sums that the next one needs.
+// where mean_gradient and variance_gradient, which come through mean and variance, are sums over all rows. So
+// each layer costs one pass over the rows forward and one backward, and each pass ends with the sums that the
+// next one needs.
 //
-// Auxiliary loss. For each step t < len of a history: state h_t, clicked event e_{t+1}, negative n_{t+1}, an
-// MLP with sigmoids over [h; e] and over [h; n], whose first layer's product with h is shared:
+// AUXILIARY LOSS. For each step t < len of a history: the state h_t, the clicked event e_{t+1} and a negative
+// n_{t+1}. An MLP with sigmoids is applied to [h; e] and to [h; n]; the two share the first layer's product
+// with h.
 //
-//     loss = mean over all these of  log(1 + exp(-logit(h, e))) + log(1 + exp(logit(h, n))),  halved
+//     loss = mean over all these of  (log(1 + exp(-logit(h, e))) + log(1 + exp(logit(h, n)))) / 2
 //
-// Its gradients are computed with it, row by row, and scaled by that of the loss in backward.
+// Its gradients are computed together with it, row by row; backward multiplies them by the loss's gradient.
 
 #pragma once
 
 #include <cstdint>
+
+#include "cpu/view.h"
 
 namespace dien_fast {
 
@@ -45,23 +57,29 @@ enum class Activation : int64_t { kIdentity, kRelu, kPrelu, kSigmoid, kDice };
 constexpr int kMaxLayers = 8;
 constexpr int kTileRows = 64;  // rows that go through a product together
 
-// What a channel's sums are sums of; a row of padded channels each.
+// A weight [outputs, inputs] is kept in panels (see cpu/kernel/products.h): of its transpose for forward,
+// where rows of inputs are multiplied by it, of itself for backward, where rows of gradients are.
+enum class Direction { kForward, kBackward };
+
+// The sums that a channel has, for each a row of padded channels. Of the rows' moments, by tiles of rows: the
+// weighted sum, the weight times the square of the tile's mean, and the weighted squares of the deviations
+// from that mean.
 enum Moment { kSum, kSquares, kDeviations, kMoments };
+// Of the gradients: dy, dy c, dp', dp' c, the slope's, and dx.
 enum Reduction { kDy, kDyCentred, kDgate, kDgateCentred, kDslope, kDx, kReductions };
 
-// C channels; arrays over channels are padded to whole vectors.
+// A layer of C channels. "padded" is rounded up to whole vectors; arrays over channels are padded.
 template <typename T>
 struct ScoreLayer {
     Activation activation;
-    int64_t inputs;     // columns of its weight; D for layer 1
-    int64_t width;      // C
-    const T* forward;   // panels of W^T [inputs, C]; null for layer 1
-    const T* backward;  // panels of W [C, inputs]; null for layer 1
+    int64_t inputs;   // D for layer 1
+    int64_t width;    // C
+    const T* panels;  // of its weight, in the run's direction; null for layer 1
     const T* bias;
     const T *mean, *scale, *shift, *gate_scale, *gate_shift, *slope;
     const T *mean_gradient, *variance_gradient;
     T* x;         // [N + B, padded C]
-    T* gradient;  // [N + B, padded C], of the activation; null for layer L
+    T* gradient;  // of f [N + B, padded C]; null for layer L
 };
 
 template <typename T>
@@ -71,20 +89,21 @@ struct Scores {
     int64_t depth;             // D
     const int64_t* offsets;    // [B + 1]
     const int64_t* key_start;  // [B] first row of keys
-    const T* weights;  // [N + B] of rows in batch statistics, or null: rows from N on are not computed
-    const T* query;    // [B, D]
-    const T* keys;     // rows of D
+    // [N + B] weights of the rows in batch statistics; or null, and rows from N on are not computed.
+    const T* weights;
+    const T* query;  // [B, D]
+    const T* keys;   // rows of D
     int64_t layer_count;
     ScoreLayer<T> layers[kMaxLayers];
-    const T *query_forward, *key_forward, *product_forward;     // panels [D, C_1]
-    const T *query_backward, *key_backward, *product_backward;  // panels [C_1, D]
-    const T* product_rows;                                      // [D, padded C_1]
-    const T* last;                                              // w, [padded C_L]
+    // Layer 1, in panels of the run's direction: W_q + W_d, W_k - W_d and W_p.
+    const T *query_panels, *key_panels, *product_panels;
+    const T* product_rows;  // the transpose of W_p [D, padded C_1]
+    const T* last;          // w [padded C_L]
     T last_bias;
     T logit_scale;
     bool dropout;
-    uint32_t keep;  // of 2^32
-    T kept;         // factor of what is kept
+    uint32_t keep;  // a number is kept with probability keep / 2^32
+    T kept;         // and multiplied by this
     uint64_t seed;
     T* scores;         // [N]
     const T* dscores;  // [N]
@@ -93,14 +112,14 @@ struct Scores {
     T* dkeys;          // [N, D]
 };
 
-// A thread's sums, zeroed by the caller.
+// The sums of one thread, zeroed by the caller.
 template <typename T>
 struct ScoreSums {
     double* moments[kMaxLayers];     // [kMoments, padded C]
     double* reductions[kMaxLayers];  // [kReductions, padded C]
-    T* weight[kMaxLayers];           // [inputs, padded C], from layer 2 on
-    T *query, *key, *product;        // [D, padded C_1]
-    double* last;                    // [padded C_L], then the bias's
+    T* weight[kMaxLayers];           // the weight's gradient, transposed [inputs, padded C]; from layer 2 on
+    T *query, *key, *product;        // those of W_q + W_d, W_k - W_d and W_p, transposed [D, padded C_1]
+    double* last;                    // those of w [padded C_L], and behind them of b
 };
 
 template <typename T>
@@ -110,33 +129,37 @@ struct Auxiliary {
     const T *states, *events, *negatives;
     int64_t layer_count;
     int64_t widths[kMaxLayers];
-    const T *state_forward, *event_forward;    // panels [D, C_1]
-    const T *state_backward, *event_backward;  // panels [C_1, D]
-    const T* forward[kMaxLayers];              // panels [C_{l-1}, C_l], from layer 2 on
-    const T* backward[kMaxLayers];             // panels [C_l, C_{l-1}]
-    const T* bias[kMaxLayers];                 // [padded C_l]
-    const T* last;                             // [padded C_L]
+    // Panels of the first layer's weight, whose first D columns meet states and the others events and
+    // negatives.
+    const T *state_forward, *event_forward;
+    const T *state_backward, *event_backward;
+    const T* forward[kMaxLayers];   // panels of the weight, from layer 2 on
+    const T* backward[kMaxLayers];  // the same for backward
+    const T* bias[kMaxLayers];      // [padded C_l]
+    const T* last;                  // [padded C_L]
     T last_bias;
-    T scale;                            // of a row's gradient: 1 / (2 number of steps)
+    T scale;                            // the weight of a logit in the loss: 1 / (2 number of steps)
     T *dstates, *devents, *dnegatives;  // [N, D], or null: no gradients
 };
 
+// The sums of one thread, zeroed by the caller; gradients of weights are transposed.
 template <typename T>
 struct AuxiliarySums {
-    T *state, *event;       // [D, padded C_1]
+    T *state, *event;       // of the first layer's weight [D, padded C_1]
     T* weight[kMaxLayers];  // [C_{l-1}, padded C_l], from layer 2 on
     T* bias[kMaxLayers];    // [padded C_l]
     T* last;                // [padded C_L]
     double last_bias, loss;
 };
 
-// One instruction set's kernels for one type. Sizes count elements of T; memory is 64-byte aligned. Ranges
-// are of histories where they are called so, of the N + B rows otherwise. Layers count from 0.
+// The kernels of one instruction set for one type. Sizes count elements of T; memory is 64-byte aligned. A
+// range [begin, end) is of histories in query_terms, key_terms, softmax, softmax_backward, terms_backward and
+// loss, and of the N + B rows in the others. Layers count from 0.
 template <typename T>
 struct ScoreKernels {
     int64_t (*padded)(int64_t size);
-    int64_t (*panels_size)(int64_t depth, int64_t columns);
-    void (*pack)(const T* matrix, int64_t depth, int64_t columns, int64_t stride, bool transposed, T* panels);
+    int64_t (*panels_size)(int64_t outputs, int64_t inputs, Direction);
+    void (*pack)(int64_t outputs, View<const T> weight, Direction, T* panels);
     int64_t (*scratch)(const Scores<T>&);
     void (*query_terms)(const Scores<T>&, int64_t begin, int64_t end, const ScoreSums<T>&);
     void (*key_terms)(const Scores<T>&, int64_t begin, int64_t end, const ScoreSums<T>&, T* scratch);
@@ -153,8 +176,8 @@ struct ScoreKernels {
 template <typename T>
 struct AuxiliaryKernels {
     int64_t (*padded)(int64_t size);
-    int64_t (*panels_size)(int64_t depth, int64_t columns);
-    void (*pack)(const T* matrix, int64_t depth, int64_t columns, int64_t stride, bool transposed, T* panels);
+    int64_t (*panels_size)(int64_t outputs, int64_t inputs, Direction);
+    void (*pack)(int64_t outputs, View<const T> weight, Direction, T* panels);
     int64_t (*scratch)(const Auxiliary<T>&);
     void (*loss)(const Auxiliary<T>&, int64_t begin, int64_t end, AuxiliarySums<T>&, T* scratch);
 };

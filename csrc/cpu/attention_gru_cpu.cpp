@@ -1,10 +1,13 @@
-// The entry points of the attention GRU on the CPU.
+// The attention GRU on the CPU: the operators attention_gru and attention_gru_backward. ../attention_gru.h
+// says what they compute and who does what.
 
 #include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "../attention_gru.h"
+#include "arguments.h"
 #include "runtime.h"
 #include "schedule.h"
 
@@ -20,57 +23,83 @@ const Kernels<T>& kernels(int64_t hidden) {
         return DIEN_FAST_CHOOSE(chosen, kDoubleKernels);
 }
 
+// The operators' tensor arguments that both directions have.
+struct Inputs {
+    const Tensor& x;
+    const std::optional<Tensor>& att;
+    const Tensor& weight_ih;
+    const Tensor& weight_hh;
+    const std::optional<Tensor>& bias_ih;
+    const std::optional<Tensor>& bias_hh;
+    const std::optional<Tensor>& h0;
+    Layout layout;
+
+    int64_t h0_rows() const { return h0 ? h0->size(0) : -1; }
+};
+
+// The same, checked.
 template <typename T>
-const T* input_rows(const Tensor& x, int64_t input) {
-    return x.dim() == 3 ? data<T>("x", x, {-1, -1, input}) : data<T>("x", x, {-1, input});
-}
+struct Problem {
+    Weights<T> weights{};
+    Schedule schedule;
+    const T* x;
+    const T* att;
+    const T* h0;
+    bool padded;  // x [B, T, I] and what else has a row for each step, against [N, I]
+
+    Problem(const Inputs& in, int64_t cell, int64_t operations_per_number) : padded(in.x.dim() == 3) {
+        const CellSizes sizes = check_cell(cell, in.weight_ih, in.weight_hh);
+        weights.cell = sizes.cell;
+        weights.input = sizes.input;
+        weights.hidden = sizes.hidden;
+        weights.w = data<T>("weight_ih", in.weight_ih, {sizes.gate_rows, sizes.input});
+        weights.u = data<T>("weight_hh", in.weight_hh, {sizes.gate_rows, sizes.hidden});
+        weights.bias_ih = data<T>("bias_ih", in.bias_ih, {sizes.gate_rows});
+        weights.bias_hh = data<T>("bias_hh", in.bias_hh, {sizes.gate_rows});
+        if (in.h0) check_shape("h0", *in.h0, {-1, sizes.hidden});
+        schedule = make_schedule(in.layout, in.x, in.h0_rows(),
+                                 operations_per_number * sizes.hidden * (sizes.input + sizes.hidden));
+        x = padded ? data<T>("x", in.x, {-1, -1, sizes.input}) : data<T>("x", in.x, {-1, sizes.input});
+        check_attention_given(sizes.cell, in.att);
+        att = padded ? data<T>("att", in.att, {in.x.size(0), in.x.size(1)})
+                     : data<T>("att", in.att, {schedule.rows});
+        h0 = data<T>("h0", in.h0, {schedule.batch.size, sizes.hidden});
+    }
+};
 
 template <typename T>
-const T* attention(const std::optional<Tensor>& att, const Tensor& x, const Schedule& s, Cell cell) {
-    STD_TORCH_CHECK(att || cell == Cell::kGru, "att must be given for this cell, got none");
-    return x.dim() == 3 ? data<T>("att", att, {x.size(0), x.size(1)}) : data<T>("att", att, {s.rows});
-}
-
-template <typename T>
-std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const std::optional<Tensor>& att,
-                                               const Tensor& weight_ih, const Tensor& weight_hh,
-                                               const std::optional<Tensor>& bias_ih,
-                                               const std::optional<Tensor>& bias_hh,
-                                               const std::optional<Tensor>& h0, const Layout& layout,
-                                               int64_t cell, bool save_states, bool save_gates) {
-    const Weights<T> weights = check_weights<T>(cell, weight_ih, weight_hh, bias_ih, bias_hh);
-    const int64_t hidden = weights.hidden, input = weights.input;
+std::tuple<Tensor, Tensor, Tensor> run_forward(const Inputs& in, int64_t cell, bool save_states,
+                                               bool save_gates) {
+    const Problem<T> problem(in, cell, 6);
+    const Schedule& s = problem.schedule;
+    const Tensor& x = in.x;
+    const int64_t size = s.batch.size, hidden = problem.weights.hidden, input = problem.weights.input;
     const Kernels<T>& k = kernels<T>(hidden);
-    if (h0) check_shape("h0", *h0, {-1, hidden});
-    const Schedule s = make_schedule(layout, x, h0 ? h0->size(0) : -1, 6 * hidden * (input + hidden));
-    const int64_t size = s.batch.size;
-    const T* x_data = input_rows<T>(x, input);
-    const T* att_data = attention<T>(att, x, s, weights.cell);
-    const T* h0_data = data<T>("h0", h0, {size, hidden});
 
-    Tensor states = !save_states   ? torch::stable::new_empty(x, {0, hidden})
-                    : x.dim() == 3 ? empty_rows(x, {x.size(0), x.size(1), hidden})
-                                   : empty_rows(x, {s.rows, hidden});
+    Tensor states = !save_states     ? torch::stable::new_empty(x, {0, hidden})
+                    : problem.padded ? empty_rows(x, {x.size(0), x.size(1), hidden})
+                                     : empty_rows(x, {s.rows, hidden});
     Tensor last = torch::stable::new_empty(x, {size, hidden});
     Tensor gates = empty_rows(x, {save_gates ? s.rows : 0, 4 * k.padded(hidden)});
-    if (save_states && s.rows != s.steps)
+    if (save_states && s.has_padding())
         std::memset(states.mutable_data_ptr(), 0, s.rows * hidden * sizeof(T));
 
     const Scratch<T> packed(k.packed_forward_size(input, hidden));
-    k.pack_forward(weights, packed.data());
-    Forward<T> f{s.batch,
-                 weights,
-                 packed.data(),
-                 x_data,
-                 input,
-                 att_data,
-                 h0_data,
-                 save_states ? static_cast<T*>(states.mutable_data_ptr()) : nullptr,
-                 static_cast<T*>(last.mutable_data_ptr()),
-                 save_gates ? static_cast<T*>(gates.mutable_data_ptr()) : nullptr};
-    // Histories that share rows share what the rows add to the gates.
+    k.pack_forward(problem.weights, packed.data());
+    Forward<T> f{};
+    f.batch = s.batch;
+    f.weights = problem.weights;
+    f.packed = packed.data();
+    f.x = problem.x;
+    f.x_stride = input;
+    f.att = problem.att;
+    f.h0 = problem.h0;
+    f.states = save_states ? static_cast<T*>(states.mutable_data_ptr()) : nullptr;
+    f.last = static_cast<T*>(last.mutable_data_ptr());
+    f.gates = save_gates ? static_cast<T*>(gates.mutable_data_ptr()) : nullptr;
+    // Where histories share rows of x, each row's product with the weights is computed once.
     std::optional<Scratch<T>> projected, packed_states;
-    if (layout.x_start && s.steps > 2 * x.size(0)) {
+    if (in.layout.x_start && s.steps > 2 * x.size(0)) {
         const int64_t rows = x.size(0), threads = s.threads.size(), stride = 3 * k.padded(hidden);
         projected.emplace(rows * stride);
         for_each_thread(threads, [&](int64_t thread) {
@@ -99,113 +128,143 @@ std::tuple<Tensor, Tensor, Tensor> attention_gru(Tensor x, std::optional<Tensor>
                                                  std::optional<Tensor> batch_sizes,
                                                  std::optional<Tensor> x_start, int64_t cell,
                                                  bool save_states, bool save_gates) {
+    const Inputs in{x,       att,     weight_ih, weight_hh,
+                    bias_ih, bias_hh, h0,        {lengths, offsets, batch_sizes, x_start}};
     const auto run = is_single("x", x) ? run_forward<float> : run_forward<double>;
-    return run(x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, {lengths, offsets, batch_sizes, x_start},
-               cell, save_states, save_gates);
-}
-
-// Row block of u (gate 0), r (1) or n (2) in the caller's weights; the kernels have a copy of their own.
-int64_t gate_block(Cell cell, int64_t gate) {
-    if (cell == Cell::kAgru) return gate - 1;
-    if (cell == Cell::kGru) return gate == 2 ? 2 : 1 - gate;
-    return gate;
+    return run(in, cell, save_states, save_gates);
 }
 
 enum Gradient { kX, kAtt, kWeights, kH0, kGradients };
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+// Every thread's sums, side by side, and how they become the gradients of the weights.
 template <typename T>
-Gradients run_backward(const std::optional<Tensor>& dstates, const std::optional<Tensor>& dlast,
-                       const Tensor& x, const std::optional<Tensor>& att, const Tensor& weight_ih,
-                       const Tensor& weight_hh, const std::optional<Tensor>& bias_ih,
-                       const std::optional<Tensor>& bias_hh, const std::optional<Tensor>& h0,
-                       const Layout& layout, const Tensor& states, const Tensor& gates, int64_t cell,
-                       const std::vector<bool>& wanted) {
-    const Weights<T> weights = check_weights<T>(cell, weight_ih, weight_hh, bias_ih, bias_hh);
-    const int64_t hidden = weights.hidden, input = weights.input;
-    const Kernels<T>& k = kernels<T>(hidden);
-    const int64_t first = weights.cell == Cell::kAgru ? 1 : 0, count = 3 - first;
-    if (h0) check_shape("h0", *h0, {-1, hidden});
-    const Schedule s = make_schedule(layout, x, h0 ? h0->size(0) : -1, 18 * hidden * (input + hidden));
-    const int64_t size = s.batch.size, padded_hidden = k.padded(hidden), padded_input = k.padded(input);
-    const bool saved = gates.size(0) > 0;
-    auto rows_of = [&](const char* name, const std::optional<Tensor>& value) {
-        return x.dim() == 3 ? data<T>(name, value, {x.size(0), x.size(1), hidden})
-                            : data<T>(name, value, {s.rows, hidden});
-    };
-    const T* x_data = input_rows<T>(x, input);
-    const T* att_data = attention<T>(att, x, s, weights.cell);
-    const T* h0_data = data<T>("h0", h0, {size, hidden});
-    const T* states_data = rows_of("states", states);
-    const T* gates_data = saved ? data<T>("gates", gates, {s.rows, 4 * padded_hidden}) : nullptr;
-    const T* dstates_data = rows_of("dstates", dstates);
-    const T* dlast_data = data<T>("dlast", dlast, {size, hidden});
+class ThreadSums {
+  public:
+    ThreadSums(const Kernels<T>& k, const Weights<T>& weights, int64_t threads)
+        : cell_(weights.cell),
+          input_(weights.input),
+          hidden_(weights.hidden),
+          w_stride_(k.padded(weights.input)),
+          u_stride_(k.padded(weights.hidden)),
+          du_(gate_count(cell_) * hidden_ * w_stride_),
+          db_(du_ + gate_count(cell_) * hidden_ * u_stride_),
+          size_(db_ + k.padded((gate_count(cell_) + 1) * hidden_)),
+          threads_(threads),
+          memory_(size_ * threads) {}
 
-    const bool gaps = s.rows != s.steps;
-    auto output = [&](bool want, std::initializer_list<int64_t> shape) {
-        return want ? empty_rows(x, shape) : torch::stable::new_empty(x, {0});
-    };
-    auto pointer = [](const Tensor& t) {
-        return t.numel() > 0 ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
-    };
-    const bool padded = x.dim() == 3;
-    Tensor dx =
-        padded ? output(wanted[kX], {x.size(0), x.size(1), input}) : output(wanted[kX], {s.rows, input});
-    Tensor datt = padded ? output(wanted[kAtt], {x.size(0), x.size(1)}) : output(wanted[kAtt], {s.rows});
-    Tensor dh0 = output(wanted[kH0], {size, hidden});
-    for (const Tensor& rows : {dx, datt})
-        if (gaps && rows.numel() > 0) std::memset(rows.mutable_data_ptr(), 0, rows.numel() * sizeof(T));
+    // A thread's own sums, zeroed.
+    WeightGradients<T> of(int64_t thread) const {
+        T* own = memory_.data() + thread * size_;
+        std::memset(own, 0, size_ * sizeof(T));
+        WeightGradients<T> out{};
+        out.dw = own;
+        out.du = own + du_;
+        out.db = own + db_;
+        return out;
+    }
 
-    const Scratch<T> packed(k.packed_backward_size(input, hidden));
-    k.pack_backward(weights, packed.data());
-    const Scratch<T> packed_gates(saved ? 0 : k.packed_forward_size(input, hidden));
-    if (!saved) k.pack_forward(weights, packed_gates.data());
-    const Backward<T> b{s.batch,      weights,    packed.data(), packed_gates.data(), x_data,
-                        input,        att_data,   h0_data,       states_data,         gates_data,
-                        dstates_data, dlast_data, pointer(dx),   pointer(datt),       pointer(dh0)};
-
-    const int64_t dw_size = count * hidden * padded_input, du_size = count * hidden * padded_hidden;
-    const int64_t sums_size = wanted[kWeights] ? dw_size + du_size + k.padded((count + 1) * hidden) : 0;
-    const int64_t per_thread = k.backward_scratch(input, hidden), threads = s.threads.size();
-    const Scratch<T> sums(sums_size * threads);
-    const Scratch<T> scratch(per_thread * threads);
-    for_each_thread(s.threads.size(), [&](int64_t thread) {
-        WeightGradients<T> gradients{};
-        if (wanted[kWeights]) {
-            T* own = sums.data() + thread * sums_size;
-            std::memset(own, 0, sums_size * sizeof(T));
-            gradients = {own, own + dw_size, own + dw_size + du_size};
-        }
-        for (const Tile& tile : s.threads[thread])
-            k.backward(b, tile, gradients, scratch.data() + thread * per_thread);
-    });
-
-    Tensor dweight_ih = output(wanted[kWeights], {count * hidden, input});
-    Tensor dweight_hh = output(wanted[kWeights], {count * hidden, hidden});
-    Tensor dbias_ih = output(wanted[kWeights], {count * hidden});
-    Tensor dbias_hh = output(wanted[kWeights], {count * hidden});
-    if (wanted[kWeights]) {
-        // Threads are added in their order, so that the same threads give the same bits.
-        auto add = [&](T* to, int64_t from, int64_t length) {
-            if (length == 0) return;  // an empty gradient has no address
-            std::memcpy(to, sums.data() + from, length * sizeof(T));
-            for (int64_t thread = 1; thread < threads; ++thread) {
-                const T* more = sums.data() + thread * sums_size + from;
-                for (int64_t i = 0; i < length; ++i) to[i] += more[i];
+    // From the kernels' orders of the gates to the caller's.
+    void gather(T* dweight_ih, T* dweight_hh, T* dbias_ih, T* dbias_hh) const {
+        for (int place = 0; place < gate_count(cell_); ++place) {
+            const int64_t from = place * hidden_;
+            const int64_t of_x = gate_block(cell_, x_gate(cell_, place)) * hidden_;
+            const int64_t of_h = gate_block(cell_, h_gate(cell_, place)) * hidden_;
+            for (int64_t i = 0; i < hidden_; ++i) {
+                add(dweight_ih + (of_x + i) * input_, (from + i) * w_stride_, input_);
+                add(dweight_hh + (of_h + i) * hidden_, du_ + (from + i) * u_stride_, hidden_);
             }
-        };
-        for (int64_t gate = first; gate < 3; ++gate) {
-            const int64_t block = gate_block(weights.cell, gate) * hidden;
-            const int64_t of_w = (gate - first) * hidden, of_u = gate == 2 ? 0 : of_w + hidden;
-            for (int64_t i = 0; i < hidden; ++i) {
-                add(pointer(dweight_ih) + (block + i) * input, (of_w + i) * padded_input, input);
-                add(pointer(dweight_hh) + (block + i) * hidden, dw_size + (of_u + i) * padded_hidden, hidden);
-            }
-            add(pointer(dbias_ih) + block, dw_size + du_size + of_w + hidden, hidden);
-            add(pointer(dbias_hh) + block, dw_size + du_size + of_u, hidden);
+            // db is (dc | du' | dr' | dn'): what meets h begins at its start, what meets x a block later.
+            add(dbias_ih + of_x, db_ + hidden_ + from, hidden_);
+            add(dbias_hh + of_h, db_ + from, hidden_);
         }
     }
+
+  private:
+    // Adds the threads' sums in the order of the threads, so that as many threads give the same bits again.
+    void add(T* to, int64_t from, int64_t length) const {
+        if (length == 0) return;  // an empty gradient has no address
+        std::memcpy(to, memory_.data() + from, length * sizeof(T));
+        for (int64_t thread = 1; thread < threads_; ++thread) {
+            const T* more = memory_.data() + thread * size_ + from;
+            for (int64_t i = 0; i < length; ++i) to[i] += more[i];
+        }
+    }
+
+    Cell cell_;
+    int64_t input_, hidden_, w_stride_, u_stride_;
+    int64_t du_, db_, size_;  // where a thread's du and db begin, and where its sums end
+    int64_t threads_;
+    Scratch<T> memory_;
+};
+
+template <typename T>
+Gradients run_backward(const Inputs& in, int64_t cell, const std::optional<Tensor>& dstates,
+                       const std::optional<Tensor>& dlast, const Tensor& states, const Tensor& gates,
+                       const std::vector<bool>& wanted) {
+    const Problem<T> problem(in, cell, 18);
+    const Schedule& s = problem.schedule;
+    const Tensor& x = in.x;
+    const int64_t size = s.batch.size, hidden = problem.weights.hidden, input = problem.weights.input;
+    const Kernels<T>& k = kernels<T>(hidden);
+    auto rows_of_states = [&](const char* name, const std::optional<Tensor>& value) {
+        return problem.padded ? data<T>(name, value, {x.size(0), x.size(1), hidden})
+                              : data<T>(name, value, {s.rows, hidden});
+    };
+    Backward<T> b{};
+    b.batch = s.batch;
+    b.weights = problem.weights;
+    b.x = problem.x;
+    b.x_stride = input;
+    b.att = problem.att;
+    b.h0 = problem.h0;
+    b.states = rows_of_states("states", states);
+    const bool saved = gates.size(0) > 0;
+    b.gates = saved ? data<T>("gates", gates, {s.rows, 4 * k.padded(hidden)}) : nullptr;
+    b.dstates = rows_of_states("dstates", dstates);
+    b.dlast = data<T>("dlast", dlast, {size, hidden});
+
+    auto output = [&](bool want, Shape shape) {
+        return want ? empty_rows(x, shape) : torch::stable::new_empty(x, {0});
+    };
+    Tensor dx = problem.padded ? output(wanted[kX], {x.size(0), x.size(1), input})
+                               : output(wanted[kX], {s.rows, input});
+    Tensor datt =
+        problem.padded ? output(wanted[kAtt], {x.size(0), x.size(1)}) : output(wanted[kAtt], {s.rows});
+    Tensor dh0 = output(wanted[kH0], {size, hidden});
+    if (s.has_padding())
+        for (const Tensor& rows : {dx, datt})
+            if (rows.numel() > 0) std::memset(rows.mutable_data_ptr(), 0, rows.numel() * sizeof(T));
+    b.dx = output_data<T>(dx);
+    b.datt = output_data<T>(datt);
+    b.dh0 = output_data<T>(dh0);
+
+    const Scratch<T> packed(k.packed_backward_size(input, hidden));
+    k.pack_backward(problem.weights, packed.data());
+    b.packed = packed.data();
+    const Scratch<T> packed_gates(saved ? 0 : k.packed_forward_size(input, hidden));
+    if (!saved) k.pack_forward(problem.weights, packed_gates.data());
+    b.packed_gates = packed_gates.data();
+
+    const int64_t threads = s.threads.size(), per_thread = k.backward_scratch(input, hidden);
+    std::optional<ThreadSums<T>> sums;
+    if (wanted[kWeights]) sums.emplace(k, problem.weights, threads);
+    const Scratch<T> scratch(per_thread * threads);
+    for_each_thread(threads, [&](int64_t thread) {
+        const WeightGradients<T> own = sums ? sums->of(thread) : WeightGradients<T>{};
+        for (const Tile& tile : s.threads[thread])
+            k.backward(b, tile, own, scratch.data() + thread * per_thread);
+    });
+
+    const int64_t gate_rows = gate_count(problem.weights.cell) * hidden;
+    Tensor dweight_ih = output(wanted[kWeights], {gate_rows, input});
+    Tensor dweight_hh = output(wanted[kWeights], {gate_rows, hidden});
+    Tensor dbias_ih = output(wanted[kWeights], {gate_rows});
+    Tensor dbias_hh = output(wanted[kWeights], {gate_rows});
+    if (sums)
+        sums->gather(output_data<T>(dweight_ih), output_data<T>(dweight_hh), output_data<T>(dbias_ih),
+                     output_data<T>(dbias_hh));
     return {dx, datt, dweight_ih, dweight_hh, dbias_ih, dbias_hh, dh0};
 }
 
@@ -216,9 +275,10 @@ Gradients attention_gru_backward(std::optional<Tensor> dstates, std::optional<Te
                                  std::optional<Tensor> offsets, std::optional<Tensor> batch_sizes,
                                  Tensor states, Tensor gates, int64_t cell, std::vector<bool> wanted) {
     STD_TORCH_CHECK(wanted.size() == kGradients, "wanted must have 4 elements, got ", wanted.size());
+    const Inputs in{x,       att,     weight_ih, weight_hh,
+                    bias_ih, bias_hh, h0,        {lengths, offsets, batch_sizes, std::nullopt}};
     const auto run = is_single("x", x) ? run_backward<float> : run_backward<double>;
-    return run(dstates, dlast, x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0,
-               {lengths, offsets, batch_sizes, std::nullopt}, states, gates, cell, wanted);
+    return run(in, cell, dstates, dlast, states, gates, wanted);
 }
 
 }  // namespace

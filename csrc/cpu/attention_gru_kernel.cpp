@@ -1,63 +1,37 @@
-// The CPU kernels, compiled once per instruction set; the compiler's target chooses the namespace and tile
-// shape.
+// The CPU kernels of the attention GRU. This file is compiled once for each instruction set: the compiler's
+// flags choose the namespace and the shape of the tiles (kernel/target.h).
 //
-// A thread runs one tile of histories through all their steps, so nothing waits for anything. In a step the
-// tile goes through the columns of H in blocks of one vector; for a block, kRows histories at a time keep the
-// sums of u, r and n (or c) in registers through the products with x and h, and all of the tile go through
-// the activations together. The packed weights of a block stay in the first-level cache for all histories of
-// the tile. kRows sums of three gates are as many as the registers hold; kMaxTileRows / kRows of them read a
-// block's weights from the second level once.
+// Forward (kernel/attention_gru_forward.h). A thread runs one tile of histories through all their steps, so
+// no thread waits for another. In each step the tile goes through the columns of H, one vector of columns at
+// a time, a "column block". For a column block, kRows histories at a time keep the sums of u, r and n (or c)
+// in registers, through the products with x and with h; then all histories of the tile go through the
+// activations together. kRows is as many histories as the registers hold sums of three gates for. The packed
+// weights of a column block are read from the second-level cache once for the whole tile; for its
+// kMaxTileRows / kRows groups they stay in the first level.
 //
-// Backward runs the steps in reverse. Only dh_{t-1} = ... + U^T [du' dr' dc] is sequential; the gradients of
-// the gates are collected for kChunkRows rows, from which dx and the sums over rows are matrix products.
+// Backward (kernel/attention_gru_backward.h) runs the steps in reverse. Only dh_{t-1} = ... + U^T [du' dr'
+// dc] goes from step to step. The gradients of the gates are collected until there are kChunkRows rows of
+// them; then dx and the sums over rows are computed as matrix products.
 //
-// Everything here is internal to the translation unit: a function shared with other instruction sets could be
+// Everything here is internal to the translation unit: a function that instruction sets shared could be
 // linked from the wrong one.
 
 #include "../attention_gru.h"
 #include "kernel/target.h"
+#include "view.h"
 
 namespace dien_fast {
 namespace DIEN_FAST_ISA {
 namespace {
 
 constexpr int kChunkRows = 96;
-constexpr int kParts = 4;  // of a row of gates: u, r, c, n
+constexpr int kParts =
+    4;  // u, r, c and n, of which a row of gates holds a vector each for every column block
 
 #include "kernel/vectors.h"
 // clang-format off: each needs the one before
 #include "kernel/products.h"
 // clang-format on
-
-int gate_count(Cell cell) { return cell == Cell::kAgru ? 2 : 3; }
-
-// Row block of u (gate 0), r (1) or n (2) in the caller's weights; -1 where the cell has no such gate.
-int gate_block(Cell cell, int gate) {
-    if (cell == Cell::kAgru) return gate - 1;
-    if (cell == Cell::kGru) return gate == 2 ? 2 : 1 - gate;
-    return gate;
-}
-
-template <typename T>
-struct Rule {
-    T alpha, beta;      // z = alpha + beta u
-    T alpha_a, beta_a;  // their derivatives in a
-};
-template <typename T>
-Rule<T> rule(Cell cell, T a) {
-    switch (cell) {
-        case Cell::kAugru:
-            return {0, a, 0, 1};
-        case Cell::kAugruOfficial:
-            return {1, a - 1, 0, 1};
-        case Cell::kAugruInverted:
-            return {1, -a, 0, -1};
-        case Cell::kAgru:
-            return {a, 0, 1, 0};
-        default:
-            return {1, -1, 0, 0};
-    }
-}
 
 // clang-format off: each needs the one before
 #include "kernel/attention_gru_forward.h"

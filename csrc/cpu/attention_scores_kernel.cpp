@@ -1,6 +1,10 @@
-// The CPU kernels of the attention scores, compiled once per instruction set.
+// The CPU kernels of the attention scores, compiled once for each instruction set. interest.h has the
+// equations.
 //
-// Everything here is internal to the translation unit: a function shared with other instruction sets could be
+// Tiles of kTileRows rows go through a layer while they are in the first two levels of cache. Rows are padded
+// to whole vectors. No product reads the padding, so that it may hold anything finite.
+//
+// Everything here is internal to the translation unit: a function that instruction sets shared could be
 // linked from the wrong one.
 
 #include "../interest.h"
@@ -17,6 +21,7 @@ namespace {
 #include "kernel/attention_scores_activations.h"
 // clang-format on
 
+// The numbers in the widest row.
 template <typename T>
 int64_t widest(const Scores<T>& p) {
     int64_t width = padded<T>(p.depth);
@@ -31,7 +36,7 @@ int64_t scores_scratch(const Scores<T>& p) {
     return tiles + depth * padded<T>(first) + (first + 1) * padded<T>(depth);
 }
 
-// Adds the moments of rows [count, width] with weights (null: 1) to sums.
+// Adds the moments of rows [count, width] to sums [kMoments, width]. Null weights stand for 1.
 template <typename T>
 void add_moments(int64_t count, const T* rows, int64_t width, const T* weights, double* sums) {
     T total = T(count);
@@ -69,17 +74,17 @@ void query_terms(const Scores<T>& p, int64_t begin, int64_t end, const ScoreSums
     for (int64_t b = begin, count; b < end; b += count) {
         count = end - b < kTileRows ? end - b : kTileRows;
         T* x = l.x + (p.rows + b) * width;
-        product<T>({count, p.query + b * p.depth, p.depth, p.depth, p.query_forward, l.width, l.bias, 0, x,
-                    width, false});
+        product<T>(count, {p.query + b * p.depth, p.depth, p.depth}, p.query_panels, {l.bias, 0, l.width},
+                   {x, width, l.width});
         if (p.weights != nullptr) add_moments(count, x, width, p.weights + p.rows + b, sums.moments[0]);
     }
 }
 
-// The matrix that meets the keys of one candidate, W_k - W_d + W_p diag(q), as panels: its transpose for
-// forward.
+// The panels of the matrix in front of a history's keys, W_k - W_d + W_p diag(q), for forward and for
+// backward.
 template <typename T>
 void candidate_forward(const Scores<T>& p, const T* q, T* out) {
-    const T *key = p.key_forward, *with = p.product_forward;
+    const T *key = p.key_panels, *with = p.product_panels;
     for (int64_t column = 0, vectors; column < p.layers[0].width; column += vectors * kLanes<T>) {
         vectors = panel_vectors((p.layers[0].width - column + kLanes<T> - 1) / kLanes<T>);
         for (int64_t k = 0; k < p.depth; ++k)
@@ -89,7 +94,7 @@ void candidate_forward(const Scores<T>& p, const T* q, T* out) {
 }
 template <typename T>
 void candidate_backward(const Scores<T>& p, const T* q, T* out) {
-    const T *key = p.key_backward, *with = p.product_backward;
+    const T *key = p.key_panels, *with = p.product_panels;
     for (int64_t column = 0, vectors; column < p.depth; column += vectors * kLanes<T>) {
         vectors = panel_vectors((p.depth - column + kLanes<T> - 1) / kLanes<T>);
         for (int64_t c = 0; c < p.layers[0].width; ++c)
@@ -102,7 +107,7 @@ template <typename T>
 void key_terms(const Scores<T>& p, int64_t begin, int64_t end, const ScoreSums<T>& sums, T* scratch) {
     const ScoreLayer<T>& l = p.layers[0];
     const int64_t width = padded<T>(l.width);
-    T* matrix = take(scratch, panels_size<T>(p.depth, l.width));
+    T* matrix = take(scratch, panels_size<T>(l.width, p.depth, Direction::kForward));
     for (int64_t b = begin; b < end; ++b) {
         const int64_t row = p.offsets[b], length = p.offsets[b + 1] - row;
         if (length == 0) continue;
@@ -110,8 +115,8 @@ void key_terms(const Scores<T>& p, int64_t begin, int64_t end, const ScoreSums<T
         for (int64_t t = 0, count; t < length; t += count) {
             count = length - t < kTileRows ? length - t : kTileRows;
             T* x = l.x + (row + t) * width;
-            product<T>({count, p.keys + (p.key_start[b] + t) * p.depth, p.depth, p.depth, matrix, l.width,
-                        l.x + (p.rows + b) * width, 0, x, width, false});
+            product<T>(count, {p.keys + (p.key_start[b] + t) * p.depth, p.depth, p.depth}, matrix,
+                       {l.x + (p.rows + b) * width, 0, l.width}, {x, width, l.width});
             if (p.weights != nullptr) add_moments<T>(count, x, width, nullptr, sums.moments[0]);
         }
     }
@@ -127,8 +132,8 @@ void layer(const Scores<T>& p, int64_t layer, int64_t begin, int64_t end, const 
         count = end - row < kTileRows ? end - row : kTileRows;
         activate(p, layer - 1, row, count, a);
         T* x = l.x + row * width;
-        product<T>(
-            {count, a, padded<T>(before.width), l.inputs, l.forward, l.width, l.bias, 0, x, width, false});
+        product<T>(count, {a, padded<T>(before.width), l.inputs}, l.panels, {l.bias, 0, l.width},
+                   {x, width, l.width});
         if (p.weights != nullptr)
             add_moments<T>(count, x, width, begin < p.rows ? nullptr : p.weights + row, sums.moments[layer]);
     }
@@ -186,7 +191,7 @@ void softmax_backward(const Scores<T>& p, int64_t begin, int64_t end) {
     }
 }
 
-// d [count, padded C_L]: the gradient of the last layer's activation, before dropout.
+// d [count, padded C_L] = the gradient of the last layer's f, with dropout's factors yet to come.
 template <typename T>
 void last_gradient(const Scores<T>& p, int64_t row, int64_t count, T* d) {
     const int64_t width = padded<T>(p.layers[p.layer_count - 1].width);
@@ -195,7 +200,7 @@ void last_gradient(const Scores<T>& p, int64_t row, int64_t count, T* d) {
             store(d + i * width + column, p.dlogits[row + i] * load(p.last + column));
 }
 
-// Of rows below N alone: others have no logit.
+// Ranges below N alone, as the other rows have no logit.
 template <typename T>
 void last_backward(const Scores<T>& p, int64_t begin, int64_t end, const ScoreSums<T>& sums, T* scratch) {
     const int64_t last = p.layer_count - 1, width = padded<T>(p.layers[last].width);
@@ -211,7 +216,7 @@ void last_backward(const Scores<T>& p, int64_t begin, int64_t end, const ScoreSu
     }
 }
 
-// dx [count, padded C] of a layer, from the gradient of its activation.
+// dx [count, padded C] = the gradient of a layer's x, from that of its f. `spare` has room for as much.
 template <typename T>
 void gradient_of_x(const Scores<T>& p, int64_t layer, int64_t row, int64_t count, T* spare, T* dx) {
     const ScoreLayer<T>& l = p.layers[layer];
@@ -241,11 +246,10 @@ void layer_backward(const Scores<T>& p, int64_t layer, int64_t begin, int64_t en
         count = end - row < kTileRows ? end - row : kTileRows;
         gradient_of_x(p, layer, row, count, d, dx);
         activate(p, layer - 1, row, count, a);
-        outer(count, a, width_before, l.inputs, dx, l.width, sums.weight[layer]);
+        outer<T>(count, {a, width_before, l.inputs}, {dx, width, l.width}, sums.weight[layer]);
         add_rows(count, dx, width, sums.reductions[layer] + kDx * width);
         T* gradient = before.gradient + row * width_before;
-        product<T>(
-            {count, dx, width, l.width, l.backward, before.width, nullptr, 0, gradient, width_before, false});
+        product<T>(count, {dx, width, l.width}, l.panels, {}, {gradient, width_before, before.width});
         reduce(p, layer - 1, row, count, gradient, sums.reductions[layer - 1]);
     }
 }
@@ -255,7 +259,7 @@ void terms_backward(const Scores<T>& p, int64_t begin, int64_t end, const ScoreS
     const ScoreLayer<T>& l = p.layers[0];
     const int64_t width = padded<T>(l.width), depth = p.depth;
     T* candidate = take(scratch, depth);
-    T* matrix = take(scratch, panels_size<T>(l.width, depth));
+    T* matrix = take(scratch, panels_size<T>(l.width, depth, Direction::kBackward));
     T* dmatrix = take(scratch, depth * width);
     T* dterms = take(scratch, kTileRows * width);
     T* dx = take(scratch, kTileRows * width);
@@ -280,9 +284,10 @@ void terms_backward(const Scores<T>& p, int64_t begin, int64_t end, const ScoreS
             for (int64_t t = 0, count; t < length; t += count) {
                 count = length - t < kTileRows ? length - t : kTileRows;
                 gradient_of_x(p, 0, row + t, count, spare, dx);
-                product<T>({count, dx, width, l.width, matrix, depth, nullptr, 0, p.dkeys + (row + t) * depth,
-                            depth, true});
-                outer(count, p.keys + (p.key_start[b] + t) * depth, depth, depth, dx, l.width, dmatrix);
+                product<T>(count, {dx, width, l.width}, matrix, {},
+                           {p.dkeys + (row + t) * depth, depth, depth}, Write::kExactly);
+                outer<T>(count, {p.keys + (p.key_start[b] + t) * depth, depth, depth}, {dx, width, l.width},
+                         dmatrix);
                 add_rows(count, dx, width, dterm);
             }
             for (int64_t k = 0; k < depth; ++k) {
@@ -296,10 +301,11 @@ void terms_backward(const Scores<T>& p, int64_t begin, int64_t end, const ScoreS
                 dq[k] = sum<T>(total);
             }
         }
-        outer(histories, p.query + group * depth, depth, depth, dterms, l.width, sums.query);
+        outer<T>(histories, {p.query + group * depth, depth, depth}, {dterms, width, l.width}, sums.query);
         add_rows(histories, dterms, width, sums.reductions[0] + kDx * width);
-        product<T>({histories, dterms, width, l.width, p.query_backward, depth, dquery, padded<T>(depth),
-                    dquery, padded<T>(depth), false});
+        const View<T> rows{dquery, padded<T>(depth), depth};
+        product<T>(histories, {dterms, width, l.width}, p.query_panels,
+                   {rows.data, rows.stride, rows.columns}, rows);
         for (int64_t i = 0; i < histories; ++i)
             std::memcpy(p.dquery + (group + i) * depth, dquery + i * padded<T>(depth), depth * sizeof(T));
     }

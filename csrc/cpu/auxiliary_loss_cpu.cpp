@@ -1,8 +1,10 @@
-// The entry point of the auxiliary loss on the CPU.
+// The auxiliary loss on the CPU: the operator auxiliary_loss. ../interest.h says what it computes.
 
 #include <cstring>
+#include <optional>
 #include <tuple>
 
+#include "../interest.h"
 #include "ragged.h"
 
 namespace dien_fast {
@@ -17,79 +19,171 @@ const AuxiliaryKernels<T>& kernels(const std::vector<int64_t>& widths) {
         return DIEN_FAST_CHOOSE(chosen, kDoubleAuxiliary);
 }
 
+// The MLP: its parameters checked, and packed for the kernels.
+template <typename T>
+class AuxiliaryMLP {
+  public:
+    int64_t operations = 0;      // that a row costs forward
+    int64_t parameter_size = 0;  // numbers in all parameters
+
+    AuxiliaryMLP(const std::vector<Tensor>& parameters, int64_t depth) {
+        layers_ = int64_t(parameters.size()) / 2 - 1;
+        STD_TORCH_CHECK(parameters.size() % 2 == 0 && layers_ >= 1 && layers_ <= kMaxLayers,
+                        "parameters must hold weight and bias of 2 to ", kMaxLayers + 1, " layers, got ",
+                        parameters.size(), " tensors");
+        int64_t inputs = 2 * depth;
+        for (int64_t l = 0; l <= layers_; ++l) {
+            const Tensor& weight = parameters[2 * l];
+            check_shape("parameters", weight, {l == layers_ ? 1 : -1, inputs});
+            const int64_t width = weight.size(0);
+            STD_TORCH_CHECK(width > 0, "parameters must have at least one output a layer");
+            weights_.push_back(data<T>("parameters", weight, {width, inputs}));
+            biases_.push_back(data<T>("parameters", parameters[2 * l + 1], {width}));
+            if (l < layers_) widths.push_back(width);
+            operations += 4 * inputs * width;
+            parameter_size += (inputs + 1) * width;
+            inputs = width;
+        }
+    }
+
+    std::vector<int64_t> widths;
+
+    // Points p to packed weights in `memory`, which must outlive it.
+    void pack(const AuxiliaryKernels<T>& k, int64_t depth, std::optional<Scratch<T>>& memory,
+              Auxiliary<T>& p) const {
+        constexpr Direction kForward = Direction::kForward, kBackward = Direction::kBackward;
+        const int64_t first = widths[0];
+        Pieces<T> pieces;
+        const int64_t forward = k.panels_size(first, depth, kForward);
+        const int64_t backward = k.panels_size(first, depth, kBackward);
+        const int64_t state_forward = pieces.add(forward), event_forward = pieces.add(forward);
+        const int64_t state_backward = pieces.add(backward), event_backward = pieces.add(backward);
+        const int64_t last = pieces.add(k.padded(widths.back()));
+        int64_t biases[kMaxLayers], forwards[kMaxLayers] = {}, backwards[kMaxLayers] = {};
+        for (int64_t l = 0; l < layers_; ++l) {
+            biases[l] = pieces.add(k.padded(widths[l]));
+            if (l == 0) continue;
+            forwards[l] = pieces.add(k.panels_size(widths[l], widths[l - 1], kForward));
+            backwards[l] = pieces.add(k.panels_size(widths[l], widths[l - 1], kBackward));
+        }
+        memory.emplace(pieces.size());
+        T* base = memory->data();
+        std::memset(base, 0, pieces.size() * sizeof(T));
+        const View<const T> of_state{weights_[0], 2 * depth, depth},
+            of_event{weights_[0] + depth, 2 * depth, depth};
+        auto packed = [&](int64_t outputs, View<const T> weight, Direction direction, int64_t at) {
+            k.pack(outputs, weight, direction, base + at);
+            return base + at;
+        };
+        p.state_forward = packed(first, of_state, kForward, state_forward);
+        p.event_forward = packed(first, of_event, kForward, event_forward);
+        p.state_backward = packed(first, of_state, kBackward, state_backward);
+        p.event_backward = packed(first, of_event, kBackward, event_backward);
+        p.layer_count = layers_;
+        for (int64_t l = 0; l < layers_; ++l) {
+            p.widths[l] = widths[l];
+            std::memcpy(base + biases[l], biases_[l], widths[l] * sizeof(T));
+            p.bias[l] = base + biases[l];
+            if (l == 0) continue;
+            const View<const T> weight{weights_[l], widths[l - 1], widths[l - 1]};
+            p.forward[l] = packed(widths[l], weight, kForward, forwards[l]);
+            p.backward[l] = packed(widths[l], weight, kBackward, backwards[l]);
+        }
+        std::memcpy(base + last, weights_[layers_], widths.back() * sizeof(T));
+        p.last = base + last;
+        p.last_bias = biases_[layers_][0];
+    }
+
+  private:
+    int64_t layers_;  // without the last product
+    std::vector<const T*> weights_, biases_;
+};
+
+// The gradients of the parameters, summed by each thread, and where the sums begin.
+template <typename T>
+class ParameterSums {
+  public:
+    ParameterSums(const AuxiliaryKernels<T>& k, const Auxiliary<T>& p, int64_t threads)
+        : k_(k), p_(p), threads_(threads) {
+        state_ = pieces_.add(p.depth * k.padded(p.widths[0]));
+        event_ = pieces_.add(p.depth * k.padded(p.widths[0]));
+        last_ = pieces_.add(k.padded(p.widths[p.layer_count - 1]));
+        for (int64_t l = 0; l < p.layer_count; ++l) {
+            biases_[l] = pieces_.add(k.padded(p.widths[l]));
+            if (l > 0) weights_[l] = pieces_.add(p.widths[l - 1] * k.padded(p.widths[l]));
+        }
+        memory_.emplace(pieces_.size() * threads);
+    }
+
+    // A thread's own sums, zeroed.
+    AuxiliarySums<T> of(int64_t thread) const {
+        T* own = memory_->data() + thread * pieces_.size();
+        std::memset(own, 0, pieces_.size() * sizeof(T));
+        AuxiliarySums<T> out{};
+        out.state = own + state_;
+        out.event = own + event_;
+        out.last = own + last_;
+        for (int64_t l = 0; l < p_.layer_count; ++l) {
+            out.bias[l] = own + biases_[l];
+            out.weight[l] = own + weights_[l];
+        }
+        return out;
+    }
+
+    // All of them, one behind the other, in the order and the shapes of the parameters.
+    void write(double last_bias, T* out) {
+        const T* sums = memory_->data();
+        add_threads(memory_->data(), pieces_.size(), threads_);
+        for (int64_t l = 0; l < p_.layer_count; ++l) {
+            const int64_t width = p_.widths[l], stride = k_.padded(width);
+            if (l == 0) {
+                for (int64_t c = 0; c < width; ++c)
+                    for (int64_t d = 0; d < p_.depth; ++d) {
+                        out[c * 2 * p_.depth + d] = sums[state_ + d * stride + c];
+                        out[c * 2 * p_.depth + p_.depth + d] = sums[event_ + d * stride + c];
+                    }
+                out += width * 2 * p_.depth;
+            } else {
+                copy_transposed(sums + weights_[l], stride, width, p_.widths[l - 1], out);
+                out += width * p_.widths[l - 1];
+            }
+            std::memcpy(out, sums + biases_[l], width * sizeof(T));
+            out += width;
+        }
+        const int64_t last_width = p_.widths[p_.layer_count - 1];
+        std::memcpy(out, sums + last_, last_width * sizeof(T));
+        out[last_width] = T(last_bias);
+    }
+
+  private:
+    const AuxiliaryKernels<T>& k_;
+    const Auxiliary<T>& p_;
+    int64_t threads_, state_, event_, last_;
+    int64_t weights_[kMaxLayers] = {}, biases_[kMaxLayers] = {};
+    Pieces<T> pieces_;
+    std::optional<Scratch<T>> memory_;
+};
+
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const Tensor& states, const Tensor& events,
                                                        const Tensor& negatives, const Tensor& offsets_tensor,
                                                        const std::vector<Tensor>& parameters, bool save) {
-    const int64_t rows = states.size(0), depth = states.size(1), layers = int64_t(parameters.size()) / 2 - 1;
-    STD_TORCH_CHECK(parameters.size() % 2 == 0 && layers >= 1 && layers <= kMaxLayers,
-                    "parameters must hold weight and bias of 2 to ", kMaxLayers + 1, " layers, got ",
-                    parameters.size(), " tensors");
+    const int64_t rows = states.size(0), depth = states.size(1);
+    const AuxiliaryMLP<T> mlp(parameters, depth);
     const std::vector<int64_t> offsets = check_offsets(offsets_tensor, rows);
     const int64_t size = offsets.size() - 1;
+    int64_t steps = 0;
+    for (int64_t b = 0; b < size; ++b) steps += std::max<int64_t>(offsets[b + 1] - offsets[b] - 1, 0);
     Auxiliary<T> p{};
     p.depth = depth;
     p.offsets = offsets.data();
     p.states = data<T>("states", states, {rows, depth});
     p.events = data<T>("events", events, {rows, depth});
     p.negatives = data<T>("negatives", negatives, {rows, depth});
-    p.layer_count = layers;
-
-    int64_t operations = 0, steps = 0, inputs = 2 * depth, gradient_size = 0;
-    for (int64_t b = 0; b < size; ++b) steps += std::max<int64_t>(offsets[b + 1] - offsets[b] - 1, 0);
     p.scale = steps > 0 ? T(1 / (2 * double(steps))) : T(0);
-    std::vector<const T*> weights;
-    for (int64_t l = 0; l <= layers; ++l) {
-        const Tensor& weight = parameters[2 * l];
-        const int64_t width =
-            l == layers ? 1 : (check_shape("parameters", weight, {-1, inputs}), weight.size(0));
-        STD_TORCH_CHECK(width > 0, "parameters must have at least one output a layer");
-        weights.push_back(data<T>("parameters", weight, {width, inputs}));
-        weights.push_back(data<T>("parameters", parameters[2 * l + 1], {width}));
-        if (l < layers) p.widths[l] = width;
-        operations += (save ? 12 : 4) * inputs * width;
-        gradient_size += (inputs + 1) * width;
-        inputs = width;
-    }
-
-    const AuxiliaryKernels<T>& k = kernels<T>({p.widths, p.widths + layers});
-    Pieces<T> pieces;
-    const int64_t first = p.widths[0], last_width = p.widths[layers - 1];
-    const int64_t forward = k.panels_size(depth, first), backward = k.panels_size(first, depth);
-    const int64_t firsts[] = {pieces.add(forward), pieces.add(forward), pieces.add(backward),
-                              pieces.add(backward)};
-    const int64_t last = pieces.add(k.padded(last_width));
-    int64_t biases[kMaxLayers], forwards[kMaxLayers] = {}, backwards[kMaxLayers] = {};
-    for (int64_t l = 0; l < layers; ++l) {
-        biases[l] = pieces.add(k.padded(p.widths[l]));
-        if (l == 0) continue;
-        forwards[l] = pieces.add(k.panels_size(p.widths[l - 1], p.widths[l]));
-        backwards[l] = pieces.add(k.panels_size(p.widths[l], p.widths[l - 1]));
-    }
-    const Scratch<T> packed(pieces.size());
-    T* base = packed.data();
-    std::memset(base, 0, pieces.size() * sizeof(T));
-    for (int64_t side = 0; side < 2; ++side) {
-        const T* matrix = weights[0] + side * depth;
-        k.pack(matrix, depth, first, 2 * depth, true, base + firsts[side]);
-        k.pack(matrix, first, depth, 2 * depth, false, base + firsts[2 + side]);
-    }
-    p.state_forward = base + firsts[0];
-    p.event_forward = base + firsts[1];
-    p.state_backward = base + firsts[2];
-    p.event_backward = base + firsts[3];
-    for (int64_t l = 0; l < layers; ++l) {
-        std::memcpy(base + biases[l], weights[2 * l + 1], p.widths[l] * sizeof(T));
-        p.bias[l] = base + biases[l];
-        if (l == 0) continue;
-        k.pack(weights[2 * l], p.widths[l - 1], p.widths[l], p.widths[l - 1], true, base + forwards[l]);
-        k.pack(weights[2 * l], p.widths[l], p.widths[l - 1], p.widths[l - 1], false, base + backwards[l]);
-        p.forward[l] = base + forwards[l];
-        p.backward[l] = base + backwards[l];
-    }
-    std::memcpy(base + last, weights[2 * layers], last_width * sizeof(T));
-    p.last = base + last;
-    p.last_bias = weights[2 * layers + 1][0];
+    const AuxiliaryKernels<T>& k = kernels<T>(mlp.widths);
+    std::optional<Scratch<T>> packed;
+    mlp.pack(k, depth, packed, p);
 
     auto output = [&] {
         return save ? empty_rows(states, {rows, depth}) : torch::stable::new_empty(states, {0});
@@ -100,39 +194,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const Tensor& states, con
         p.devents = static_cast<T*>(devents.mutable_data_ptr());
         p.dnegatives = static_cast<T*>(dnegatives.mutable_data_ptr());
     }
-    const std::vector<int64_t> begins = share_out(offsets, operations);
+    // With the gradients a row costs three times as much.
+    const std::vector<int64_t> begins = share_out(offsets, save ? 3 * mlp.operations : mlp.operations);
     const int64_t threads = begins.size() - 1, per_thread = k.scratch(p);
-    Pieces<T> sum_pieces;
-    const int64_t of_state = sum_pieces.add(depth * k.padded(first));
-    const int64_t of_event = sum_pieces.add(depth * k.padded(first)),
-                  of_last = sum_pieces.add(k.padded(last_width));
-    int64_t of_weight[kMaxLayers] = {}, of_bias[kMaxLayers];
-    for (int64_t l = 0; l < layers; ++l) {
-        of_bias[l] = sum_pieces.add(k.padded(p.widths[l]));
-        if (l > 0) of_weight[l] = sum_pieces.add(p.widths[l - 1] * k.padded(p.widths[l]));
-    }
     const Scratch<T> scratch(per_thread * threads);
-    const Scratch<T> sums(save ? sum_pieces.size() * threads : 0);
+    std::optional<ParameterSums<T>> sums;
+    if (save) sums.emplace(k, p, threads);
     std::vector<double> losses(threads), last_biases(threads);
     for_each_thread(threads, [&](int64_t thread) {
-        AuxiliarySums<T> own{};
-        if (save) {
-            T* at = sums.data() + thread * sum_pieces.size();
-            std::memset(at, 0, sum_pieces.size() * sizeof(T));
-            own.state = at + of_state;
-            own.event = at + of_event;
-            own.last = at + of_last;
-            for (int64_t l = 0; l < layers; ++l) {
-                own.bias[l] = at + of_bias[l];
-                own.weight[l] = at + of_weight[l];
-            }
-        }
+        AuxiliarySums<T> own = sums ? sums->of(thread) : AuxiliarySums<T>{};
         k.loss(p, begins[thread], begins[thread + 1], own, scratch.data() + thread * per_thread);
         losses[thread] = own.loss;
         last_biases[thread] = own.last_bias;
     });
-
-    // Threads are added in their order, so that the same threads give the same bits.
     double loss = 0, last_bias = 0;
     for (int64_t thread = 0; thread < threads; ++thread) {
         loss += losses[thread];
@@ -140,28 +214,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const Tensor& states, con
     }
     Tensor mean = torch::stable::new_empty(states, {});
     *static_cast<T*>(mean.mutable_data_ptr()) = steps > 0 ? T(loss / (2 * double(steps))) : T(0);
-    Tensor dparameters = torch::stable::new_empty(states, {save ? gradient_size : 0});
-    if (!save) return {mean, dstates, devents, dnegatives, dparameters};
-    add_threads(sums.data(), sum_pieces.size(), sum_pieces.size(), threads);
-    T* out = static_cast<T*>(dparameters.mutable_data_ptr());
-    for (int64_t l = 0; l < layers; ++l) {
-        const int64_t width = p.widths[l], stride = k.padded(width),
-                      in = l == 0 ? 2 * depth : p.widths[l - 1];
-        if (l == 0) {
-            for (int64_t c = 0; c < width; ++c)
-                for (int64_t d = 0; d < depth; ++d) {
-                    out[c * in + d] = sums.data()[of_state + d * stride + c];
-                    out[c * in + depth + d] = sums.data()[of_event + d * stride + c];
-                }
-        } else {
-            copy_matrix(sums.data() + of_weight[l], stride, true, width, in, out);
-        }
-        out += width * in;
-        std::memcpy(out, sums.data() + of_bias[l], width * sizeof(T));
-        out += width;
-    }
-    std::memcpy(out, sums.data() + of_last, last_width * sizeof(T));
-    out[last_width] = T(last_bias);
+    Tensor dparameters = torch::stable::new_empty(states, {save ? mlp.parameter_size : 0});
+    if (sums) sums->write(last_bias, static_cast<T*>(dparameters.mutable_data_ptr()));
     return {mean, dstates, devents, dnegatives, dparameters};
 }
 

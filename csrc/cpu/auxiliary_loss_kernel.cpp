@@ -1,6 +1,8 @@
-// The CPU kernels of the auxiliary loss, compiled once per instruction set.
+// The CPU kernels of the auxiliary loss and its gradients, compiled once for each instruction set. interest.h
+// has the equations. Rows are padded to whole vectors; no product reads the padding, so that it may hold
+// anything finite.
 //
-// Everything here is internal to the translation unit: a function shared with other instruction sets could be
+// Everything here is internal to the translation unit: a function that instruction sets shared could be
 // linked from the wrong one.
 
 #include "../interest.h"
@@ -16,7 +18,8 @@ namespace {
 #include "kernel/rows.h"
 // clang-format on
 
-// A tile: kTileRows events, as many negatives behind them, and the states before.
+// A tile has up to kTileRows states, as many events, and as many negatives, which stand behind the events:
+// "pairs".
 constexpr int kPairs = 2 * kTileRows;
 
 template <typename T>
@@ -27,9 +30,9 @@ int64_t auxiliary_scratch(const Auxiliary<T>& p) {
     return size;
 }
 
-// v -> s(v) of a padded row. Returns the sum of log(1 + e^v) over its first `size` numbers: of the part that
-// grows with v, and of log(1 + e^-|v|), as the logarithm of a product of numbers up to 2, of which a tile's
-// cannot overflow.
+// Turns `size` numbers v into s(v), up to the end of their last vector, and returns the sum of log(1 + e^v).
+// It is max(v, 0) + log(1 + e^-|v|); the sum of the latter is the logarithm of a product, which cannot
+// overflow, as a tile has kPairs factors of at most 2.
 template <typename T>
 double errors(T* v, int64_t size) {
     double total = 0, powers = 1;
@@ -48,6 +51,7 @@ double errors(T* v, int64_t size) {
     return total + log(powers);
 }
 
+// rows = s(rows), for `size` numbers, whole vectors.
 template <typename T>
 void squash(T* rows, int64_t size) {
     int64_t i = 0;
@@ -72,7 +76,7 @@ void through_sigmoid(const T* a, int64_t size, T* d) {
 template <typename T>
 struct AuxiliaryTile {
     int64_t count = 0;
-    int64_t rows[kTileRows];           // of the states; events and negatives are one row behind
+    int64_t rows[kTileRows];           // of the states; their events and negatives are one row further
     T *states, *pairs;                 // [count, padded D], [2 count, padded D]
     T *state_terms, *dstate_terms;     // [count, padded C_1]
     T *dstates, *dpairs;               // as states, pairs
@@ -90,17 +94,17 @@ void run_tile(const Auxiliary<T>& p, AuxiliaryTile<T>& tile, AuxiliarySums<T>& s
         copy_padded(tile.pairs + i * stride, p.events + (row + 1) * depth, depth);
         copy_padded(tile.pairs + (count + i) * stride, p.negatives + (row + 1) * depth, depth);
     }
-    product<T>({count, tile.states, stride, depth, p.state_forward, first, p.bias[0], 0, tile.state_terms,
-                first_width, false});
+    product<T>(count, {tile.states, stride, depth}, p.state_forward, {p.bias[0], 0, first},
+               {tile.state_terms, first_width, first});
     for (int64_t side = 0; side < 2; ++side)
-        product<T>({count, tile.pairs + side * count * stride, stride, depth, p.event_forward, first,
-                    tile.state_terms, first_width, tile.a[0] + side * count * first_width, first_width,
-                    false});
+        product<T>(count, {tile.pairs + side * count * stride, stride, depth}, p.event_forward,
+                   {tile.state_terms, first_width, first},
+                   {tile.a[0] + side * count * first_width, first_width, first});
     squash(tile.a[0], pairs * first_width);
     for (int64_t l = 1; l <= last; ++l) {
         const int64_t width = padded<T>(p.widths[l]);
-        product<T>({pairs, tile.a[l - 1], padded<T>(p.widths[l - 1]), p.widths[l - 1], p.forward[l],
-                    p.widths[l], p.bias[l], 0, tile.a[l], width, false});
+        product<T>(pairs, {tile.a[l - 1], padded<T>(p.widths[l - 1]), p.widths[l - 1]}, p.forward[l],
+                   {p.bias[l], 0, p.widths[l]}, {tile.a[l], width, p.widths[l]});
         squash(tile.a[l], pairs * width);
     }
     const int64_t width = padded<T>(p.widths[last]);
@@ -123,21 +127,22 @@ void run_tile(const Auxiliary<T>& p, AuxiliaryTile<T>& tile, AuxiliarySums<T>& s
     for (int64_t l = last; l > 0; --l) {
         const int64_t inputs = p.widths[l - 1], in_width = padded<T>(inputs),
                       out_width = padded<T>(p.widths[l]);
-        outer(pairs, tile.a[l - 1], in_width, inputs, tile.d[l], p.widths[l], sums.weight[l]);
+        outer<T>(pairs, {tile.a[l - 1], in_width, inputs}, {tile.d[l], out_width, p.widths[l]},
+                 sums.weight[l]);
         add_rows(pairs, tile.d[l], out_width, sums.bias[l]);
-        product<T>({pairs, tile.d[l], out_width, p.widths[l], p.backward[l], inputs, nullptr, 0,
-                    tile.d[l - 1], in_width, false});
+        product<T>(pairs, {tile.d[l], out_width, p.widths[l]}, p.backward[l], {},
+                   {tile.d[l - 1], in_width, inputs});
         through_sigmoid(tile.a[l - 1], pairs * in_width, tile.d[l - 1]);
     }
-    outer(pairs, tile.pairs, stride, depth, tile.d[0], first, sums.event);
-    product<T>({pairs, tile.d[0], first_width, first, p.event_backward, depth, nullptr, 0, tile.dpairs,
-                stride, false});
+    const View<const T> dterms{tile.d[0], first_width, first};
+    outer<T>(pairs, {tile.pairs, stride, depth}, dterms, sums.event);
+    product<T>(pairs, dterms, p.event_backward, {}, {tile.dpairs, stride, depth});
     for (int64_t i = 0; i < count * first_width; i += kLanes<T>)
         store(tile.dstate_terms + i, load(tile.d[0] + i) + load(tile.d[0] + count * first_width + i));
     add_rows(count, tile.dstate_terms, first_width, sums.bias[0]);
-    outer(count, tile.states, stride, depth, tile.dstate_terms, first, sums.state);
-    product<T>({count, tile.dstate_terms, first_width, first, p.state_backward, depth, nullptr, 0,
-                tile.dstates, stride, false});
+    const View<const T> dstate_terms{tile.dstate_terms, first_width, first};
+    outer<T>(count, {tile.states, stride, depth}, dstate_terms, sums.state);
+    product<T>(count, dstate_terms, p.state_backward, {}, {tile.dstates, stride, depth});
     for (int64_t i = 0; i < count; ++i) {
         const int64_t row = tile.rows[i];
         std::memcpy(p.dstates + row * depth, tile.dstates + i * stride, depth * sizeof(T));

@@ -1,34 +1,33 @@
-// What the operators over ragged histories share: checked offsets, histories shared out among threads, sums
-// of threads.
+// What operators over ragged histories share: checked offsets, the histories of each thread, memory, sums of
+// threads.
 
 #pragma once
 
+#include <algorithm>
+#include <cstring>
 #include <vector>
 
-#include "../checks.h"
-#include "../interest.h"
+#include "arguments.h"
 #include "runtime.h"
 
 namespace dien_fast {
 
-// [B + 1] numbers that rise from 0; to `rows` unless that is negative.
+// offsets [B + 1], which must rise from 0 to `rows`, or to any number if that is -1.
 inline std::vector<int64_t> check_offsets(const Tensor& offsets, int64_t rows) {
+    const int64_t* from = integer_data("offsets", offsets, -1);
     const int64_t size = offsets.numel();
-    check_shape("offsets", offsets, {-1});
-    STD_TORCH_CHECK(offsets.scalar_type() == ScalarType::Long && offsets.is_contiguous(),
-                    "offsets must be contiguous int64");
     STD_TORCH_CHECK(size > 0, "offsets must have shape (B + 1,), got (0,)");
-    const int64_t* from = static_cast<const int64_t*>(offsets.const_data_ptr());
     std::vector<int64_t> out(from, from + size);
     STD_TORCH_CHECK(out[0] == 0 && std::is_sorted(out.begin(), out.end()) && (rows < 0 || out.back() == rows),
                     "offsets must rise from 0 to ", rows < 0 ? "N" : std::to_string(rows));
     return out;
 }
 
-// First histories of the threads and B behind them: as many threads as the operations are worth.
+// Shares histories out among as many threads as the operations are worth. Thread i handles histories
+// [begins[i], begins[i + 1]).
 inline std::vector<int64_t> share_out(const std::vector<int64_t>& offsets, int64_t operations_per_row) {
-    constexpr int64_t kOperationsWorthAThread = 1 << 20,
-                      kRowsOfAHistory = 4;  // what a history costs beside its rows
+    constexpr int64_t kOperationsWorthAThread = 1 << 20;
+    constexpr int64_t kRowsOfAHistory = 4;  // a history costs as much as these, beside its rows
     const int64_t size = offsets.size() - 1, total = offsets.back() + kRowsOfAHistory * size;
     const int64_t worth = total * operations_per_row / kOperationsWorthAThread + 1;
     const int64_t threads =
@@ -42,11 +41,12 @@ inline std::vector<int64_t> share_out(const std::vector<int64_t>& offsets, int64
     return begins;
 }
 
-// Pieces of one block of memory.
+// Lays out the arrays of one block of memory.
 template <typename T>
 class Pieces {
   public:
-    // Of an array that is padded to whole vectors, and to whole lines of the cache.
+    // Returns where an array of `size` numbers begins. Arrays are whole lines of the cache, and so whole
+    // vectors.
     int64_t add(int64_t size) {
         const int64_t at = size_;
         constexpr int64_t kLine = 64 / sizeof(T);
@@ -59,19 +59,19 @@ class Pieces {
     int64_t size_ = 0;
 };
 
-// out [rows, columns] = from [rows, stride], or the transpose of from [columns, stride].
+// out [rows, columns], contiguous, = the transpose of from [columns, rows], whose rows are `stride` apart.
 template <typename T>
-void copy_matrix(const T* from, int64_t stride, bool transposed, int64_t rows, int64_t columns, T* out) {
+void copy_transposed(const T* from, int64_t stride, int64_t rows, int64_t columns, T* out) {
     for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < columns; ++j)
-            out[i * columns + j] = transposed ? from[j * stride + i] : from[i * stride + j];
+        for (int64_t j = 0; j < columns; ++j) out[i * columns + j] = from[j * stride + i];
 }
 
-// sums[0] += sums of the other threads, `size` numbers each, in their order.
+// sums [threads, size]: adds the other threads' to the first's. In their order, so that as many threads give
+// the same bits again.
 template <typename T>
-void add_threads(T* sums, int64_t size, int64_t stride, int64_t threads) {
+void add_threads(T* sums, int64_t size, int64_t threads) {
     for (int64_t thread = 1; thread < threads; ++thread) {
-        const T* more = sums + thread * stride;
+        const T* more = sums + thread * size;
         for (int64_t i = 0; i < size; ++i) sums[i] += more[i];
     }
 }

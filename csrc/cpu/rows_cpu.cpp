@@ -1,5 +1,6 @@
-// Between padded and ragged rows: copies of what is there, of any dtype. Weighted sums of ragged rows. And
-// the gradient of an embedding table.
+// The operators on rows, on the CPU: rows_from_padded and padded_from_rows, which copy rows of any dtype;
+// weighted_sum, of the rows of each history; and add_rows_, the gradient of an embedding table. Memory bounds
+// their speed, so they have no kernels for instruction sets.
 
 #include <cstring>
 #include <tuple>
@@ -35,11 +36,13 @@ struct Rows {
     }
 };
 
-std::vector<int64_t> shape_of(const Tensor& value, int64_t skip, std::initializer_list<int64_t> front) {
+// The shape (front..., the dimensions of `value` but the first `skip`).
+std::vector<int64_t> shape_of(const Tensor& value, int64_t skip, Shape front) {
     std::vector<int64_t> shape(front);
     for (int64_t i = skip; i < value.dim(); ++i) shape.push_back(value.size(i));
     return shape;
 }
+// Of a row, which is all dimensions but the first `skip`.
 int64_t bytes_of_row(const Tensor& value, int64_t skip) {
     int64_t bytes = value.element_size();
     for (int64_t i = skip; i < value.dim(); ++i) bytes *= value.size(i);
@@ -77,7 +80,7 @@ Tensor padded_from_rows(Tensor values, Tensor offsets, int64_t steps) {
     rows.each([&](int64_t padded_at, int64_t at, int64_t bytes) {
         if (bytes > 0) std::memcpy(to + padded_at, from + at, bytes);
         const int64_t rest = steps * rows.row_bytes - bytes;
-        if (rest > 0) std::memset(to + padded_at + bytes, 0, rest);  // nothing has no address
+        if (rest > 0) std::memset(to + padded_at + bytes, 0, rest);  // an empty output has no address
     });
     return out;
 }
@@ -140,21 +143,19 @@ std::tuple<Tensor, Tensor> weighted_sum_backward(Tensor dsum, Tensor values, Ten
                                        : sum_rows_backward<double>(dsum, values, weights, offsets);
 }
 
-// out[ids[i]] += rows[i] in the order of i, whatever the number of threads; rows of `padding` are left out.
+// out[ids[i]] += rows[i], where ids[i] is not `padding`. In the order of i, whatever the number of threads.
 template <typename T>
 void add_rows(const Tensor& out, const Tensor& rows, const Tensor& ids_tensor, int64_t padding) {
     check_shape("out", out, {-1, -1});
     const int64_t size = out.size(0), depth = out.size(1), count = ids_tensor.numel();
     data<T>("out", out, {size, depth});
     const T* from = data<T>("rows", rows, {count, depth});
-    check_shape("ids", ids_tensor, {count});
-    STD_TORCH_CHECK(ids_tensor.scalar_type() == ScalarType::Long && ids_tensor.is_contiguous(),
-                    "ids must be contiguous int64");
-    const int64_t* ids = static_cast<const int64_t*>(ids_tensor.const_data_ptr());
+    const int64_t* ids = integer_data("ids", ids_tensor, count);
     for (int64_t i = 0; i < count; ++i)
         STD_TORCH_CHECK(ids[i] >= 0 && ids[i] < size, "ids must lie in [0, ", size, "), got ", ids[i]);
     T* to = static_cast<T*>(out.mutable_data_ptr());
-    // Blocks of eight rows go to the threads in turn: ids are often sorted by how frequent they are.
+    // A thread owns every `threads`-th block of eight rows of `out`. Ids are often sorted by how frequent
+    // they are, so larger blocks would load the threads unevenly.
     constexpr int64_t kBlock = 8, kNumbersWorthAThread = 1 << 20;
     const int64_t threads =
         std::clamp<int64_t>(torch::stable::get_num_threads(), 1, count * depth / kNumbersWorthAThread + 1);

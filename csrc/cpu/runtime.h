@@ -17,8 +17,9 @@ using torch::stable::Tensor;
 
 enum class Capability { kBaseline, kAvx2, kAvx512vl, kAvx512 };
 
-// The machine's for rows of these widths, or what DIEN_FAST_CPU_CAPABILITY says. Where whole AVX-512 vectors
-// take two turns of the multipliers (Zen 4), they gain nothing on half vectors but lose more to padding.
+// The instruction set for rows of these widths: the machine's best, or what DIEN_FAST_CPU_CAPABILITY says.
+// Where the processor works on whole AVX-512 vectors in two halves (Zen 4), whole vectors are no faster than
+// half vectors, and they waste more on padding.
 Capability capability(const int64_t* widths, size_t count);
 
 // The object called `name` of the namespace of an instruction set.
@@ -32,8 +33,8 @@ Capability capability(const int64_t* widths, size_t count);
 #define DIEN_FAST_CHOOSE(capability, name) ((void)(capability), ::dien_fast::baseline::name)
 #endif
 
-// Large blocks go back to the system at each free, so a fresh one faults on every page; large pages fault
-// less.
+// Asks the system for large pages. Large blocks of memory go back to the system when they are freed, so that
+// a new block faults on each of its pages; large pages are fewer.
 void advise_large_pages(void* data, size_t bytes);
 
 template <typename T>
@@ -55,7 +56,7 @@ class Scratch {
     std::unique_ptr<T, Free> data_;
 };
 
-// Uninitialised, of the dtype of `like`.
+// An uninitialised tensor of the dtype of `like`.
 Tensor empty_rows(const Tensor& like, std::initializer_list<int64_t> shape);
 
 // Runs f(thread) for every thread below `threads`.

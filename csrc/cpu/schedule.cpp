@@ -66,14 +66,12 @@ void read_batch_sizes(Schedule& s, const Tensor& batch_sizes, const Tensor& x, i
     const std::vector<int64_t> sizes = integers("batch_sizes", batch_sizes, -1);
     const int64_t steps = sizes.size(), first = steps > 0 ? sizes[0] : 0;
     s.rows = x.size(0);
-    // Every size lies between the last and the first, so that the sum of those before a step cannot overflow
-    // where the sum so far is bounded by N.
     bool correct = std::is_sorted(sizes.rbegin(), sizes.rend()) && (steps == 0 || sizes.back() >= 1);
     int64_t total = 0;
     s.step_start.resize(steps);
     for (int64_t t = 0; correct && t < steps; ++t) {
         s.step_start[t] = total;
-        correct = sizes[t] <= s.rows - total;
+        correct = sizes[t] <= s.rows - total;  // compared before it is added, as made-up sizes could overflow
         if (correct) total += sizes[t];
     }
     STD_TORCH_CHECK(correct && total == s.rows, "batch_sizes must fall, be positive and sum to ", s.rows);
@@ -88,7 +86,7 @@ void read_batch_sizes(Schedule& s, const Tensor& batch_sizes, const Tensor& x, i
     }
 }
 
-// Histories that share rows of x: each must lie inside.
+// Histories may share rows of x, but each must lie inside x.
 void read_x_start(Schedule& s, const Tensor& x_start, int64_t x_rows) {
     s.x_start = integers("x_start", x_start, s.lengths.size());
     for (size_t b = 0; b < s.lengths.size(); ++b)
@@ -98,11 +96,11 @@ void read_x_start(Schedule& s, const Tensor& x_start, int64_t x_rows) {
                         s.x_start[b], " for ", s.lengths[b], " steps");
 }
 
-// Longest first; counting keeps the caller's order among equals.
+// Longest first, by counting sort, which keeps the caller's order among equals.
 void sort(Schedule& s, int64_t longest) {
     const int64_t size = s.lengths.size();
     s.order.resize(size);
-    if (longest > 8 * size + 1024) {  // more counters than histories to sort
+    if (longest > 8 * size + 1024) {  // counters for every length would cost more than comparing
         for (int64_t b = 0; b < size; ++b) s.order[b] = b;
         std::stable_sort(s.order.begin(), s.order.end(),
                          [&](int64_t a, int64_t b) { return s.lengths[a] > s.lengths[b]; });
@@ -138,10 +136,7 @@ void cut(Schedule& s, int64_t operations_per_step) {
 
 Schedule make_schedule(const Layout& layout, const Tensor& x, int64_t h0_rows, int64_t operations_per_step) {
     Schedule s;
-    const int given =
-        layout.lengths.has_value() + layout.offsets.has_value() + layout.batch_sizes.has_value();
-    STD_TORCH_CHECK(given == 1, "exactly one of lengths, offsets and batch_sizes must be given, got ", given);
-    STD_TORCH_CHECK(!layout.x_start || layout.offsets, "x_start must come with offsets");
+    check_one_layout(layout.lengths, layout.offsets, layout.batch_sizes, layout.x_start);
     if (layout.lengths) read_lengths(s, *layout.lengths, x);
     if (layout.offsets) read_offsets(s, *layout.offsets, x, layout.x_start.has_value());
     if (layout.batch_sizes) read_batch_sizes(s, *layout.batch_sizes, x, h0_rows);
@@ -154,12 +149,12 @@ Schedule make_schedule(const Layout& layout, const Tensor& x, int64_t h0_rows, i
     }
     sort(s, longest);
     cut(s, operations_per_step);
-    s.batch = {int64_t(s.lengths.size()),
-               s.order.data(),
-               s.lengths.data(),
-               s.row_start.data(),
-               layout.x_start ? s.x_start.data() : s.row_start.data(),
-               layout.batch_sizes ? s.step_start.data() : nullptr};
+    s.batch.size = s.lengths.size();
+    s.batch.order = s.order.data();
+    s.batch.lengths = s.lengths.data();
+    s.batch.row_start = s.row_start.data();
+    s.batch.x_start = layout.x_start ? s.x_start.data() : s.row_start.data();
+    s.batch.step_start = layout.batch_sizes ? s.step_start.data() : nullptr;
     return s;
 }
 

@@ -159,7 +159,11 @@ def replaced_share(cell: str, u: Tensor, a: Tensor) -> Tensor:
         return 1 - (1 - a) * u
     if cell == "augru_inverted":
         return 1 - a * u
-    return 1 - u
+    if cell == "agru":
+        return a.expand_as(u)
+    if cell == "gru":
+        return 1 - u
+    raise ValueError("cell must have a rule for the replaced share, got " + cell)
 
 
 def attention_gru(

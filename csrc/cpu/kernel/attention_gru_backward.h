@@ -1,9 +1,11 @@
 // The backward pass of one tile. Included by attention_gru_kernel.cpp alone, inside its namespace.
 //
-// The gradients of a step's gates stand in a row as (dc | du' | dr' | dn'), H numbers each, without du' in
-// agru. So those that meet U, (dc | du' | dr'), and those that meet W, (du' | dr' | dn'), are G H numbers in
-// one piece, and so are the rows of the products below. Packed weights: U, its rows in the order (n | u | r),
-// then W (u | r | n), each as panels of a few vectors of its columns (see panel_vectors), G H rows deep.
+// The gradients of a step's gates stand in a row (dc | du' | dr' | dn'), H numbers each, without du' in agru.
+// So those that are multiplied by U, (dc | du' | dr'), and those that are multiplied by W, (du' | dr' | dn'),
+// are each G H numbers in one piece.
+//
+// Packed weights: the panels (see products.h) of U, with its rows in the order (c | u | r), then those of W,
+// (u | r | n).
 
 template <typename T>
 int64_t packed_backward_size(int64_t input, int64_t hidden) {
@@ -21,8 +23,7 @@ void pack_backward(const Weights<T>& weights, T* packed) {
             width = panel_vectors((columns - column + kLanes<T> - 1) / kLanes<T>) * kLanes<T>;
             const int64_t lanes = columns - column < width ? columns - column : width;
             for (int place = 0; place < gates; ++place) {
-                int gate = 3 - gates + place;
-                if (side == 0) gate = place == 0 ? 2 : gate - 1;
+                const Gate gate = side == 0 ? h_gate(weights.cell, place) : x_gate(weights.cell, place);
                 const T* rows = matrix + gate_block(weights.cell, gate) * hidden * columns + column;
                 for (int64_t k = 0; k < hidden; ++k, packed += width)
                     copy_padded(packed, rows + k * columns, lanes);
@@ -31,20 +32,21 @@ void pack_backward(const Weights<T>& weights, T* packed) {
     }
 }
 
-// What the reverse run of one tile keeps: the carried dh, and the rows collected for the matrix products.
+// The memory of a tile's backward run: dh, which goes from step to step, and rows collected for the matrix
+// products.
 template <typename T>
 struct Collected {
     T* dh;        // [kMaxTileRows, padded_hidden]
     T* dgates;    // [kChunkRows, dgates_stride]
     T* x;         // [kChunkRows, padded_input]
     T* h;         // [kChunkRows, padded_hidden], the states before
-    T* regained;  // [kMaxTileRows, 4, padded_hidden], gates that were not saved
-    T* unused_h;  // [kMaxTileRows, padded_hidden], their next states
-    int64_t rows[kChunkRows];
+    T* regained;  // [kMaxTileRows, 4, padded_hidden], gates that were not saved and are computed again
+    T* unused_h;  // [kMaxTileRows, padded_hidden], the states that come with them
+    int64_t rows[kChunkRows];  // the row of each that is collected
     int64_t count = 0;
 };
 
-// A row of gradients and room behind it for the end of its last vector.
+// The length of a row of gradients, with room for a vector that begins before its end.
 template <typename T>
 int64_t dgates_stride(int64_t hidden) {
     return padded<T>(kParts * hidden) + kLanes<T>;
@@ -56,29 +58,30 @@ int64_t backward_scratch(int64_t input, int64_t hidden) {
            kChunkRows * (dgates_stride<T>(hidden) + padded<T>(input));
 }
 
+// Computes dx and adds to the sums over rows, from the rows collected so far.
 template <typename T>
 void flush(const Backward<T>& b, Collected<T>& c, const WeightGradients<T>& sums) {
     if (c.count == 0) return;
     const int64_t hidden = b.weights.hidden, input = b.weights.input, stride = dgates_stride<T>(hidden);
     const int gates = gate_count(b.weights.cell);
     const int64_t depth = gates * hidden;
+    const View<const T> of_h{c.dgates, stride, depth}, of_x{c.dgates + hidden, stride, depth};
     if (b.dx != nullptr) {
         const T* packed = b.packed + depth * padded<T>(hidden);
-        times_weights(c.count, c.dgates + hidden, stride, depth, packed, input,
-                      [&](int64_t i, int64_t column, Vec<T> value) {
-                          T* to = b.dx + c.rows[i] * input + column;
-                          if (input - column >= kLanes<T>)
-                              store(to, value);
-                          else
-                              for (int64_t lane = 0; lane < input - column; ++lane) to[lane] = value[lane];
-                      });
+        times_panels(c.count, of_x, packed, input, [&](int64_t i, int64_t column, Vec<T> value) {
+            T* to = b.dx + c.rows[i] * input + column;
+            if (input - column >= kLanes<T>)
+                store(to, value);
+            else
+                for (int64_t lane = 0; lane < input - column; ++lane) to[lane] = value[lane];
+        });
     }
     if (sums.dw != nullptr) {
-        add_outer(c.count, c.dgates + hidden, stride, depth, c.x, input, sums.dw);
-        add_outer(c.count, c.dgates, stride, depth, c.h, hidden, sums.du);
+        add_outer<T>(c.count, of_x, {c.x, padded<T>(input), input}, sums.dw);
+        add_outer<T>(c.count, of_h, {c.h, padded<T>(hidden), hidden}, sums.du);
         const int64_t end = padded<T>(depth + hidden);
         for (int64_t column = 0; column < end; column += kLanes<T>) {
-            // Two sums, so that an addition need not wait for the one before.
+            // Two sums in turn, so that an addition does not wait for the one before.
             Vec<T> even = {}, odd = {};
             for (int64_t i = 0; i + 1 < c.count; i += 2) {
                 even += load(c.dgates + i * stride + column);
@@ -91,13 +94,14 @@ void flush(const Backward<T>& b, Collected<T>& c, const WeightGradients<T>& sums
     c.count = 0;
 }
 
-// The gradients of one history's gates in one step; dh in, dh (1 - z) out. Returns da.
+// The gradients of one history's gates in one step. Turns dh into dh (1 - z), and returns da.
 template <typename T, int Gates>
 DIEN_FAST_INLINE T gate_gradients(int64_t hidden, const T* gates, const Rule<T>& rule, const T* h,
                                   const T* dstate, T* dh, T* dgates) {
     const Vec<T> alpha = rule.alpha - Vec<T>{}, beta = rule.beta - Vec<T>{};
     Vec<T> da = {};
-    // The last columns first, the parts in order: what a vector writes beyond its part is overwritten.
+    // A vector may write beyond the end of its part of dgates, into the beginning of the next part. With the
+    // last columns first, and the parts in their order, the right numbers are written there afterwards.
     for (int64_t column = padded<T>(hidden) - kLanes<T>; column >= 0; column -= kLanes<T>) {
         const T* saved = gates + column * kParts;
         const Vec<T> r = load(saved + kLanes<T>);
@@ -184,11 +188,11 @@ void backward(const Backward<T>& b, Tile tile, const WeightGradients<T>& sums, T
                                                   c.dh + i * stride, c.dgates + (first + i) * dgates);
             if (b.datt != nullptr) b.datt[row] = da;
         }
-        times_weights(active, c.dgates + first * dgates, dgates, Gates * hidden, b.packed, hidden,
-                      [&](int64_t i, int64_t column, Vec<T> value) {
-                          T* to = c.dh + i * stride + column;
-                          store(to, load(to) + value);
-                      });
+        times_panels<T>(active, {c.dgates + first * dgates, dgates, Gates * hidden}, b.packed, hidden,
+                        [&](int64_t i, int64_t column, Vec<T> value) {
+                            T* to = c.dh + i * stride + column;
+                            store(to, load(to) + value);
+                        });
         c.count += active;
     }
     flush(b, c, sums);
@@ -199,8 +203,8 @@ void backward(const Backward<T>& b, Tile tile, const WeightGradients<T>& sums, T
 
 template <typename T>
 void backward(const Backward<T>& b, Tile tile, const WeightGradients<T>& sums, T* scratch) {
-    if (b.weights.cell == Cell::kAgru)
-        backward<T, 2>(b, tile, sums, scratch);
-    else
+    if (has_update_gate(b.weights.cell))
         backward<T, 3>(b, tile, sums, scratch);
+    else
+        backward<T, 2>(b, tile, sums, scratch);
 }

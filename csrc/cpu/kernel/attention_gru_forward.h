@@ -1,7 +1,8 @@
 // The forward pass of one tile. Included by attention_gru_kernel.cpp alone, inside its namespace.
 //
-// Packed weights of a column block: I rows, then H rows, of kLanes numbers per gate (u, r, n); then four
-// biases: b_u, b_r, b_in, b_hn.
+// The weights are packed by column block: I rows of W, then H rows of U, each a vector of every gate (u, r,
+// n); then four vectors of biases: b_iu + b_hu, b_ir + b_hr, b_in, b_hn. Without u in agru, but with room for
+// it.
 
 template <typename T>
 int64_t packed_block(int64_t input, int64_t hidden) {
@@ -15,7 +16,7 @@ int64_t packed_forward_size(int64_t input, int64_t hidden) {
 template <typename T>
 void pack_forward(const Weights<T>& weights, T* packed) {
     const int64_t hidden = weights.hidden, input = weights.input;
-    const int first = 3 - gate_count(weights.cell), stride = gate_count(weights.cell) * kLanes<T>;
+    const int gates = gate_count(weights.cell), stride = gates * kLanes<T>;
     for (int64_t column = 0; column < padded<T>(hidden); column += kLanes<T>) {
         T* out = packed;
         const int64_t lanes = hidden - column < kLanes<T> ? hidden - column : kLanes<T>;
@@ -23,15 +24,16 @@ void pack_forward(const Weights<T>& weights, T* packed) {
         for (int side = 0; side < 2; ++side) {
             const T* matrix = side == 0 ? weights.w : weights.u;
             const int64_t depth = side == 0 ? input : hidden;
-            for (int gate = first; gate < 3; ++gate) {
+            for (int place = 0; place < gates; ++place) {
+                const Gate gate = x_gate(weights.cell, place);
                 const T* rows = matrix + (gate_block(weights.cell, gate) * hidden + column) * depth;
                 pack_transposed<T>(rows, depth, lanes, depth,
-                                   gate == 2 ? Factor<T>::candidate : Factor<T>::gate,
-                                   out + (gate - first) * kLanes<T>, stride);
+                                   gate == kCandidate ? Factor<T>::candidate : Factor<T>::gate,
+                                   out + place * kLanes<T>, stride);
             }
             out += depth * stride;
         }
-        auto bias = [&](const T* from, int gate, int64_t lane) -> T {
+        auto bias = [&](const T* from, Gate gate, int64_t lane) -> T {
             const int block = gate_block(weights.cell, gate);
             return from == nullptr || block < 0 || lane >= lanes ? T(0)
                                                                  : from[block * hidden + column + lane];
@@ -39,28 +41,29 @@ void pack_forward(const Weights<T>& weights, T* packed) {
         for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
             const T* ih = weights.bias_ih;
             const T* hh = weights.bias_hh;
-            out[lane] = Factor<T>::gate * (bias(ih, 0, lane) + bias(hh, 0, lane));
-            out[kLanes<T> + lane] = Factor<T>::gate * (bias(ih, 1, lane) + bias(hh, 1, lane));
-            out[2 * kLanes<T> + lane] = Factor<T>::candidate * bias(ih, 2, lane);
-            out[3 * kLanes<T> + lane] = Factor<T>::candidate * bias(hh, 2, lane);
+            out[lane] = Factor<T>::gate * (bias(ih, kUpdate, lane) + bias(hh, kUpdate, lane));
+            out[kLanes<T> + lane] = Factor<T>::gate * (bias(ih, kReset, lane) + bias(hh, kReset, lane));
+            out[2 * kLanes<T> + lane] = Factor<T>::candidate * bias(ih, kCandidate, lane);
+            out[3 * kLanes<T> + lane] = Factor<T>::candidate * bias(hh, kCandidate, lane);
         }
         packed += packed_block<T>(input, hidden);
     }
 }
 
-// Everything that one step of a tile reads and writes, an entry a history.
+// What one step of a tile reads and writes, by history of the tile.
 template <typename T>
 struct Step {
     const T* x[kMaxTileRows];
     const T* h[kMaxTileRows];  // the states before
     T* h_next[kMaxTileRows];   // the states after
-    T* gates[kMaxTileRows];    // scratch, kParts vectors a column block: u, r, c, n
-    T* saved[kMaxTileRows];    // where they are kept, or null
+    T* gates[kMaxTileRows];    // scratch, kParts vectors for each column block: u, r, c, n
+    T* saved[kMaxTileRows];    // where backward finds them, or null
     Rule<T> rules[kMaxTileRows];
 };
 
-// The arguments of the gates' activations, in their places, of `Rows` histories in `Columns` column blocks:
-// the products with x and h. The sums of all of them stay in registers.
+// Computes the products with x and h for `Rows` histories and `Columns` column blocks, with all sums in
+// registers, and stores the arguments of the activations where the gates will be: those of u and r, c, and
+// what x adds to n.
 template <typename T, int Gates, int Rows, int Columns>
 struct GateSums {
     static constexpr int kFirst = 3 - Gates, kStride = Gates * kLanes<T>;
@@ -118,7 +121,8 @@ struct GateSums {
                                             int64_t block) {
         const T* from[Rows];
         unrolled<Rows>([&](auto i) DIEN_FAST_INLINE_LAMBDA { from[i.value] = rows[i.value]; });
-        // The first products join the sums in their registers, so that short depths touch no memory.
+        // The first kSumLength products are added to the sums in their registers, so that short depths touch
+        // no memory.
         int64_t end = depth < kSumLength ? depth : kSumLength;
         products(sums, from, 0, end, packed, block);
         for (int64_t begin = end; begin < depth; begin = end) {
@@ -158,8 +162,8 @@ __attribute__((noinline)) void gate_sums(const Step<T>& s, int64_t row, int64_t 
                                            weights.hidden, weights.projected, packed);
 }
 
-// `rows` histories in column blocks from `column` to `end`. Few histories take several blocks at once, so
-// that there are always enough sums to hide the latency of an addition.
+// gate_sums for `rows` <= kRows histories in the column blocks from `column` to `end`. Of few histories,
+// several column blocks at once, so that there are always enough sums to hide the latency of an addition.
 template <typename T, int Gates, int Rows = kRows>
 void row_sums(const Step<T>& s, int64_t rows, int64_t row, int64_t column, int64_t end,
               const Weights<T>& weights, const T* packed) {
@@ -176,8 +180,8 @@ void row_sums(const Step<T>& s, int64_t rows, int64_t row, int64_t column, int64
         gate_sums<T, Gates, Rows, 1>(s, row, column, weights, packed);
 }
 
-// The gates from their arguments, and the states after, of all histories in column blocks from `column` to
-// `end`. Two short loops: the processor overlaps as many of their chains as its window holds.
+// Turns the arguments into gates and computes the states after the step, for all histories in the column
+// blocks from `column` to `end`. In two loops, as the processor overlaps more iterations of a short one.
 template <typename T, int Gates>
 DIEN_FAST_INLINE void activate(const Step<T>& s, int64_t rows, int64_t column, int64_t end) {
     for (int64_t i = 0; i < rows; ++i)
@@ -222,7 +226,8 @@ void step(const Step<T>& s, int64_t rows, const Weights<T>& weights, const T* pa
     const int64_t stride = padded<T>(weights.hidden);
     const int64_t block = packed_block<T>(weights.input, weights.hidden);
     const int64_t groups = (rows + kRows - 1) / kRows, least = rows / groups, larger = rows % groups;
-    // At least kMaxTileRows vectors at a time go through the activations.
+    // With few histories, several column blocks at once, so that about kMaxTileRows vectors go through the
+    // activations.
     const int64_t span = kMaxTileRows / rows * kLanes<T>;
     for (int64_t column = 0; column < stride; column += span) {
         const int64_t end = column + span < stride ? column + span : stride;
@@ -239,10 +244,10 @@ void step(const Step<T>& s, int64_t rows, const Weights<T>& weights, const T* pa
 // One step of up to kMaxTileRows histories.
 template <typename T>
 void run_step(const Step<T>& s, int64_t rows, const Weights<T>& weights, const T* packed) {
-    if (weights.cell == Cell::kAgru)
-        step<T, 2>(s, rows, weights, packed);
-    else
+    if (has_update_gate(weights.cell))
         step<T, 3>(s, rows, weights, packed);
+    else
+        step<T, 2>(s, rows, weights, packed);
 }
 
 template <typename T, int Gates>
@@ -262,10 +267,10 @@ void project(const Forward<T>& f, int64_t begin, int64_t end, T* out) {
 }
 template <typename T>
 void project(const Forward<T>& f, int64_t begin, int64_t end, T* out) {
-    if (f.weights.cell == Cell::kAgru)
-        project<T, 2>(f, begin, end, out);
-    else
+    if (has_update_gate(f.weights.cell))
         project<T, 3>(f, begin, end, out);
+    else
+        project<T, 2>(f, begin, end, out);
 }
 
 template <typename T>
@@ -278,7 +283,7 @@ void forward(const Forward<T>& f, Tile tile, T* scratch) {
     const Batch& batch = f.batch;
     const int64_t hidden = f.weights.hidden, input = f.weights.input, stride = padded<T>(hidden);
     const int64_t* order = batch.order + tile.begin;
-    // Whole vectors of state go straight to the output, where the next step finds them.
+    // Where a state is whole vectors, it is written to the output alone, and the next step reads it there.
     const bool direct = f.states != nullptr && hidden == stride;
     T* const own[2] = {scratch, scratch + kMaxTileRows * stride};
     T* const own_gates = scratch + 2 * kMaxTileRows * stride;
@@ -296,7 +301,7 @@ void forward(const Forward<T>& f, Tile tile, T* scratch) {
     }
     int64_t active = tile.rows;
     for (int64_t t = 0;; ++t) {
-        // Histories end at their last step, the shortest at the end of the tile first.
+        // The tile is sorted by length, so histories that are over are at its end.
         for (; active > 0 && batch.lengths[order[active - 1]] == t; --active)
             std::memcpy(f.last + order[active - 1] * hidden, s.h[active - 1], hidden * sizeof(T));
         if (active == 0) break;
@@ -307,7 +312,7 @@ void forward(const Forward<T>& f, Tile tile, T* scratch) {
             s.rules[i] = rule<T>(f.weights.cell, f.att == nullptr ? T(0) : f.att[row]);
             s.h_next[i] = direct ? f.states + row * hidden : own[(t + 1) & 1] + i * stride;
             if (f.gates != nullptr) s.saved[i] = f.gates + row * kParts * stride;
-            // A row that no cache holds would stop the products.
+            // Otherwise the products would wait for rows that are in no cache yet.
             if (t + 2 < batch.lengths[order[i]])
                 prefetch(f.x + (x_start[i] + batch.step(t + 2)) * f.x_stride, input);
         }

@@ -1,7 +1,7 @@
 // Normalisation, activation and dropout of tiles of rows, and their gradients. Included by
 // attention_scores_kernel.cpp alone, inside its namespace.
 
-// A vector of a layer's channels.
+// The coefficients of one vector of a layer's channels.
 template <typename T>
 struct Channels {
     Vec<T> mean, scale, shift, gate_scale, gate_shift, slope;
@@ -15,6 +15,7 @@ struct Channels {
           slope(load(l.slope + column)) {}
 };
 
+// f of a vector of x, before dropout.
 template <typename T, Activation A>
 DIEN_FAST_INLINE Vec<T> activated(const Channels<T>& c, Vec<T> x) {
     const Vec<T> centred = x - c.mean, y = c.scale * centred + c.shift;
@@ -25,9 +26,10 @@ DIEN_FAST_INLINE Vec<T> activated(const Channels<T>& c, Vec<T> x) {
         const Vec<T> p = sigmoid(Factor<T>::gate * (c.gate_scale * centred + c.gate_shift));
         return y * (c.slope + (T(1) - c.slope) * p);
     }
-    return y;
+    if constexpr (A == Activation::kIdentity) return y;
 }
 
+// c of a vector of x, and what the gradient d of f gives for y, for the gate's argument and for the slope.
 template <typename T>
 struct Derivatives {
     Vec<T> centred, dy, dgate, dslope;
@@ -44,14 +46,15 @@ DIEN_FAST_INLINE Derivatives<T> derivatives(const Channels<T>& c, Vec<T> x, Vec<
     }
     if constexpr (A == Activation::kDice) {
         const Vec<T> p = sigmoid(Factor<T>::gate * (c.gate_scale * centred + c.gate_shift)), q = T(1) - p;
-        const Vec<T> dp = d * y * q;  // of slope; times (1 - slope) p of the gate's argument
+        const Vec<T> dp = d * y * q;  // of the slope; times (1 - slope) p, of the gate's argument
         return {centred, d * (c.slope + (T(1) - c.slope) * p), dp * (T(1) - c.slope) * p, dp};
     }
-    return {centred, d, none, none};
+    if constexpr (A == Activation::kIdentity) return {centred, d, none, none};
 }
 
-// Dropout draws a number from the seed, layer, row and channel, so that backward draws it again and threads
-// do not matter: integer mixing with the constants of splitmix64 for a row and of lowbias32 for a channel.
+// Dropout draws a number from the seed, the layer, the row and the channel: backward draws the same again,
+// and the number of threads does not matter. The numbers are mixed as splitmix64 does for a row and lowbias32
+// for a channel.
 DIEN_FAST_INLINE uint64_t row_key(uint64_t seed, int64_t layer, int64_t row) {
     uint64_t z = seed + 0x9E3779B97F4A7C15u * uint64_t(row * kMaxLayers + layer + 1);
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -65,6 +68,7 @@ DIEN_FAST_INLINE U channel_bits(U channel, uint64_t key) {
     h = ((h ^ (h >> 15)) + uint32_t(key >> 32)) * 0x846CA68Bu;
     return h ^ (h >> 16);
 }
+// The factors of dropout for a vector of channels: 0 or p.kept.
 template <typename T>
 DIEN_FAST_INLINE Vec<T> dropout(const Scores<T>& p, uint64_t key, int64_t column) {
     if constexpr (sizeof(T) == 4) {
@@ -79,6 +83,7 @@ DIEN_FAST_INLINE Vec<T> dropout(const Scores<T>& p, uint64_t key, int64_t column
         return out;
     }
 }
+// The keys of `count` rows.
 struct RowKeys {
     uint64_t of[kTileRows];
     template <typename T>
@@ -88,10 +93,12 @@ struct RowKeys {
     }
 };
 
-// Calls f(activation as a constant).
+// Calls f with the activation as a Constant.
 template <typename F>
 DIEN_FAST_INLINE void with_activation(Activation activation, const F& f) {
     switch (activation) {
+        case Activation::kIdentity:
+            return f(Constant<int(Activation::kIdentity)>{});
         case Activation::kRelu:
             return f(Constant<int(Activation::kRelu)>{});
         case Activation::kPrelu:
@@ -100,12 +107,10 @@ DIEN_FAST_INLINE void with_activation(Activation activation, const F& f) {
             return f(Constant<int(Activation::kSigmoid)>{});
         case Activation::kDice:
             return f(Constant<int(Activation::kDice)>{});
-        default:
-            return f(Constant<int(Activation::kIdentity)>{});
     }
 }
 
-// out [count, padded C] = f(x) of rows from `row` on.
+// out [count, padded C] = f of the rows from `row` on.
 template <typename T>
 void activate(const Scores<T>& p, int64_t layer, int64_t row, int64_t count, T* out) {
     const ScoreLayer<T>& l = p.layers[layer];
@@ -125,8 +130,8 @@ void activate(const Scores<T>& p, int64_t layer, int64_t row, int64_t count, T* 
     });
 }
 
-// The sums over rows from `row` on that mean, variance and the parameters need; d [count, padded C] is the
-// gradient of f and gets dropout's factor.
+// Adds to sums [kReductions, padded C], all but kDx, for the rows from `row` on. d [count, padded C] is the
+// gradient of f; it is multiplied by dropout's factors, as input_gradients needs it.
 template <typename T>
 void reduce(const Scores<T>& p, int64_t layer, int64_t row, int64_t count, T* d, double* sums) {
     const ScoreLayer<T>& l = p.layers[layer];
@@ -165,7 +170,8 @@ void reduce(const Scores<T>& p, int64_t layer, int64_t row, int64_t count, T* d,
     });
 }
 
-// out [count, padded C]: the gradient of x of rows from `row` on; d as reduce left it.
+// out [count, padded C] = the gradient of x of the rows from `row` on. d is the gradient of f, as reduce left
+// it.
 template <typename T>
 void input_gradients(const Scores<T>& p, int64_t layer, int64_t row, int64_t count, const T* d, T* out) {
     const ScoreLayer<T>& l = p.layers[layer];

@@ -1,11 +1,11 @@
-// Products of small matrices in the caches. Included by the kernels alone, inside their namespace.
+// Products of matrices that are small enough for the caches. Included by the kernels, inside their namespace.
 //
-// A matrix that is multiplied from the right stands in panels: a few vectors of its columns (see
-// panel_vectors), row after row, then the next panel.
+// The right factor of a product stands in panels: a few vectors of its columns (see panel_vectors), row after
+// row, then the next columns.
 
-// The vectors of the next panel where `left` vectors of columns are left. One more than a panel holds are
-// shared out so that no panel of a single vector remains, whose sums would be too few to hide an addition's
-// latency.
+// How many vectors wide the next panel is, of `left` vectors of columns that are left. If one more than a
+// full panel is left, two panels share them: the last panel would be a single vector, and its few sums would
+// not hide the latency of an addition.
 DIEN_FAST_INLINE int64_t panel_vectors(int64_t left) {
     return left == kGemmVectors + 1 ? kLastVectors : left < kGemmVectors ? left : kGemmVectors;
 }
@@ -49,7 +49,8 @@ DIEN_FAST_INLINE void zero(Vec<T> (&sums)[Rows][Vectors]) {
     });
 }
 
-// totals[i][v] += sum over k of left(i, k) * b[k * b_stride + v kLanes ...]
+// totals[i][v] += the sum over k < depth of left(i, k) times the v-th vector of row k of b, rows b_stride
+// apart.
 template <typename T, int Rows, int Vectors, typename Left>
 DIEN_FAST_INLINE void multiply(Vec<T> (&totals)[Rows][Vectors], const Left& left, const T* b,
                                int64_t b_stride, int64_t depth) {
@@ -82,11 +83,12 @@ DIEN_FAST_INLINE void multiply(Vec<T> (&totals)[Rows][Vectors], const Left& left
 
 constexpr int kMostVectors = kLastVectors > kGemmVectors ? kLastVectors : kGemmVectors;
 
-// As many rows as the registers hold sums of.
+// The rows whose sums with a panel of `Vectors` vectors fit the registers.
 template <int Vectors>
 constexpr int kPanelRows = Vectors > kGemmVectors ? kGemmRows * kGemmVectors / Vectors : kGemmRows;
 
-// Calls f with the integral constants of vectors and of rows at a time, at most kPanelRows of them.
+// Cuts rows [0, rows) into groups as equal as possible, each of at most kPanelRows, and calls f(first row,
+// number of rows, vectors), the two numbers as Constants.
 template <int Vectors, int Rows, typename F>
 DIEN_FAST_INLINE void with_rows(int64_t rows, const F& f) {
     if constexpr (Rows > 1) {
@@ -108,10 +110,10 @@ DIEN_FAST_INLINE void for_rows(int64_t rows, int64_t vectors, const F& f) {
     }
 }
 
-// out(i, column, sums of row i at the vector of columns) for left [rows, depth] times panels.
+// Multiplies left [rows, depth] by panels [depth, columns] and calls out(row, column, vector of the product).
 template <typename T, typename Out>
-DIEN_FAST_INLINE void times_weights(int64_t rows, const T* left, int64_t stride, int64_t depth,
-                                    const T* packed, int64_t columns, const Out& out) {
+DIEN_FAST_INLINE void times_panels(int64_t rows, View<const T> left, const T* panels, int64_t columns,
+                                   const Out& out) {
     for (int64_t column = 0, vectors; column < columns; column += vectors * kLanes<T>) {
         vectors = panel_vectors((columns - column + kLanes<T> - 1) / kLanes<T>);
         for_rows(rows, vectors, [&](int64_t i, auto r, auto v) DIEN_FAST_INLINE_LAMBDA {
@@ -119,36 +121,36 @@ DIEN_FAST_INLINE void times_weights(int64_t rows, const T* left, int64_t stride,
             Vec<T> sums[kCount][kVectors];
             zero<T>(sums);
             const T* from[kCount];
-            unrolled<kCount>(
-                [&](auto row) DIEN_FAST_INLINE_LAMBDA { from[row.value] = left + (i + row.value) * stride; });
+            unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
+                from[row.value] = left.data + (i + row.value) * left.stride;
+            });
             multiply<T>(
-                sums, [&](int row, int64_t k) DIEN_FAST_INLINE_LAMBDA { return from[row][k]; }, packed,
-                kVectors * kLanes<T>, depth);
+                sums, [&](int row, int64_t k) DIEN_FAST_INLINE_LAMBDA { return from[row][k]; }, panels,
+                kVectors * kLanes<T>, left.columns);
             unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
                 unrolled<kVectors>([&](auto vector) DIEN_FAST_INLINE_LAMBDA {
                     out(i + row.value, column + vector.value * kLanes<T>, sums[row.value][vector.value]);
                 });
             });
         });
-        packed += depth * vectors * kLanes<T>;
+        panels += left.columns * vectors * kLanes<T>;
     }
 }
 
-// out [depth, padded columns] += left [count, depth]^T rows [count, padded columns].
+// out [left.columns, padded right.columns] += the transpose of left [count, ...] times right [count, ...].
 template <typename T>
-void add_outer(int64_t count, const T* left, int64_t stride, int64_t depth, const T* rows, int64_t columns,
-               T* out) {
-    const int64_t out_stride = padded<T>(columns);
+void add_outer(int64_t count, View<const T> left, View<const T> right, T* out) {
+    const int64_t out_stride = padded<T>(right.columns);
     for (int64_t column = 0, vectors; column < out_stride; column += vectors * kLanes<T>) {
         vectors = panel_vectors((out_stride - column) / kLanes<T>);
-        for_rows(depth, vectors, [&](int64_t i, auto r, auto v) DIEN_FAST_INLINE_LAMBDA {
+        for_rows(left.columns, vectors, [&](int64_t i, auto r, auto v) DIEN_FAST_INLINE_LAMBDA {
             constexpr int kCount = decltype(r)::value, kVectors = decltype(v)::value;
             Vec<T> sums[kCount][kVectors];
             zero<T>(sums);
-            const T* from = left + i;
+            const T* from = left.data + i;
             multiply<T>(
-                sums, [&](int row, int64_t k) DIEN_FAST_INLINE_LAMBDA { return from[k * stride + row]; },
-                rows + column, out_stride, count);
+                sums, [&](int row, int64_t k) DIEN_FAST_INLINE_LAMBDA { return from[k * left.stride + row]; },
+                right.data + column, right.stride, count);
             T* to = out + i * out_stride + column;
             unrolled<kCount>([&](auto row) DIEN_FAST_INLINE_LAMBDA {
                 unrolled<kVectors>([&](auto vector) DIEN_FAST_INLINE_LAMBDA {

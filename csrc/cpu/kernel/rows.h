@@ -1,6 +1,7 @@
 // Products, sums and copies of tiles of rows. Included by the kernels of the interest layer, inside their
 // namespace.
 
+// The next piece of scratch, of `size` numbers.
 template <typename T>
 DIEN_FAST_INLINE T* take(T*& scratch, int64_t size) {
     T* at = scratch;
@@ -8,66 +9,56 @@ DIEN_FAST_INLINE T* take(T*& scratch, int64_t size) {
     return at;
 }
 
+// The panels of a weight [outputs, inputs]: see Direction in interest.h.
 template <typename T>
-int64_t panels_size(int64_t depth, int64_t columns) {
-    return depth * padded<T>(columns);
+int64_t panels_size(int64_t outputs, int64_t inputs, Direction direction) {
+    return direction == Direction::kForward ? inputs * padded<T>(outputs) : outputs * padded<T>(inputs);
 }
 
-// Panels of matrix [depth, columns], or of the transpose of matrix [columns, depth]; its rows are `stride`
-// apart.
 template <typename T>
-void pack_panels(const T* matrix, int64_t depth, int64_t columns, int64_t stride, bool transposed,
-                 T* panels) {
+void pack_panels(int64_t outputs, View<const T> weight, Direction direction, T* panels) {
+    const bool forward = direction == Direction::kForward;
+    const int64_t depth = forward ? weight.columns : outputs, columns = forward ? outputs : weight.columns;
     for (int64_t column = 0, width; column < columns; column += width) {
         width = panel_vectors((columns - column + kLanes<T> - 1) / kLanes<T>) * kLanes<T>;
         const int64_t lanes = columns - column < width ? columns - column : width;
-        if (!transposed) {
+        if (!forward) {
             for (int64_t k = 0; k < depth; ++k, panels += width) {
-                copy_padded(panels, matrix + k * stride + column, lanes);
+                copy_padded(panels, weight.data + k * weight.stride + column, lanes);
                 for (int64_t lane = padded<T>(lanes); lane < width; ++lane) panels[lane] = 0;
             }
             continue;
         }
         if (lanes < width) std::memset(panels, 0, depth * width * sizeof(T));
-        pack_transposed<T>(matrix + column * stride, stride, lanes, depth, T(1), panels, width);
+        pack_transposed<T>(weight.data + column * weight.stride, weight.stride, lanes, depth, T(1), panels,
+                           width);
         panels += depth * width;
     }
 }
 
-// out [rows, columns] = initial + left [rows, depth] times panels. initial may be out, one row for all
-// (initial_stride 0) or null. Whole vectors are read and written, unless `exact`: then of out alone, and only
-// columns.
+// What a product writes: whole vectors, beyond the last column too, or exactly the columns.
+enum class Write { kVectors, kExactly };
+
+// out [rows, out.columns] = initial + left [rows, left.columns] times panels. No initial.data stands for 0,
+// and initial.stride 0 for one row that all share; initial may be out.
 template <typename T>
-struct Product {
-    int64_t rows;
-    const T* left;
-    int64_t left_stride, depth;
-    const T* panels;
-    int64_t columns;
-    const T* initial;
-    int64_t initial_stride;
-    T* out;
-    int64_t out_stride;
-    bool exact;
-};
-template <typename T>
-__attribute__((noinline)) void product(const Product<T>& p) {
-    times_weights(p.rows, p.left, p.left_stride, p.depth, p.panels, p.columns,
-                  [&](int64_t i, int64_t column, Vec<T> value) DIEN_FAST_INLINE_LAMBDA {
-                      if (p.initial != nullptr) value += load(p.initial + i * p.initial_stride + column);
-                      T* to = p.out + i * p.out_stride + column;
-                      if (!p.exact || p.columns - column >= kLanes<T>)
-                          store(to, value);
-                      else
-                          for (int64_t lane = 0; lane < p.columns - column; ++lane) to[lane] = value[lane];
-                  });
+__attribute__((noinline)) void product(int64_t rows, View<const T> left, const T* panels,
+                                       View<const T> initial, View<T> out, Write write = Write::kVectors) {
+    times_panels(rows, left, panels, out.columns,
+                 [&](int64_t i, int64_t column, Vec<T> value) DIEN_FAST_INLINE_LAMBDA {
+                     if (initial.data != nullptr) value += load(initial.data + i * initial.stride + column);
+                     T* to = out.data + i * out.stride + column;
+                     if (write == Write::kVectors || out.columns - column >= kLanes<T>)
+                         store(to, value);
+                     else
+                         for (int64_t lane = 0; lane < out.columns - column; ++lane) to[lane] = value[lane];
+                 });
 }
 
-// out [depth, padded columns] += left [count, depth]^T rows [count, padded columns].
+// add_outer, in one place for all callers.
 template <typename T>
-__attribute__((noinline)) void outer(int64_t count, const T* left, int64_t stride, int64_t depth,
-                                     const T* rows, int64_t columns, T* out) {
-    add_outer(count, left, stride, depth, rows, columns, out);
+__attribute__((noinline)) void outer(int64_t count, View<const T> left, View<const T> right, T* out) {
+    add_outer(count, left, right, out);
 }
 
 template <typename S, typename T>
@@ -77,7 +68,7 @@ DIEN_FAST_INLINE void add_lanes(S* to, Vec<T> value) {
     for (int lane = 0; lane < kLanes<T>; ++lane) to[lane] += S(lanes[lane]);
 }
 
-// to [width] += the sum of rows [count, width], width whole vectors.
+// to [width] += the sum of rows [count, width]; the width is whole vectors.
 template <typename T, typename S>
 void add_rows(int64_t count, const T* rows, int64_t width, S* to) {
     for (int64_t column = 0; column < width; column += kLanes<T>) {
@@ -92,7 +83,7 @@ void add_rows(int64_t count, const T* rows, int64_t width, S* to) {
     }
 }
 
-// to [columns] += the sum of factor[i] rows[i], and the factors' sum behind it if asked for.
+// to [width] += the sum of factors[i] times row i of rows [count, width].
 template <typename T, typename S>
 void add_weighted_rows(int64_t count, const T* factors, const T* rows, int64_t width, S* to) {
     for (int64_t column = 0; column < width; column += kLanes<T>) {

@@ -1,5 +1,5 @@
-// The instruction set that a kernel's translation unit is compiled for: its namespace, and how much of a
-// product its registers hold.
+// The instruction set that a kernel is compiled for: the namespace, the vectors, and how many sums fit the
+// registers.
 
 #pragma once
 
@@ -25,9 +25,11 @@ namespace dien_fast {
 namespace DIEN_FAST_ISA {
 namespace {
 
-// Histories whose sums stay in registers in forward; rows and vectors of the sums of a product in backward,
-// and the vectors of the panel where kGemmVectors + 1 are left. Sanitizers, which check every access of the
-// unrolled sums, take fewer rows: the same code, in minutes less.
+// kRows: histories whose sums stay in registers in the forward pass of the attention GRU. kGemmRows and
+// kGemmVectors: rows and vectors of a matrix product's sums that do. kLastVectors: see panel_vectors.
+//
+// Sanitizers check every access of the unrolled loops. With fewer rows they check the same code in minutes
+// less.
 #if defined(DIEN_FAST_SANITIZED)
 constexpr int rows(int) { return 2; }
 #else
@@ -43,7 +45,8 @@ constexpr int kVectorBytes = 32, kRows = rows(4), kGemmRows = rows(6), kGemmVect
 constexpr int kVectorBytes = 16, kRows = rows(4), kGemmRows = rows(6), kGemmVectors = 2, kLastVectors = 3;
 #endif
 
-constexpr int kSumLength = 96;  // products added up in one go: rounding grows with the length of a sum
+// Longer sums are added up in parts of this many terms, as rounding grows with the length of a sum.
+constexpr int kSumLength = 96;
 
 }  // namespace
 }  // namespace DIEN_FAST_ISA

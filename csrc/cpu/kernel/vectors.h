@@ -1,5 +1,5 @@
-// Vectors of the instruction set this is compiled for, and the activations on them. Included by
-// the kernels alone, inside their namespace.
+// Vectors of the instruction set that this is compiled for, and the activations of vectors. Included by the
+// kernels alone, inside their namespace.
 
 #define DIEN_FAST_INLINE inline __attribute__((always_inline))
 #define DIEN_FAST_INLINE_LAMBDA __attribute__((always_inline))
@@ -23,7 +23,7 @@ using Vec = typename Vector<T>::type;
 template <typename T>
 constexpr int kLanes = kVectorBytes / sizeof(T);
 
-// size up to whole vectors.
+// `size` rounded up to whole vectors.
 template <typename T>
 int64_t padded(int64_t size) {
     return (size + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
@@ -46,7 +46,7 @@ DIEN_FAST_INLINE T sum(Vec<T> v) {
     return lanes[0];
 }
 
-// Copies `size` numbers and zeroes the rest of the last vector; all zeros from nowhere.
+// Copies `size` numbers and writes zeros to the end of the last vector. Writes zeros alone if `from` is null.
 template <typename T>
 DIEN_FAST_INLINE void copy_padded(T* to, const T* from, int64_t size) {
     if (from == nullptr) {
@@ -65,8 +65,9 @@ DIEN_FAST_INLINE void prefetch(const T* from, int64_t size) {
     for (int64_t i = 0; i < size; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
 }
 
-// Packed weights carry a factor, so that sums come out as arguments of 2^t instead of e^v: -log2(e) for the
-// sigmoids of u and r, 2 log2(e) for the tanh of n. Doubles, which only check the floats, call the C library.
+// Weights are multiplied by a factor when they are packed, so that sums are arguments of 2^t instead of e^v:
+// by -log2(e) for the sigmoids of u and r, by 2 log2(e) for the tanh of n. `from_candidate` takes the latter
+// back. Doubles are for checks of the floats; they have no factor and call the C library.
 template <typename T>
 struct Factor;
 template <>
@@ -78,9 +79,9 @@ struct Factor<double> {
     static constexpr double gate = 1, candidate = 1, from_candidate = 1;
 };
 
-// v between -limit and limit. NaN stays NaN: the instructions return their second operand for it, and
-// comparisons are false. (Those of 512 bits have masks, all ones here, because GCC takes the unmasked ones
-// for uninitialised.)
+// v clamped to [-limit, limit]. NaN stays NaN: the instructions return their second operand where either is
+// NaN, and comparisons with NaN are false. (The masks of the 512-bit instructions are all ones. GCC warns of
+// the unmasked ones that their result may be uninitialised.)
 DIEN_FAST_INLINE Vec<float> clamp(Vec<float> v, float limit) {
     const Vec<float> high = limit - Vec<float>{};
 #if defined(DIEN_FAST_HALF_VECTORS) || (defined(__AVX2__) && !defined(__AVX512F__))
@@ -95,7 +96,7 @@ DIEN_FAST_INLINE Vec<float> clamp(Vec<float> v, float limit) {
     return v < -high ? -high : v;
 #endif
 }
-// t's whole part, rounded, and 2 to its power, for |t| < 127. NaN stays NaN in the first.
+// t rounded to a whole number, and 2 to the power of that, for |t| < 127. NaN stays NaN in the former.
 struct Whole {
     Vec<float> part, power;
 };
@@ -114,8 +115,8 @@ DIEN_FAST_INLINE Whole whole(Vec<float> t) {
     return {shifted - magic, (Vec<float>)(((typename Vector<float>::bits)shifted + 127) << 23)};
 #endif
 }
-// 2^t in two parts, scale (1 + rest), for |t| < 127. The power of two of t's whole part is to be multiplied
-// in, not added to bits, so that NaN stays NaN (in rest).
+// 2^t = scale (1 + rest), for |t| < 127. `scale` is a power of two that is to be multiplied in. Adding its
+// exponent to the bits of 1 + rest would be quicker, but could turn NaN into a number.
 struct PowerOfTwo {
     Vec<float> scale, rest;
 };
@@ -129,7 +130,7 @@ DIEN_FAST_INLINE PowerOfTwo power_of_two(Vec<float> t) {
     p = p * f + 6.931471825e-1f;
     return {n.power, f * p};
 }
-// The sigmoids of two vectors with one division; the clamp keeps the product of the denominators finite.
+// The sigmoids of two vectors with one division. The clamp keeps the product of the two denominators finite.
 DIEN_FAST_INLINE void sigmoids(Vec<float>& v, Vec<float>& w) {
     const PowerOfTwo of_v = power_of_two(clamp(v, 62.0f)), of_w = power_of_two(clamp(w, 62.0f));
     const Vec<float> one_v = 1.0f + (of_v.scale + of_v.scale * of_v.rest);
@@ -142,8 +143,8 @@ DIEN_FAST_INLINE Vec<float> sigmoid(Vec<float> v) {
     const PowerOfTwo p = power_of_two(clamp(v, 80.0f));
     return 1.0f / (1.0f + (p.scale + p.scale * p.rest));
 }
-// With e = 2^|t| - 1, which keeps its relative accuracy near 0: e / (e + 2), and 1 - 2 / (e + 2) where that
-// rounds less; of t's sign. Rounds to 1 beyond the clamp.
+// tanh(v) of t = 2 log2(e) v. With e = 2^|t| - 1, which is accurate near 0 too, it is e / (e + 2), or 1 - 2 /
+// (e + 2) where that rounds less, with the sign of t. Beyond the clamp it rounds to 1.
 DIEN_FAST_INLINE Vec<float> hyperbolic_tangent(Vec<float> t) {
     const auto bits = (typename Vector<float>::bits)t;
     const auto sign = bits & INT32_MIN;
@@ -172,8 +173,8 @@ template <int N>
 struct Constant {
     static constexpr int value = N;
 };
-// f(Constant<0>) ... f(Constant<N - 1>): a loop whose counter is a constant, so that arrays stay in
-// registers.
+// Calls f(Constant<0>{}) ... f(Constant<N - 1>{}): a loop whose counter is a constant, so that arrays that it
+// indexes stay in registers.
 template <int N, int I = 0, typename F>
 DIEN_FAST_INLINE void unrolled(const F& f) {
     if constexpr (I < N) {

@@ -1,8 +1,9 @@
-// The entry points of the attention GRU on CUDA: checks, outputs and memory; the launchers do the rest.
+// The attention GRU on CUDA: the operators attention_gru and attention_gru_backward. Checks the tensors and
+// makes outputs and workspace; the launchers that attention_gru_cuda.h declares do the rest.
 //
-// Against the CPU's operators, lengths, offsets and x_start are int64 in device memory, and their values are
-// not read here; attention and h0 of 16-bit input are float32, and so are their gradients and the states that
-// backward needs, which take the place of the gates that the CPU saves.
+// What differs from the operators on the CPU: lengths, offsets and x_start are int64 in device memory, and
+// their values are not read here. Attention and h0 of 16-bit inputs are float32, and so are their gradients.
+// Backward needs the states, in float32 for 16-bit inputs: they take the place of the CPU's gates.
 
 #include "attention_gru_cuda.h"
 
@@ -37,24 +38,16 @@ Type type_of(const Tensor& x) {
     }
 }
 
+// The dtype of attention, h0 and the states that backward needs.
 ScalarType wide(ScalarType type) { return type == ScalarType::Double ? type : ScalarType::Float; }
 
-using Shape = std::initializer_list<int64_t>;
-
-// What the arguments of one call must have in common.
+// Checks that an argument has the device of x, a shape and a dtype, and returns its address.
 struct Checks {
     const Tensor& x;
 
-    void shape(const char* name, const Tensor& value, Shape expected) const {
-        const auto sizes = value.sizes();
-        bool equal = sizes.size() == expected.size();
-        for (size_t i = 0; equal && i < expected.size(); ++i)
-            equal = expected.begin()[i] < 0 || expected.begin()[i] == sizes[i];
-        STD_TORCH_CHECK(equal, name, " must have shape ", shape_text(expected), ", got ", shape_text(sizes));
-    }
     const void* data(const char* name, const Tensor& value, Shape expected, ScalarType type,
                      const char* type_name) const {
-        shape(name, value, expected);
+        check_sizes(name, value, expected);
         STD_TORCH_CHECK(value.is_cuda() && value.get_device_index() == x.get_device_index(), name,
                         " must be on the device of x");
         STD_TORCH_CHECK(value.is_contiguous(), name, " must be contiguous");
@@ -74,33 +67,31 @@ struct Checks {
     }
 };
 
-// Host memory that a call points to.
-struct Steps {
-    std::vector<int64_t> step_start;
-};
-
-void read_batch_sizes(Layout& layout, Steps& steps, const Tensor& batch_sizes, int64_t rows,
-                      int64_t h0_rows) {
+// The first row of each step and N, which layout.step_start points to.
+std::vector<int64_t> read_batch_sizes(Layout& layout, const Tensor& batch_sizes, int64_t h0_rows) {
     STD_TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.is_cpu() && batch_sizes.is_contiguous() &&
                         batch_sizes.scalar_type() == ScalarType::Long,
                     "batch_sizes must be a contiguous int64 vector on the CPU");
     const auto* sizes = static_cast<const int64_t*>(batch_sizes.const_data_ptr());
+    const int64_t rows = layout.rows;
     layout.steps = batch_sizes.size(0);
-    steps.step_start.assign(1, 0);
+    std::vector<int64_t> step_start{0};
     bool correct = true;
     for (int64_t t = 0; correct && t < layout.steps; ++t) {
-        const int64_t total = steps.step_start.back();
+        const int64_t total = step_start.back();
         correct = sizes[t] >= 1 && sizes[t] <= rows - total && (t == 0 || sizes[t] <= sizes[t - 1]);
-        if (correct) steps.step_start.push_back(total + sizes[t]);
+        if (correct) step_start.push_back(total + sizes[t]);
     }
-    STD_TORCH_CHECK(correct && steps.step_start.back() == rows,
-                    "batch_sizes must fall, be positive and sum to ", rows);
+    STD_TORCH_CHECK(correct && step_start.back() == rows, "batch_sizes must fall, be positive and sum to ",
+                    rows);
     const int64_t first = layout.steps > 0 ? sizes[0] : 0;
     STD_TORCH_CHECK(h0_rows < 0 || h0_rows >= first, "h0 must have at least ", first, " rows, got ", h0_rows);
     layout.batch = h0_rows < 0 ? first : h0_rows;
-    layout.step_start = steps.step_start.data();
+    layout.step_start = step_start.data();
+    return step_start;
 }
 
+// The operators' tensor arguments that both directions have.
 struct Inputs {
     const Tensor& x;
     const std::optional<Tensor>& att;
@@ -115,37 +106,34 @@ struct Inputs {
     const std::optional<Tensor>& x_start;
 };
 
-void read(Call& call, Steps& steps, const Inputs& in, int64_t cell) {
+void read_weights(Call& call, const Checks& check, const Inputs& in, int64_t cell) {
+    const CellSizes sizes = check_cell(cell, in.weight_ih, in.weight_hh);
+    call.cell = sizes.cell;
+    call.input = sizes.input;
+    call.hidden = sizes.hidden;
+    call.w = check.stored("weight_ih", in.weight_ih, {sizes.gate_rows, sizes.input});
+    call.u = check.stored("weight_hh", in.weight_hh, {sizes.gate_rows, sizes.hidden});
+    call.bias_ih = check.stored("bias_ih", in.bias_ih, {sizes.gate_rows});
+    call.bias_hh = check.stored("bias_hh", in.bias_hh, {sizes.gate_rows});
+}
+
+// Fills the call. Returns the host memory that it points to, which must outlive it.
+std::vector<int64_t> read(Call& call, const Inputs& in, int64_t cell) {
     const Checks check{in.x};
     call.type = type_of(in.x);
-    STD_TORCH_CHECK(cell >= 0 && cell <= int64_t(Cell::kGru), "cell must lie in [0, 4], got ", cell);
-    call.cell = Cell(cell);
-    check.shape("weight_hh", in.weight_hh, {-1, -1});
-    const int64_t hidden = in.weight_hh.size(1), gate_rows = (call.cell == Cell::kAgru ? 2 : 3) * hidden;
-    check.shape("weight_ih", in.weight_ih, {gate_rows, -1});
-    const int64_t input = in.weight_ih.size(1);
-    STD_TORCH_CHECK(hidden > 0, "weight_hh must have at least one column, got 0");
-    call.input = input;
-    call.hidden = hidden;
-    call.w = check.stored("weight_ih", in.weight_ih, {gate_rows, input});
-    call.u = check.stored("weight_hh", in.weight_hh, {gate_rows, hidden});
-    call.bias_ih = check.stored("bias_ih", in.bias_ih, {gate_rows});
-    call.bias_hh = check.stored("bias_hh", in.bias_hh, {gate_rows});
-
-    const int given = in.lengths.has_value() + in.offsets.has_value() + in.batch_sizes.has_value();
-    STD_TORCH_CHECK(given == 1, "exactly one of lengths, offsets and batch_sizes must be given, got ", given);
-    STD_TORCH_CHECK(!in.x_start || in.offsets, "x_start must come with offsets");
-    STD_TORCH_CHECK(in.att || call.cell == Cell::kGru, "att must be given for this cell, got none");
+    read_weights(call, check, in, cell);
+    check_one_layout(in.lengths, in.offsets, in.batch_sizes, in.x_start);
+    check_attention_given(call.cell, in.att);
     Layout& layout = call.layout;
     if (in.lengths) {
-        call.x = check.stored("x", in.x, {-1, -1, input});
+        call.x = check.stored("x", in.x, {-1, -1, call.input});
         layout.batch = in.x.size(0);
         layout.steps = in.x.size(1);
         layout.x_rows = layout.rows = layout.batch * layout.steps;
         layout.lengths = check.integers("lengths", in.lengths, {layout.batch});
         call.att = check.widened("att", in.att, {layout.batch, layout.steps});
     } else {
-        call.x = check.stored("x", in.x, {-1, input});
+        call.x = check.stored("x", in.x, {-1, call.input});
         layout.x_rows = layout.rows = in.x.size(0);
         if (in.x_start) {
             STD_TORCH_CHECK(in.att && in.att->dim() == 1,
@@ -155,18 +143,20 @@ void read(Call& call, Steps& steps, const Inputs& in, int64_t cell) {
         call.att = check.widened("att", in.att, {layout.rows});
     }
     if (in.offsets) {
-        check.shape("offsets", *in.offsets, {-1});
+        check_sizes("offsets", *in.offsets, {-1});
         layout.batch = in.offsets->size(0) - 1;
         STD_TORCH_CHECK(layout.batch >= 0, "offsets must have at least one element, got 0");
         layout.offsets = check.integers("offsets", in.offsets, {-1});
         layout.x_start = check.integers("x_start", in.x_start, {layout.batch});
     }
-    if (in.h0) check.shape("h0", *in.h0, {-1, hidden});
-    if (in.batch_sizes)
-        read_batch_sizes(layout, steps, *in.batch_sizes, layout.rows, in.h0 ? in.h0->size(0) : -1);
-    call.h0 = check.widened("h0", in.h0, {layout.batch, hidden});
+    if (in.h0) check_sizes("h0", *in.h0, {-1, call.hidden});
+    std::vector<int64_t> steps;
+    if (in.batch_sizes) steps = read_batch_sizes(layout, *in.batch_sizes, in.h0 ? in.h0->size(0) : -1);
+    call.h0 = check.widened("h0", in.h0, {layout.batch, call.hidden});
+    return steps;
 }
 
+// The address of an output; null where it has no elements.
 void* pointer(const Tensor& value) { return value.numel() > 0 ? value.mutable_data_ptr() : nullptr; }
 
 template <typename Direction>
@@ -188,9 +178,9 @@ std::tuple<Tensor, Tensor, Tensor> attention_gru(Tensor x, std::optional<Tensor>
                                                  std::optional<Tensor> x_start, int64_t cell,
                                                  bool save_states, bool save_gates) {
     Forward f{};
-    Steps steps;
-    read(f, steps,
-         {x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, offsets, batch_sizes, x_start}, cell);
+    const Inputs in{x,  att,     weight_ih, weight_hh,   bias_ih, bias_hh,
+                    h0, lengths, offsets,   batch_sizes, x_start};
+    const std::vector<int64_t> steps = read(f, in, cell);
     const ScalarType type = x.scalar_type();
     const bool keep = save_gates && type != wide(type);
     const int64_t hidden = f.hidden;
@@ -218,10 +208,10 @@ Gradients attention_gru_backward(std::optional<Tensor> dstates, std::optional<Te
                                  Tensor states, Tensor wide_states, int64_t cell, std::vector<bool> wanted) {
     STD_TORCH_CHECK(wanted.size() == kGradients, "wanted must have 4 elements, got ", wanted.size());
     Backward b{};
-    Steps steps;
-    read(b, steps,
-         {x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, offsets, batch_sizes, std::nullopt},
-         cell);
+    const std::optional<Tensor> no_x_start;
+    const Inputs in{x,  att,     weight_ih, weight_hh,   bias_ih,   bias_hh,
+                    h0, lengths, offsets,   batch_sizes, no_x_start};
+    const std::vector<int64_t> steps = read(b, in, cell);
     const Checks check{x};
     const int64_t hidden = b.hidden, rows = b.layout.rows;
     const ScalarType type = x.scalar_type();

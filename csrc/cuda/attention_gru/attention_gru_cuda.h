@@ -1,8 +1,15 @@
-// The interface of the CUDA kernels of the attention GRU: raw pointers to device memory, sizes and a stream.
-// The equations, and the order of the gates in the weights, are in ../attention_gru.h.
+// The attention GRU on CUDA: the interface between the entry points and the launchers, in raw pointers to
+// device memory, sizes and a stream. ../../attention_gru.h has the equations and the order of the gates in
+// the weights.
 //
-// Numbers are stored as `Type`; arithmetic, attention and every state that a run hands on to another are
-// `wide`: float, or double for double.
+// Numbers are stored as `Type`. "wide" is float, or double for double: the type of arithmetic, of attention,
+// and of every state that a run hands on to another.
+//
+// The files, in the order of a run: attention_gru_cuda.cpp checks tensors; dispatch.cu chooses the type;
+// forward.cuh and backward.cuh enqueue the kernels, which are weights.cuh (brings weights into the kernels'
+// order), schedule.cu (which rows run when), products.cuh (matrix products of all rows at once),
+// forward_scan.cuh and backward_scan.cuh (what goes from step to step). kernels_float.cu and its neighbours
+// compile these for one type each.
 
 #pragma once
 
@@ -14,18 +21,19 @@ namespace dien_fast::cuda {
 
 enum class Type : int64_t { kFloat, kDouble, kHalf, kBFloat16 };
 
-// Where the steps are. Exactly one of lengths, offsets and step_start is given. Their values are taken as
-// they come, cut to what lies inside the arrays.
+// Where the steps are. Exactly one of lengths, offsets and step_start is given. Lengths and offsets are not
+// checked on the host; the kernels clamp their values to what lies inside the arrays.
 struct Layout {
     int64_t batch;           // B
-    int64_t rows;            // of att, states and the gradients, those of padding included
+    int64_t rows;            // of att, states and the gradients, padding included
     int64_t x_rows;          // of x
     int64_t steps;           // T of padded and packed rows
     const int64_t* lengths;  // [B] of padded rows, in device memory
     const int64_t* offsets;  // [B + 1] of ragged rows, in device memory
-    const int64_t*
-        step_start;          // [T + 1] of packed rows, in host memory: first row of each step, N at the end
-    const int64_t* x_start;  // [B] in device memory: first row of x of each history; null: as of att
+    // [T + 1] of packed rows, in host memory: the first row of each step, and N at the end.
+    const int64_t* step_start;
+    // [B] in device memory: first row of x of each history, or null where x has the rows of att.
+    const int64_t* x_start;
 };
 
 struct Call {
@@ -41,7 +49,7 @@ struct Call {
     const void* x;        // rows of I
     const void* att;      // wide, one a row, or null for gru
     const void* h0;       // wide [B, H], or null for 0
-    // Memory that rows of one chunk may take; the rows run in as many chunks as that needs.
+    // Memory that the scratch of one chunk may take. The steps run in as many chunks as that makes necessary.
     int64_t chunk_bytes = int64_t(256) << 20;
 };
 

@@ -1,25 +1,28 @@
-// The backward run: for each chunk, the last first, the arguments of the gates from the saved states, the
-// backward scan, and the products that the gradients of inputs and weights are.
+// The backward run of the attention GRU, on the host. Enqueues for each chunk, the last one first: the
+// products that give the arguments of its gates again from x and the saved states, the backward scan, and the
+// products that give the gradients of x and of the weights.
 
 #pragma once
 
-#include "../common/launch.cuh"
 #include "backward_scan.cuh"
+#include "products.cuh"
 #include "runs.h"
 
 namespace dien_fast::cuda {
 
+// Sizes, and the pieces of the workspace.
 template <typename T>
 struct BackwardPlan {
     using W = Wide<T>;
-    int64_t gates, chunk_rows, chunks, width;
-    int splits;
+    int64_t gates, chunk_rows, chunks;
+    int64_t width;  // of a row (c | u | r | n)
+    int splits;     // of the sums over slots, see WeightGradient
     Schedule schedule;
     Chunk chunk;
     Packed<T> packed;
-    W* arguments;
+    W* arguments;  // of the gates (c | u | r | n) for each slot, which the scan turns into their gradients
     SlotRows rows;
-    W* carried;
+    W* carried;                      // [B, H] dh that one chunk hands to the one before it
     W *dw, *du, *dbias_x, *dbias_h;  // sums of each split
 
     BackwardPlan(const Backward& b, Arena& arena)
@@ -30,7 +33,7 @@ struct BackwardPlan {
           packed(b, false, arena) {
         const int64_t gate_rows = gates * b.hidden;
         const int64_t sums_bytes = gate_rows * (b.input + b.hidden + 2) * int64_t(sizeof(W));
-        // Blocks enough for the largest device, in a quarter of the memory.
+        // Splits for as many blocks as the largest device runs at once, in a quarter of the chunk's memory.
         const dim3 tiles = gemm_blocks(gate_rows, std::min(b.input, b.hidden));
         const int64_t enough = std::max<int64_t>(1, 288 / (int64_t(tiles.x) * tiles.y));
         const int64_t worth = b.layout.rows / 256 + 1;
@@ -52,6 +55,8 @@ struct BackwardPlan {
     }
 };
 
+// Launches the scan with kRows histories for each block; false if that takes more shared memory than there
+// is.
 template <typename T, int kGates, int kRows>
 bool try_backward_scan(BackwardScan<T> scan, const Device& device, Stream stream) {
     const dim3 blocks = blocks_for(scan.histories.batch, kRows);
@@ -73,8 +78,8 @@ bool try_backward_scan(BackwardScan<T> scan, const Device& device, Stream stream
 template <typename T, int kGates>
 void enqueue_backward_scan(const BackwardScan<T>& scan, Stream stream) {
     const Device device = current_device();
-    if constexpr (sizeof(T) < 8)  // 8 rows of double take more registers than there are
-        if (tile_rows(scan.histories.batch, device) == 8 &&
+    if constexpr (sizeof(T) < 8)  // 8 rows of double would take more registers than there are
+        if (rows_of_block(scan.histories.batch, device) == 8 &&
             try_backward_scan<T, kGates, 8>(scan, device, stream))
             return;
     if (!try_backward_scan<T, kGates, 4>(scan, device, stream))
@@ -122,12 +127,25 @@ void run_backward(const Backward& b, void* workspace, void* stream_) {
         const int64_t rows = end - begin;
         enqueue_chunk(histories, begin, end, plan.chunk, plan.rows, stream);
         if (rows > 0) {
-            const Projection<T> projection{inputs, packed.x_weights,        packed.x_bias, gate_rows, count,
-                                           rows,   plan.arguments + hidden, plan.width};
+            Projection<T> projection{};
+            projection.input = inputs;
+            projection.weights = packed.x_weights;
+            projection.bias = packed.x_bias;
+            projection.columns = gate_rows;
+            projection.count = count;
+            projection.max_count = rows;
+            projection.out = plan.arguments + hidden;
+            projection.stride = plan.width;
             launch(gemm_kernel<Projection<T>>, gemm_blocks(rows, gate_rows), kGemmThreads,
                    gemm_shared_bytes<W>(), stream, projection);
-            const StateProduct<W> product{before, packed.state_weights, packed.c_bias, gate_rows,
-                                          count,  plan.arguments,       plan.width};
+            StateProduct<W> product{};
+            product.before = before;
+            product.weights = packed.state_weights;
+            product.c_bias = packed.c_bias;
+            product.columns = gate_rows;
+            product.count = count;
+            product.out = plan.arguments;
+            product.stride = plan.width;
             launch(gemm_kernel<StateProduct<W>>, gemm_blocks(rows, gate_rows), kGemmThreads,
                    gemm_shared_bytes<W>(), stream, product);
         }
@@ -151,31 +169,58 @@ void run_backward(const Backward& b, void* workspace, void* stream_) {
                         : enqueue_backward_scan<T, 2>(scan, stream);
         if (rows == 0) continue;
         if (dx != nullptr && b.input > 0) {
-            const InputGradient<T> gradient{plan.arguments + hidden, plan.width, gate_rows,
-                                            packed.x_weights,        b.input,    count,
-                                            plan.rows.out,           dx};
+            InputGradient<T> gradient{};
+            gradient.gates = plan.arguments + hidden;
+            gradient.stride = plan.width;
+            gradient.depth = gate_rows;
+            gradient.weights = packed.x_weights;
+            gradient.input = b.input;
+            gradient.count = count;
+            gradient.out_rows = plan.rows.out;
+            gradient.dx = dx;
             launch(gemm_kernel<InputGradient<T>>, gemm_blocks(rows, b.input), kGemmThreads,
                    gemm_shared_bytes<W>(), stream, gradient);
         }
         if (b.du != nullptr) {
-            const WeightGradient<W, InputRows<T>> of_w{
-                plan.arguments + hidden, plan.width, gate_rows, inputs, count, last, plan.dw, plan.dbias_x};
+            WeightGradient<W, InputRows<T>> of_w{};
+            of_w.gates = plan.arguments + hidden;
+            of_w.stride = plan.width;
+            of_w.gate_rows = gate_rows;
+            of_w.source = inputs;
+            of_w.count = count;
+            of_w.first = last;
+            of_w.sums = plan.dw;
+            of_w.bias_sums = plan.dbias_x;
             launch(gemm_kernel<WeightGradient<W, InputRows<T>>>, gemm_blocks(gate_rows, b.input, plan.splits),
                    kGemmThreads, gemm_shared_bytes<W>(), stream, of_w);
-            const WeightGradient<W, StatesBefore<W>> of_u{
-                plan.arguments, plan.width, gate_rows, before, count, last, plan.du, plan.dbias_h};
+            WeightGradient<W, StatesBefore<W>> of_u{};
+            of_u.gates = plan.arguments;
+            of_u.stride = plan.width;
+            of_u.gate_rows = gate_rows;
+            of_u.source = before;
+            of_u.count = count;
+            of_u.first = last;
+            of_u.sums = plan.du;
+            of_u.bias_sums = plan.dbias_h;
             launch(gemm_kernel<WeightGradient<W, StatesBefore<W>>>,
                    gemm_blocks(gate_rows, hidden, plan.splits), kGemmThreads, gemm_shared_bytes<W>(), stream,
                    of_u);
         }
     }
     if (b.du == nullptr) return;
-    // Without any row there are no sums to add.
+    // Without any row no sums were written.
     const int splits = layout.rows > 0 && layout.batch > 0 ? plan.splits : 0;
     auto gather = [&](bool of_state, int64_t columns, const W* sums, void* out) {
         if (columns == 0) return;
-        const GatherGradient<T> g{b.cell,  of_state, hidden, gate_rows,
-                                  columns, splits,   sums,   static_cast<T*>(out)};
+        GatherGradient<T> g{};
+        g.cell = b.cell;
+        g.of_state = of_state;
+        g.hidden = hidden;
+        g.gate_rows = gate_rows;
+        g.width = columns;
+        g.splits = splits;
+        g.sums = sums;
+        g.out = static_cast<T*>(out);
         launch(gather_gradient_kernel<T>, blocks_for(gate_rows * columns, kThreads), kThreads, 0, stream, g);
     };
     gather(false, b.input, plan.dw, b.dw);

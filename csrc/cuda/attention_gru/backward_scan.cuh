@@ -1,5 +1,6 @@
-// The backward scan: from the arguments of a chunk's gates, computed from the saved states for all steps at
-// once, to their gradients, in place; only dh_{t-1} = dh (1 - z) + U^T [dc du' dr'] goes from step to step.
+// The backward scan of the attention GRU: runs the steps of a chunk from the last to the first. It finds the
+// arguments of their gates, which were computed for all steps at once, and puts the gradients in their place.
+// Only dh_{t-1} = dh (1 - z) + U^T [dc du' dr'] goes from step to step.
 
 #pragma once
 
@@ -21,9 +22,9 @@ struct BackwardScan {
     const W* states;
     const W* h0;       // or null for 0
     const T* dstates;  // or null for 0
-    const T* dlast;    // [B, H] with the last chunk, or null for 0
-    const W* behind;   // [B, H] dh behind the chunk, or null with the last chunk
-    W* dstart;         // [B, H] dh before the chunk, or null; may be `behind`
+    const T* dlast;    // [B, H], or null for 0; read in the last chunk
+    const W* behind;   // [B, H] dh at the end of the chunk, or null in the last one
+    W* dstart;         // [B, H] dh at the start of the chunk, or null; may be `behind`
     W* datt;           // or null
 };
 
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
     OwnHistory summed;  // whose da the thread adds up
     if (threadIdx.x < kRows) summed.load(b.histories, b.chunk, int64_t(blockIdx.x) * kRows + threadIdx.x);
 
-    // What the activations of a step need, read from memory during the products of the step before.
+    // What a step reads from memory, fetched during the products of the step before it.
     struct Inputs {
         W gates[kGates + 1];
         W before;
@@ -164,7 +165,8 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
 
         bool summed_da = b.datt == nullptr;
         for (int block = 0; block < p.blocks; ++block) {
-            // Each lane has two columns of its warp; lanes with the same ones share the depth among them.
+            // A lane adds up two columns of its warp; four pairs of lanes have the same two and share the
+            // terms.
             const int share = (owner.lane & 1) + (owner.lane >> 3 << 1);
             W sums[2 * kRows] = {};
             Stage<W> stage;

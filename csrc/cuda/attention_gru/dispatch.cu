@@ -1,3 +1,5 @@
+// Chooses the run for the type of the numbers.
+
 #include <platform.h>
 
 #include "runs.h"
@@ -14,9 +16,10 @@ auto with_type(Type type, const F& f) {
             return f(double{});
         case Type::kHalf:
             return f(Half{});
-        default:
+        case Type::kBFloat16:
             return f(BFloat16{});
     }
+    throw std::runtime_error("unknown type of numbers");
 }
 
 }  // namespace

@@ -1,13 +1,15 @@
-// The forward run: schedule, then for each chunk the projection of its inputs and the scan.
+// The forward run of the attention GRU, on the host: enqueues the schedule and the packing of the weights;
+// then for each chunk the product of its inputs with W, and the scan.
 
 #pragma once
 
-#include "../common/launch.cuh"
 #include "forward_scan.cuh"
+#include "products.cuh"
 #include "runs.h"
 
 namespace dien_fast::cuda {
 
+// Sizes, and the pieces of the workspace.
 template <typename T>
 struct ForwardPlan {
     using W = Wide<T>;
@@ -16,9 +18,9 @@ struct ForwardPlan {
     Schedule schedule;
     Chunk chunk;
     Packed<T> packed;
-    W* gx;
-    int64_t* x_rows;
-    W* carried;
+    W* gx;            // what x adds to the gates' arguments, (u | r | n) for each slot
+    int64_t* x_rows;  // row of x of each slot
+    W* carried;       // [B, H] states that one chunk hands to the next
 
     ForwardPlan(const Forward& f, Arena& arena)
         : gates(gate_count(f.cell)),
@@ -36,12 +38,15 @@ struct ForwardPlan {
     }
 };
 
+// Launches the scan with kRows histories for each block; false if that takes more shared memory than there
+// is.
 template <typename T, int kGates, int kRows>
 bool try_forward_scan(ForwardScan<T> scan, const Device& device, Stream stream) {
     const dim3 blocks = blocks_for(scan.histories.batch, kRows);
     const int threads = 4 * scan.panels.columns;
     if (scan.panels.blocks == 1) {
-        // As far ahead as leaves room for a second block on the multiprocessor, or else for this one.
+        // All weights in shared memory, and gx fetched as far ahead as possible: with room for a second block
+        // on the multiprocessor, or else for this one alone.
         for (const int limit : {device.shared_bytes / 2, device.shared_bytes})
             for (const int ahead : {4, 2, 1}) {
                 const int bytes = forward_shared_bytes<T, kGates, kRows, true>(scan.panels, ahead);
@@ -54,7 +59,7 @@ bool try_forward_scan(ForwardScan<T> scan, const Device& device, Stream stream) 
     scan.ahead = 2;
     for (; scan.panels.stage >= 4; scan.panels.stage /= 2) {
         const int bytes = forward_shared_bytes<T, kGates, kRows, false>(scan.panels, scan.ahead);
-        // What is fetched ahead needs two stages to arrive in.
+        // What is fetched ahead arrives within two stages, so there must be two.
         if (bytes > device.shared_bytes || scan.panels.depth <= scan.panels.stage) continue;
         launch(forward_kernel<T, kGates, kRows, false>, blocks, threads, bytes, stream, scan);
         return true;
@@ -65,8 +70,8 @@ bool try_forward_scan(ForwardScan<T> scan, const Device& device, Stream stream) 
 template <typename T, int kGates>
 void enqueue_forward_scan(const ForwardScan<T>& scan, Stream stream) {
     const Device device = current_device();
-    if constexpr (sizeof(T) < 8)  // 8 rows of double take more registers than there are
-        if (tile_rows(scan.histories.batch, device) == 8 &&
+    if constexpr (sizeof(T) < 8)  // 8 rows of double would take more registers than there are
+        if (rows_of_block(scan.histories.batch, device) == 8 &&
             try_forward_scan<T, kGates, 8>(scan, device, stream))
             return;
     if (!try_forward_scan<T, kGates, 4>(scan, device, stream))
@@ -106,14 +111,14 @@ void run_forward(const Forward& f, void* workspace, void* stream_) {
         const int64_t begin = i * plan.chunk_rows, end = std::min(begin + plan.chunk_rows, layout.rows);
         enqueue_chunk(histories, begin, end, plan.chunk, {plan.x_rows, nullptr, nullptr}, stream);
         const int64_t rows = plan.shared_rows ? layout.x_rows : end - begin;
-        const Projection<T> projection{{static_cast<const T*>(f.x), f.input, plan.x_rows},
-                                       plan.packed.pack.x_weights,
-                                       plan.packed.pack.x_bias,
-                                       width,
-                                       plan.shared_rows ? nullptr : plan.chunk.slot + layout.batch,
-                                       rows,
-                                       plan.gx,
-                                       width};
+        Projection<T> projection{};
+        projection.input = {static_cast<const T*>(f.x), f.input, plan.x_rows};
+        projection.weights = plan.packed.pack.x_weights;
+        projection.bias = plan.packed.pack.x_bias;
+        projection.columns = projection.stride = width;
+        projection.count = plan.shared_rows ? nullptr : plan.chunk.slot + layout.batch;
+        projection.max_count = rows;
+        projection.out = plan.gx;
         if (rows > 0)
             launch(gemm_kernel<Projection<T>>, gemm_blocks(rows, width), kGemmThreads, gemm_shared_bytes<W>(),
                    stream, projection);

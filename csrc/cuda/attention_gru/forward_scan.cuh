@@ -1,4 +1,5 @@
-// The forward scan: steps of a chunk whose inputs are projected already.
+// The forward scan of the attention GRU: runs the steps of a chunk, whose inputs' products with W are there
+// already (gx).
 
 #pragma once
 
@@ -18,13 +19,13 @@ struct ForwardScan {
     const W* c_bias;          // [H]
     const W* gx;              // rows (u | r | n) of what x adds
     const int64_t* gx_start;  // [B] row of gx of each position's first step
-    int ahead;                // steps that gx is fetched ahead; 2 with streamed weights
-    const W* att;             // or null for gru
-    const W* start;           // [B, H] states before the chunk, or null for 0
-    T* states;                // or null
-    W* wide_states;           // or null
-    T* last;                  // [B, H]
-    W* carried;               // [B, H] states behind the chunk, or null after the last chunk; may be `start`
+    int ahead;       // steps that gx is fetched ahead; with streamed weights its two places alternate
+    const W* att;    // or null for gru
+    const W* start;  // [B, H] states before the chunk, or null for 0
+    T* states;       // or null
+    W* wide_states;  // or null
+    T* last;         // [B, H]
+    W* carried;      // [B, H] states at the end of the chunk, or null in the last one; may be `start`
 };
 
 template <typename T, int kGates, int kRows, bool kResident>
@@ -97,7 +98,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
         }
         copy_async_wait<0>();
     } else {
-        fetch(0, 0, 0);  // joins the group of the first stage below
+        fetch(0, 0, 0);  // is committed with the first stage below
     }
     load_att(0);
     __syncthreads();
@@ -137,7 +138,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
                 copy_async_commit();
                 place = place + 1 == f.ahead ? 0 : place + 1;
             } else {
-                // Joins the group of the first stage below, older than the last one when it is read.
+                // Is committed with the first stage below, and so has arrived when the last one is read.
                 const bool wraps = block + 1 == p.blocks;
                 fetch(wraps ? s + 1 : s, wraps ? 0 : block + 1, 1 - place);
             }

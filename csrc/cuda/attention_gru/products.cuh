@@ -1,4 +1,4 @@
-// The matrix products around the scans, as policies of gemm_kernel.
+// The matrix products around the scans, as policies of gemm_kernel (../common/gemm.cuh).
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace dien_fast::cuda {
 
-// The rows of x that slots stand for, or x as it is where `rows` is null.
+// The rows of x that slots stand for; all rows of x in turn where `rows` is null.
 template <typename T>
 struct InputRows {
     const T* x;
@@ -18,7 +18,7 @@ struct InputRows {
     __device__ const T* row(int64_t slot) const { return x + (rows == nullptr ? slot : rows[slot]) * width; }
 };
 
-// The states before the steps that slots stand for; null where there is none but 0.
+// The states before the steps that slots stand for; null stands for a state of zeros.
 template <typename W>
 struct StatesBefore {
     const W* states;
@@ -33,7 +33,7 @@ struct StatesBefore {
     }
 };
 
-// What x adds to the gates: out[slot] = (u | r | n) of W x + biases.
+// What x adds to the gates' arguments: out[slot] = (u | r | n) of W x + biases.
 template <typename T>
 struct Projection {
     using W = Wide<T>;
@@ -58,7 +58,8 @@ struct Projection {
     __device__ void store(int64_t i, int64_t j, W value) const { out[i * stride + j] = value + bias[j]; }
 };
 
-// What the states before add: c = U_n h + b_hn, and the rest to u and r, which hold what x adds.
+// What the states before add to the gates' arguments. Writes c = U_n h + b_hn, and adds to u and r, which
+// hold what x adds.
 template <typename W_>
 struct StateProduct {
     using W = W_;
@@ -112,20 +113,20 @@ struct InputGradient {
     }
 };
 
-// Sums over slots of an outer product with x or the states before, and of the gradients themselves. Each
-// split (blockIdx.z) keeps sums of its own, which grow from chunk to chunk and are added up in order at the
-// end.
+// The gradients of weights, sums over slots of outer products with x or with the states before, and of
+// biases. The slots are split among blocks (blockIdx.z). Each split keeps sums of its own, which grow from
+// chunk to chunk and are added up in the order of the splits at the end.
 template <typename W_, typename Source>
 struct WeightGradient {
     using W = W_;
     struct Row {};
     static constexpr bool kAAlongK = false, kBAlongK = false, kSums = true;
-    const W* gates;
+    const W* gates;  // gradients of the first slot
     int64_t stride;
     int64_t gate_rows;  // G H
     Source source;
     const int64_t* count;
-    bool first;    // chunk
+    bool first;    // whether this is the first chunk that runs
     W* sums;       // [splits, G H, width]
     W* bias_sums;  // [splits, G H]
 
@@ -149,11 +150,11 @@ struct WeightGradient {
     }
 };
 
-// Adds the splits up, in their order, and brings the gates back to the caller's.
+// Adds the splits up in their order, and brings the gates into the caller's order.
 template <typename T>
 struct GatherGradient {
     Cell cell;
-    bool of_state;
+    bool of_state;  // gradients of weights that meet h, in the order (c | u | r)
     int64_t hidden, gate_rows, width;
     int splits;
     const Wide<T>* sums;  // [splits, gate_rows, width]
@@ -168,7 +169,8 @@ __global__ void gather_gradient_kernel(GatherGradient<T> g) {
     Wide<T> sum = 0;
     for (int split = 0; split < g.splits; ++split) sum += g.sums[split * size + i];
     const int64_t row = i / g.width;
-    const int64_t block = gate_block(g.cell, int(row / g.hidden), g.of_state);
+    const int place = int(row / g.hidden);
+    const int64_t block = gate_block(g.cell, g.of_state ? h_gate(g.cell, place) : x_gate(g.cell, place));
     store(g.out[(block * g.hidden + row % g.hidden) * g.width + i % g.width], sum);
 }
 

@@ -1,4 +1,6 @@
-// The runs for one type of numbers; dispatch.cu chooses among them.
+// A run of the attention GRU with numbers of one type T, forward or backward: the memory that it needs, and
+// the launch of its kernels. forward.cuh and backward.cuh define these, kernels_*.cu compile them,
+// dispatch.cu chooses among them.
 
 #pragma once
 

@@ -1,15 +1,18 @@
-// What the forward and the backward scan share: who owns what, the feed of recurrent weights, and the sums
-// over the lanes of a warp.
+// What the forward and the backward scan share: who owns what, how recurrent weights get to the threads, and
+// the sums over the lanes of a warp.
 //
-// A block owns kRows histories, neighbours in the sorted order, for all their steps in the chunk, so that no
-// block waits for another. A warp computes 8 columns of the block's product, each of its lanes for every
-// history but only for a share of the depth: so a number of the weights, read from shared memory once, meets
-// kRows numbers of the other side in registers. The lanes then exchange their sums until each has the whole
-// sum of what it owns: lane l owns column l % 8 of its warp and the histories [l / 8 kOwn, (l / 8 + 1) kOwn),
-// kOwn = kRows / 4, whose activations it computes. Without waiting at a barrier in between.
+// A block owns kRows histories, neighbours in the sorted order, for all their steps in the chunk. So no block
+// waits for another.
+//
+// A warp computes 8 columns of the block's product for all its histories; each lane adds up only a share of
+// the terms. So each weight is read from shared memory once and meets kRows numbers, which are in registers.
+// Then the lanes exchange their partial sums, until each has the whole sums of what it owns: lane l owns
+// column l % 8 of its warp, and of the histories [l / 8 * kOwn, (l / 8 + 1) * kOwn) with kOwn = kRows / 4.
+// For these it computes the activations, without waiting at a barrier in between.
 
 #pragma once
 
+#include "../common/numbers.cuh"
 #include "schedule.cuh"
 #include "weights.cuh"
 
@@ -29,8 +32,9 @@ struct Owner {
           group(lane / kWarpColumns) {}
 };
 
-// Adds up over the lanes that differ in the bit `mask`, each keeping one half of the numbers: the second
-// where its bit is set. One half is the same pairs of terms in either lane, so the order is fixed.
+// Adds the sums of two lanes, whose numbers differ in the bit `mask`. Each keeps one half of the sums: the
+// lane with the bit set the second half. A sum has the same two terms whichever lane keeps it, so results do
+// not depend on that.
 template <int kCount, typename W>
 __device__ inline void exchange(W* sums, int lane, int mask) {
     const bool second = (lane & mask) != 0;
@@ -42,16 +46,16 @@ __device__ inline void exchange(W* sums, int lane, int mask) {
     }
 }
 
-// Rows [first, first + count) of the weights of a block of columns.
+// Rows [first, first + count) of a block of columns of the weights, in shared memory.
 template <typename W>
 struct Stage {
     const W* rows;
     int first, count;
-    bool last;  // of the block of columns
+    bool last;  // whether these are the last rows of the block of columns
 };
 
-// Recurrent weights in shared memory: all of them for the whole run where they fit (there is one block of
-// columns then), else as a ring of three stages that goes round with the steps.
+// Recurrent weights in shared memory. kResident: all of them for the whole run, where they fit and are one
+// block of columns. Otherwise a ring of three stages, through which they are streamed again in every step.
 template <typename W, bool kResident>
 class PanelReader {
   public:
@@ -67,8 +71,8 @@ class PanelReader {
         }
     }
 
-    // All threads call it. Streamed weights: behind a barrier, and the copies that a thread started before
-    // its last call but one have arrived.
+    // The next rows; all threads call it. With streamed weights it waits at a barrier, and all copies have
+    // arrived that the thread had started before its last call but one.
     __device__ Stage<W> next() {
         if constexpr (kResident) {
             return {ring_, 0, panels_.depth, true};
@@ -97,7 +101,7 @@ class PanelReader {
             copy_async<16>(to + i, from + i);
     }
 
-    // Starts the copy of the next stage, over the one that all threads have read.
+    // Starts to copy the next stage over the one that all threads have read.
     __device__ void fetch() {
         const int64_t row = int64_t(block_) * panels_.depth + fetch_row_;
         copy(ring_ + fetch_at_ * panels_.stage * panels_.stride, weights_ + row * panels_.stride,
@@ -118,7 +122,7 @@ class PanelReader {
     int read_at_ = 0, read_row_ = 0;
 };
 
-// A history that a thread owns, in the steps of the chunk.
+// A history that a thread owns, and its steps in the chunk.
 struct OwnHistory {
     int64_t history = 0;
     int64_t begin = 0;  // first step
@@ -136,7 +140,8 @@ struct OwnHistory {
     }
 };
 
-// The most steps that a history of the block has; sorting leaves little between them.
+// The most steps in the chunk that a history of the block has. All are nearly as long, as histories are
+// sorted.
 template <int kRows>
 __device__ int64_t longest(const Histories& h, const Chunk& chunk) {
     int64_t most = 0;
@@ -147,6 +152,11 @@ __device__ int64_t longest(const Histories& h, const Chunk& chunk) {
         most = steps > most ? steps : most;
     }
     return most;
+}
+
+// kRows for a batch: 4, or 8 if blocks of 4 would outnumber the multiprocessors.
+inline int rows_of_block(int64_t batch, const Device& device) {
+    return batch > 4 * device.multiprocessors ? 8 : 4;
 }
 
 }  // namespace dien_fast::cuda

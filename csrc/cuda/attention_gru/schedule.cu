@@ -1,3 +1,5 @@
+// The kernels that find the schedule.
+
 #include <algorithm>
 
 #include "schedule.cuh"
@@ -9,7 +11,8 @@ __device__ inline int64_t clamped(int64_t value, int64_t low, int64_t high) {
     return value < low ? low : value > high ? high : value;
 }
 
-// As many numbers as travel in a kernel's arguments, which graph capture copies, unlike host memory.
+// Numbers that travel to the device in a kernel's arguments. A captured graph keeps a copy of arguments, but
+// only the address of host memory.
 struct Integers {
     static constexpr int kCount = 256;
     int64_t values[kCount];
@@ -31,7 +34,7 @@ __global__ void lengths_kernel(Layout layout, const int64_t* step_start, Unsorte
         start = clamped(layout.offsets[b], 0, layout.rows);
         length = clamped(layout.offsets[b + 1], start, layout.rows) - start;
     } else {
-        // Step t has row b where it has more than b rows, and the steps' sizes fall.
+        // History b has a step t where more than b histories have one; that number falls as t grows.
         int64_t end = layout.steps;
         while (length < end) {
             const int64_t t = (length + end) / 2;
@@ -77,8 +80,8 @@ __global__ void rank_kernel(Unsorted from, Histories to) {
 
 constexpr int kScanThreads = 512;
 
-// out[i] = value(0) + ... + value(i - 1) for i in [0, count], by one block. `partial` is shared:
-// kScanThreads.
+// out[i] = value(0) + ... + value(i - 1) for i in [0, count], by one block. `partial` is shared memory
+// [kScanThreads].
 template <typename Value>
 __device__ void exclusive_sums(int64_t count, const Value& value, int64_t* out, int64_t* partial) {
     const int thread = threadIdx.x;
@@ -109,7 +112,8 @@ __global__ void sums_kernel(Histories h) {
     exclusive_sums(h.batch, [&](int64_t i) { return h.length[i]; }, h.steps_before, partial);
 }
 
-// The step t and position with a place in the time-first order: the histories before the position have run t.
+// The step and the position that have a place in the time-first order. When it is reached, histories at
+// earlier positions have run `step`, others have not.
 struct Place {
     int64_t step;
     int64_t position;
@@ -123,7 +127,7 @@ struct Place {
 __device__ inline Place find_place(const Histories& h, int64_t place) {
     const int64_t total = h.steps_before[h.batch];
     if (place >= total) return {h.batch > 0 ? h.length[0] : 0, 0};
-    // From step length[k] on, at most k histories run; that step's first place falls as k grows.
+    // From step length[k] on, at most k histories are left. The first place of that step falls as k grows.
     auto first_place = [&](int64_t k) {
         return k < h.batch ? k * h.length[k] + total - h.steps_before[k] : 0;
     };
@@ -156,7 +160,7 @@ __global__ void chunk_kernel(Histories h, int64_t first_place, int64_t end_place
 __global__ void rows_kernel(Histories h, Chunk chunk, SlotRows out) {
     const int64_t slot = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (slot >= chunk.slot[h.batch]) return;
-    int64_t at = 0, end = h.batch;  // the last position whose slots begin at or before this one
+    int64_t at = 0, end = h.batch;  // finds the last position whose slots begin at or before this one
     while (end - at > 1) {
         const int64_t middle = (at + end) / 2;
         if (chunk.slot[middle] <= slot)

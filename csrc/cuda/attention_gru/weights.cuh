@@ -1,81 +1,29 @@
-// The rules of the cells, and the weights brought into the kernels' order.
-//
-// Inside, the gates that meet x stand in the order (u | r | n), those that meet h in the order (c | u | r),
-// without u in agru, so that the row (c | u | r | n) of a step holds both in one piece each.
+// The weights, brought into the kernels' order of the gates and into the wide type; see x_gate and h_gate in
+// cells.h.
 
 #pragma once
 
+#include <arena.h>
 #include <platform.h>
 
+#include <algorithm>
+
+#include "../common/launch.cuh"
+#include "../common/numbers.cuh"
 #include "attention_gru_cuda.h"
 
 namespace dien_fast::cuda {
 
-template <typename T>
-struct WideOf {
-    using type = float;
-};
-template <>
-struct WideOf<double> {
-    using type = double;
-};
-template <typename T>
-using Wide = typename WideOf<T>::type;
-
-// Neighbours in shared memory, read and written as vectors; the compiler does not see that they are aligned.
-template <typename W, int kCount>
-struct alignas(sizeof(W) * kCount < 16 ? sizeof(W) * kCount : 16) Vector {
-    W values[kCount];
-};
-
-template <typename W>
-struct Rule {
-    W alpha, beta;      // z = alpha + beta u
-    W alpha_a, beta_a;  // their derivatives in a
-};
-template <typename W>
-__device__ inline Rule<W> rule(Cell cell, W a) {
-    switch (cell) {
-        case Cell::kAugru:
-            return {0, a, 0, 1};
-        case Cell::kAugruOfficial:
-            return {1, a - 1, 0, 1};
-        case Cell::kAugruInverted:
-            return {1, -a, 0, -1};
-        case Cell::kAgru:
-            return {a, 0, 1, 0};
-        default:
-            return {1, -1, 0, 0};
-    }
-}
-
-__device__ inline float exponential(float v) { return expf(v); }
-__device__ inline double exponential(double v) { return exp(v); }
-__device__ inline float hyperbolic_tangent(float v) { return tanhf(v); }
-__device__ inline double hyperbolic_tangent(double v) { return tanh(v); }
-template <typename W>
-__device__ inline W sigmoid(W v) {
-    return W(1) / (W(1) + exponential(-v));
-}
-
-inline int gate_count(Cell cell) { return cell == Cell::kAgru ? 2 : 3; }
-
-// The caller's block of rows for the gate at a place of (u | r | n), or of (c | u | r) where `of_state`.
-__host__ __device__ inline int gate_block(Cell cell, int place, bool of_state) {
-    const int gates = cell == Cell::kAgru ? 2 : 3;
-    if (of_state) place = place == 0 ? gates - 1 : place - 1;
-    return cell == Cell::kGru && place < 2 ? 1 - place : place;
-}
-
-// Recurrent weights as the scans read them: for each block of columns of the result, `depth` rows of `stride`
-// numbers, the gates' columns side by side. The odd multiple of 8 spreads neighbouring rows, which the lanes
-// of a warp read together, over all banks.
+// Recurrent weights as the scans read them. The columns of a product are cut into blocks; a block has `depth`
+// rows of `stride` numbers, which are its columns of each gate side by side. The lanes of a warp read
+// neighbouring rows together: a stride that is an odd multiple of 8 spreads those over all banks of the
+// shared memory.
 struct Panels {
-    int columns;  // of a block: of the hidden size up to whole warps, at most 128
+    int columns;  // of a block: the hidden size rounded up to whole warps, at most kMaxColumns
     int blocks;
-    int depth;
-    int stride;
-    int stage;  // rows that are streamed at once, where not all fit: whole turns of the scan
+    int depth;   // the number of terms of a sum, rounded up
+    int stride;  // of a row
+    int stage;   // rows that are copied at once where not all fit in shared memory
 };
 
 constexpr int kWarpColumns = 8;  // columns of the result that a warp computes
@@ -93,16 +41,17 @@ inline Panels panels(int64_t hidden, int gates, int64_t depth) {
     p.stage = gates == 1 ? 32 : 16;
     return p;
 }
-// Forward: h [H] times U^T, the gates (c | u | r) of a column side by side.
+// Forward multiplies h [H] by the transpose of U; a column's gates (c | u | r) stand side by side.
 inline Panels forward_panels(int64_t hidden, int gates) { return panels(hidden, gates, hidden); }
-// Backward: (dc | du' | dr') [G H] times U.
+// Backward multiplies (dc | du' | dr') [G H] by U.
 inline Panels backward_panels(int64_t hidden, int gates) { return panels(hidden, 1, gates * hidden); }
 
 inline int64_t panels_size(const Panels& p) {
-    // Whole stages can be copied from anywhere inside.
+    // Room behind the last block for a whole stage that begins in its last row.
     return (int64_t(p.blocks) * p.depth + p.stage) * p.stride;
 }
 
+// The arguments of pack_kernel.
 template <typename T>
 struct PackWeights {
     Cell cell;
@@ -113,10 +62,10 @@ struct PackWeights {
     const T* bias_ih;
     const T* bias_hh;
     Wide<T>* x_weights;      // [G H, I], (u | r | n)
-    Wide<T>* x_bias;         // [G H]: all biases outside of r * c
-    Wide<T>* c_bias;         // [H]
+    Wide<T>* x_bias;         // [G H], (u | r | n): b_iu + b_hu, b_ir + b_hr, b_in
+    Wide<T>* c_bias;         // [H]: b_hn
     Wide<T>* state_weights;  // [G H, H], (c | u | r), or null
-    Wide<T>* panels;         // forward or backward
+    Wide<T>* panels;         // of U for the direction
     Panels shape;
     bool forward;
 };
@@ -127,8 +76,11 @@ __global__ void pack_kernel(PackWeights<T> p) {
     const int64_t hidden = p.hidden, rows = p.gates * hidden;
     const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     const int64_t step = int64_t(gridDim.x) * blockDim.x;
+    // The caller's row for a row in the kernels' order, of weights that meet h or of those that meet x.
     auto caller_row = [&](int64_t row, bool of_state) {
-        return gate_block(p.cell, int(row / hidden), of_state) * hidden + row % hidden;
+        const int place = int(row / hidden);
+        const Gate gate = of_state ? h_gate(p.cell, place) : x_gate(p.cell, place);
+        return gate_block(p.cell, gate) * hidden + row % hidden;
     };
     for (int64_t i = first; i < rows * p.input; i += step)
         p.x_weights[i] = widened(p.w[caller_row(i / p.input, false) * p.input + i % p.input]);
@@ -157,5 +109,38 @@ __global__ void pack_kernel(PackWeights<T> p) {
         p.panels[i] = value;
     }
 }
+
+// The packed weights of a call, in its workspace.
+template <typename T>
+struct Packed {
+    PackWeights<T> pack{};
+
+    Packed(const Call& call, bool forward, Arena& arena) {
+        using W = Wide<T>;
+        const int gates = gate_count(call.cell);
+        const int64_t hidden = call.hidden, rows = gates * hidden;
+        pack.cell = call.cell;
+        pack.input = call.input;
+        pack.hidden = hidden;
+        pack.gates = gates;
+        pack.w = static_cast<const T*>(call.w);
+        pack.u = static_cast<const T*>(call.u);
+        pack.bias_ih = static_cast<const T*>(call.bias_ih);
+        pack.bias_hh = static_cast<const T*>(call.bias_hh);
+        pack.x_weights = arena.take<W>(rows * call.input);
+        pack.x_bias = arena.take<W>(rows);
+        pack.c_bias = arena.take<W>(hidden);
+        pack.state_weights = forward ? nullptr : arena.take<W>(rows * hidden);
+        pack.shape = forward ? forward_panels(hidden, gates) : backward_panels(hidden, gates);
+        pack.panels = arena.take<W>(panels_size(pack.shape));
+        pack.forward = forward;
+    }
+
+    void enqueue(Stream stream) const {
+        const int64_t size = std::max(panels_size(pack.shape), pack.gates * pack.hidden * pack.input);
+        launch(pack_kernel<T>, dim3(std::min(blocks_for(size, kThreads).x, 1024u)), kThreads, 0, stream,
+               pack);
+    }
+};
 
 }  // namespace dien_fast::cuda

@@ -1,21 +1,24 @@
-// Matrix products over rows that stand anywhere: C[i, j] = sum over k of A[i, k] B[k, j], float or double.
+// Matrix products whose factors may stand anywhere: C[i, j] = the sum over k of A[i, k] B[k, j], in float or
+// double.
 //
-// A block of 256 threads computes 128 x 64 numbers, a thread 8 x 4 of them in registers, in steps of 16 of k
-// whose numbers go through shared memory; those of the next step are on their way while this one is
-// multiplied. What A, B and C are is a policy:
+// A block of 256 threads computes 128 x 64 numbers of C; each thread keeps 8 x 4 of them in registers. The
+// block goes through k in steps of 16: the numbers of a step pass through shared memory, and those of the
+// next step are fetched while this one is multiplied. What A, B and C are is a policy, a class with these
+// members:
 //
-//     W                 type of the numbers
-//     kAlongK           whether neighbours in k are neighbours in the memory of A; likewise kBAlongK of B
-//     cols()            columns of C
-//     prepare(i)        address of what a thread needs of row i of A, computed once
-//     a(row, i, k), b(k, j), for indices inside
-//     depth_begin(), depth_end()   range of k of this block, blockIdx.z
-//     rows()            rows of C, which the device knows
-//     store(i, j, value), and store_sum(i, value) where kSums, with the sum over k of A[i, k]
+//     W                            type of the numbers
+//     Row                          what a thread keeps of a row of A, such as its address
+//     kAAlongK, kBAlongK           whether neighbours in k are neighbours in the memory of A, of B
+//     rows(), cols()               of C; rows() may read a number that only the device knows
+//     depth_begin(), depth_end()   range of k of this block, which may depend on blockIdx.z
+//     prepare(i)                   the Row of row i, computed once
+//     a(row, i, k), b(k, j)        a number of A, of B; called with indices inside C and the range of k
+//     store(i, j, value)           takes a number of C
+//     kSums, store_sum(i, value)   whether, and where, the sum over k of A[i, k] is wanted too
 
 #pragma once
 
-#include "../attention_gru/weights.cuh"
+#include "numbers.cuh"
 
 namespace dien_fast::cuda {
 
@@ -47,7 +50,8 @@ __global__ void __launch_bounds__(kGemmThreads, sizeof(typename P::W) == 4 ? 2 :
     W* a_tile = shared.take<W>(kGemmDepth * kGemmRowStride);
     W* b_tile = shared.take<W>(kGemmDepth * kGemmColumnStride);
     const int thread = threadIdx.x;
-    // What this thread brings: row or column, and k, of its first number; the others are at fixed distances.
+    // Which numbers this thread fetches: row or column, and k, of its first one; the others are at fixed
+    // distances.
     const int a_row = P::kAAlongK ? thread / kGemmDepth : thread % kGemmRows;
     const int a_k = P::kAAlongK ? thread % kGemmDepth : thread / kGemmRows;
     constexpr int kARowStep = P::kAAlongK ? kGemmThreads / kGemmDepth : 0;
@@ -93,7 +97,7 @@ __global__ void __launch_bounds__(kGemmThreads, sizeof(typename P::W) == 4 ? 2 :
             b_tile[(b_k + e * kBKStep) * kGemmColumnStride + b_column + e * kBColumnStep] = b_next[e];
         __syncthreads();
         if (k + kGemmDepth < end) fetch(k + kGemmDepth);
-        W step_sums[kOwnRows] = {};  // apart, so that no sum has as many terms as there are rows
+        W step_sums[kOwnRows] = {};  // sums of sums, so that none has as many terms as there are rows
 #pragma unroll
         for (int i = 0; i < kGemmDepth; ++i) {
             const auto a =

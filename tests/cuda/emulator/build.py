@@ -54,10 +54,15 @@ def make(target, command):
     return target
 
 
+def headers_of(sources):
+    """What the kernels, the module and the operators may include of ``sources``."""
+    return [*sources.glob("*.h"), *sources.glob("cuda/**/*.h")]
+
+
 def kernels(sources):
     """The objects of the kernels under ``sources``, and of the emulator."""
     headers = [HERE / "emulator.h", *HERE.glob("platform/*.h")]
-    own = [*headers, *sources.rglob("*.cuh"), *sources.rglob("*.h")]
+    own = [*headers, *headers_of(sources), *sources.glob("cuda/**/*.cuh")]
     units = [(path, own) for path in sources.glob("cuda/*/*.cu")] + [(HERE / "emulator.cpp", headers)]
 
     def compile_unit(unit):
@@ -75,14 +80,9 @@ def build(sources=ROOT / "csrc"):
 
     objects = kernels(sources)
     flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    headers = [
-        ROOT / "csrc" / "attention_gru.h",
-        ROOT / "csrc" / "cuda" / "attention_gru" / "attention_gru_cuda.h",
-    ]
     path = HERE / "module.cpp"
-    binding = make(
-        cached("module.o", [*FLAGS, *flags], [path, HERE / "emulator.h", *headers]), [*flags, "-c", path]
-    )
+    needs = [path, HERE / "emulator.h", *headers_of(ROOT / "csrc")]
+    binding = make(cached("module.o", [*FLAGS, *flags], needs), [*flags, "-c", path])
     target = cached(NAME + sysconfig.get_config_var("EXT_SUFFIX"), FLAGS, [binding, *objects])
     return make(target, ["-shared", binding, *objects])
 
@@ -95,14 +95,8 @@ def build_operators():
     flags = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     flags += [f"-isystem{path}" for path in include_paths()]
     path = HERE / "operators.cpp"
-    needs = [
-        path,
-        HERE / "emulator.h",
-        sources / "library.cpp",
-        sources / "checks.h",
-        sources / "attention_gru.h",
-    ]
-    needs += sorted((sources / "cuda" / "attention_gru").glob("attention_gru_cuda.*"))
+    needs = [path, HERE / "emulator.h", sources / "library.cpp", *headers_of(sources)]
+    needs.append(sources / "cuda" / "attention_gru" / "attention_gru_cuda.cpp")
     unit = make(cached("operators.o", [*FLAGS, *flags], needs), [*flags, "-c", path])
     libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-ltorch"]
     target = cached("libdien_fast_cuda_emulated.so", FLAGS, [unit, *objects])

@@ -29,7 +29,7 @@ static AOTITorchError no_stream(int32_t, void** stream) {
 #include "emulator.h"
 
 namespace dien_fast_emulated {
-using dien_fast::Cell, dien_fast::ScalarType, dien_fast::shape_text, dien_fast::Tensor;
+using namespace dien_fast;
 namespace cuda {
 using dien_fast::cuda::Backward, dien_fast::cuda::Call, dien_fast::cuda::Forward, dien_fast::cuda::Layout;
 using dien_fast::cuda::Type, dien_fast::cuda::workspace_bytes;

@@ -1,4 +1,5 @@
-// Pieces of one block of device memory. Laid out once without the block, to learn its size, and once with it.
+// Cuts one block of device memory into pieces. A run makes the same calls twice: first without a block, to
+// learn its size, then with it.
 
 #pragma once
 

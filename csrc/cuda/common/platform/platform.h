@@ -1,5 +1,5 @@
-// What the kernels and launchers ask of CUDA. tests/cuda/emulator/platform/platform.h gives the same names to
-// a host compiler; the include path chooses between the two.
+// All that kernels and launchers use of CUDA beside the language. tests/cuda/emulator/platform/platform.h
+// gives the same names to a host compiler; the include path chooses between the two files.
 
 #pragma once
 
@@ -46,8 +46,9 @@ class SharedMemory {
     int used_ = 0;
 };
 
-// An asynchronous copy of kBytes (4, 8 or 16) from global to shared memory: visible to the thread that waits
-// for its group, and to others after a barrier behind that wait.
+// Starts to copy kBytes (4, 8 or 16) from global to shared memory. The thread sees them after it has waited
+// for the group that the copy was committed in; other threads see them after a barrier that follows that
+// wait.
 template <int kBytes>
 __device__ inline void copy_async(void* to, const void* from) {
     const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
@@ -58,13 +59,13 @@ __device__ inline void copy_async(void* to, const void* from) {
                      : "memory");
 }
 __device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most kPending of the committed groups are under way.
+// Waits until all but the last kPending of the committed groups have arrived.
 template <int kPending>
 __device__ inline void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// What the value becomes that another lane, numbered lane ^ mask, passes. All 32 lanes take part.
+// Returns the value that lane `lane ^ mask` of the warp passes. All 32 lanes must call it.
 template <typename T>
 __device__ inline T shuffle_xor(T value, int mask) {
     return __shfl_xor_sync(0xffffffffu, value, mask);
