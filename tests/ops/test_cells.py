@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dien_fast.functional import GATES
-from dien_fast.ops.attention_gru import CELLS
+from dien_fast.ops.cells import CELLS, GATES
 from dien_fast.reference.gru import replaced_share
 
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
