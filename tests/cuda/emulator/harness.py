@@ -68,6 +68,26 @@ class Emulated:
         getattr(self.module, direction)(arguments, workspace.data_ptr())
         memory.check()
 
+    @staticmethod
+    def _gradients(leaves, wanted, rows, batch, memory):
+        """Empty tensors for the gradients that are wanted, by name."""
+        x, weight = leaves["x"], leaves["weight_hh"]
+        dtype, wide = x.dtype, torch.promote_types(x.dtype, torch.float32)
+        gradients = {}
+        if "x" in wanted:
+            gradients["dx"] = memory.empty(x.shape, dtype)
+        if "att" in wanted and leaves["att"] is not None:
+            gradients["datt"] = memory.empty(rows, wide)
+        if "h0" in wanted and leaves["h0"] is not None:
+            gradients["dh0"] = memory.empty((batch, weight.size(1)), wide)
+        if "weights" in wanted:
+            gradients["dweight_ih"] = memory.empty(leaves["weight_ih"].shape, dtype)
+            gradients["dweight_hh"] = memory.empty(weight.shape, dtype)
+            gradients["dbias_ih"], gradients["dbias_hh"] = (
+                memory.empty(weight.shape[:1], dtype) for _ in range(2)
+            )
+        return gradients
+
     def outcome(
         self,
         leaves,
@@ -128,19 +148,7 @@ class Emulated:
         found = {"last": last} | ({"states": states} if return_states else {})
         if not differentiable:
             return found
-
-        gradients = {}
-        if "x" in wanted:
-            gradients["dx"] = memory.empty(x.shape, dtype)
-        if "att" in wanted and leaves["att"] is not None:
-            gradients["datt"] = memory.empty(rows, wide)
-        if "h0" in wanted and leaves["h0"] is not None:
-            gradients["dh0"] = memory.empty((batch, hidden), wide)
-        if "weights" in wanted:
-            shape = leaves["weight_hh"].shape
-            gradients["dweight_ih"] = memory.empty(leaves["weight_ih"].shape, dtype)
-            gradients["dweight_hh"] = memory.empty(shape, dtype)
-            gradients["dbias_ih"], gradients["dbias_hh"] = (memory.empty(shape[:1], dtype) for _ in range(2))
+        gradients = self._gradients(leaves, wanted, rows, batch, memory)
         incoming = {"dstates": memory.copy(dstates), "dlast": memory.copy(dlast)}
         saved = states if wide_states is None else wide_states
         self._run("backward", call | incoming | {"states": saved} | gradients, memory)
