@@ -9,19 +9,21 @@ from candidates import bounds, candidate_features, compare, layout_of, trained
 from clicks import make_schema, make_table
 from comparison import assert_same, outcome
 from native_cases import needs_native
-from random_batches import SHARED, make_model, pad, random_batch
+from random_batches import SHARED, make_model, of_every_model, pad, random_batch
 
-from dien_fast import DIEN, DIN, reference, use_backend
+from dien_fast import DIEN, reference, use_backend
 from dien_fast.data import fit_encoders
 from dien_fast.data.sources import Source
+from dien_fast.models import MODELS
 from dien_fast.training.pipeline import train_run
 from dien_fast.training.runs import Run, RunConfig, build_model, load
 
-# A model and how its interest evolves; DIN's does not.
-MODELS = [*((DIEN, gru_type) for gru_type in ("GRU", "AIGRU", "AGRU", "AUGRU")), (DIN, "AUGRU")]
-NAMES = [f"{kind.__name__} {gru_type}" for kind, gru_type in MODELS]
+# Every model, and DIEN in all its variants.
+VARIANTS = [(kind, "AUGRU") for kind in MODELS.values()]
+VARIANTS += [(DIEN, gru_type) for gru_type in ("GRU", "AIGRU", "AGRU")]
+NAMES = [f"{kind.__name__} {gru_type}" for kind, gru_type in VARIANTS]
 
-of_every_model = pytest.mark.parametrize(("kind", "gru_type"), MODELS, ids=NAMES)
+of_every_variant = pytest.mark.parametrize(("kind", "gru_type"), VARIANTS, ids=NAMES)
 on_both_backends = pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_native), "reference"])
 in_both_layouts = pytest.mark.parametrize("layout", ["padded", "ragged"])
 
@@ -34,7 +36,7 @@ def cold_batch(rows, layout="ragged"):
 
 @in_both_layouts
 @on_both_backends
-@of_every_model
+@of_every_variant
 @pytest.mark.parametrize("shared", [SHARED, None], ids=["shared tables", "own tables"])
 def test_a_training_step_on_cold_users_alone(shared, kind, gru_type, backend, layout):
     model = make_model(kind, gru_type, shared_embeddings=shared)
@@ -53,7 +55,7 @@ def test_a_training_step_on_cold_users_alone(shared, kind, gru_type, backend, la
 
 @in_both_layouts
 @on_both_backends
-@of_every_model
+@of_every_variant
 def test_a_cold_user_alone_has_the_logit_of_a_batch(kind, gru_type, backend, layout):
     model = trained(kind, gru_type, shared_embeddings=SHARED)
     batch = random_batch(3, item=[0, 4, 1], category=[0, 4, 1], shop=[0, 2, 3])
@@ -69,7 +71,7 @@ def test_a_cold_user_alone_has_the_logit_of_a_batch(kind, gru_type, backend, lay
 
 @in_both_layouts
 @on_both_backends
-@of_every_model
+@of_every_variant
 @pytest.mark.parametrize("counts", [[5], [0], [2, 0, 3], [0, 0], []], ids=str)
 def test_cold_users_candidates(counts, kind, gru_type, backend, layout):
     model = trained(kind, gru_type, shared_embeddings=SHARED)
@@ -80,7 +82,7 @@ def test_cold_users_candidates(counts, kind, gru_type, backend, layout):
 
 @in_both_layouts
 @on_both_backends
-@of_every_model
+@of_every_variant
 def test_one_of_several_users_is_cold_or_has_a_single_event(kind, gru_type, backend, layout):
     model = trained(kind, gru_type, shared_embeddings=SHARED)
     users = random_batch(4, item=[3, 0, 1, 0], category=[3, 0, 1, 0], shop=[0, 2, 1, 0])
@@ -89,7 +91,7 @@ def test_one_of_several_users_is_cold_or_has_a_single_event(kind, gru_type, back
 
 
 @in_both_layouts
-@of_every_model
+@of_every_variant
 @pytest.mark.parametrize("d_out", [1, 3])
 def test_no_candidates_give_an_empty_tensor(d_out, kind, gru_type, layout):
     model = trained(kind, gru_type, shared_embeddings=SHARED, d_out=d_out)
@@ -99,7 +101,7 @@ def test_no_candidates_give_an_empty_tensor(d_out, kind, gru_type, layout):
     assert got.dtype == torch.float64
 
 
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_no_users_have_no_candidates(kind):
     model = trained(kind, shared_embeddings=SHARED)
     assert model(cold_batch(0))[0].shape == (0,)
@@ -122,7 +124,7 @@ def cold_table(rows):
     return table
 
 
-@pytest.fixture(params=["dien", "din"])
+@pytest.fixture(params=MODELS)
 def run(request):
     table, schema = make_table(), make_schema()
     encoders = fit_encoders(table, schema)
@@ -143,7 +145,7 @@ def test_predict_scores_a_last_batch_of_one_cold_user(run):
     np.testing.assert_allclose(probabilities[-1:], run.predict(table.slice(1024)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("model", ["dien", "din"])
+@pytest.mark.parametrize("model", MODELS)
 def test_a_table_of_new_users_is_trained_on(tmp_path, model):
     pa.parquet.write_table(cold_table(100), tmp_path / "new.parquet")
     (tmp_path / "new.toml").write_text(

@@ -7,7 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparison import assert_same, outcome
-from random_batches import HISTORIES, NUMBERS, SHARED, SIZES, WIDTH, make_model, pad, random_batch, random_ids
+from random_batches import (
+    HISTORIES,
+    NUMBERS,
+    SHARED,
+    SIZES,
+    WIDTH,
+    make_model,
+    of_every_model,
+    pad,
+    random_batch,
+    random_ids,
+)
 
 from dien_fast import DIEN, DIN, Ragged, reference
 
@@ -284,7 +295,7 @@ def test_wrong_batches(case):
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 @pytest.mark.parametrize("feature", ["age", "item", "tags", "clicked_item", "clicked_shop"])
 def test_missing_feature(feature, kind, layout):
     batch = layout_of(layout, random_batch(4))

@@ -3,9 +3,19 @@
 import pytest
 import torch
 from candidates import CANDIDATE, bounds, candidate_features, compare, layout_of, repeated, trained
-from random_batches import HISTORIES, NUMBERS, SHARED, SIZES, make_model, pad, random_batch, random_ids
+from random_batches import (
+    HISTORIES,
+    NUMBERS,
+    SHARED,
+    SIZES,
+    make_model,
+    of_every_model,
+    pad,
+    random_batch,
+    random_ids,
+)
 
-from dien_fast import DIEN, DIN, AttentionGroup, Ragged, backend, reference, use_backend
+from dien_fast import DIEN, AttentionGroup, Ragged, backend, reference, use_backend
 
 GRU_TYPES = ["GRU", "AIGRU", "AGRU", "AUGRU"]
 # By name: how many candidates each user has.
@@ -29,9 +39,10 @@ def test_dien_equals_forward_for_the_repeated_user(gru_type, case, layout):
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
 @pytest.mark.parametrize("case", COUNTS)
-def test_din_equals_forward_for_the_repeated_user(case, layout):
+@of_every_model
+def test_every_model_equals_forward_for_the_repeated_user(kind, case, layout):
     counts = COUNTS[case]
-    compare(trained(DIN), random_batch(len(counts)), candidate_features(sum(counts)), counts, layout)
+    compare(trained(kind), random_batch(len(counts)), candidate_features(sum(counts)), counts, layout)
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
@@ -61,7 +72,7 @@ OPTIONS = {
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
 @pytest.mark.parametrize("counts", [[4], [3, 0, 2]], ids=["one user", "several users"])
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_options(kind, name, counts, layout):
     user = random_batch(len(counts), negatives=OPTIONS[name].get("negatives", True))
     got = compare(trained(kind, **OPTIONS[name]), user, candidate_features(sum(counts)), counts, layout)
@@ -74,7 +85,7 @@ def test_options(kind, name, counts, layout):
     [CANDIDATE, ("item",), ("category", "shop"), ("age",), ("user",), (*CANDIDATE, "age", "user")],
     ids="-".join,
 )
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_any_feature_may_be_the_candidate_s(kind, features, layout):
     """What is not among the candidates' features, even the ad, is the user's."""
     counts = [3, 0, 2]
@@ -82,7 +93,7 @@ def test_any_feature_may_be_the_candidate_s(kind, features, layout):
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_the_candidates_features_replace_the_user_s_or_stand_alone(kind, layout):
     model, counts = trained(kind), [2, 3]
     user, candidates = layout_of(layout, random_batch(2)), candidate_features(5)
@@ -95,7 +106,7 @@ def test_the_candidates_features_replace_the_user_s_or_stand_alone(kind, layout)
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_sampled_histories_and_labels_are_not_looked_at(kind, layout):
     model, counts = trained(kind), [2, 3]
     user, candidates = layout_of(layout, random_batch(2)), candidate_features(5)
@@ -117,14 +128,14 @@ LENGTHS = {
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
 @pytest.mark.parametrize("case", LENGTHS)
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_awkward_histories(kind, case, layout):
     lengths = {name: torch.tensor(value) for name, value in zip(HISTORIES, LENGTHS[case], strict=True)}
     compare(trained(kind), random_batch(4, **lengths), candidate_features(9), COUNTS["several"], layout)
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_both_backends_give_the_same(kind, layout):
     if backend().name != "native":
         pytest.skip("the native backend is not in use")
@@ -137,7 +148,7 @@ def test_both_backends_give_the_same(kind, layout):
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_float32(kind):
     model, counts = trained(kind).float(), [30, 0, 20]
     user, candidates = random_batch(3), candidate_features(50)
@@ -150,7 +161,7 @@ def test_float32(kind):
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_the_least_model(kind, layout):
     """One group of one pair, whose history is all that the user has."""
     torch.manual_seed(0)
@@ -169,7 +180,7 @@ def test_the_least_model(kind, layout):
     compare(model, user, {"item": torch.randint(0, 11, (6,))}, [4, 1, 1], layout)
 
 
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_no_gradient_is_recorded(kind):
     model = trained(kind)
     found = model.score_candidates(random_batch(1), candidate_features(4))
@@ -177,7 +188,7 @@ def test_no_gradient_is_recorded(kind):
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_training_mode_is_refused(kind):
     with pytest.raises(ValueError, match="score_candidates needs evaluation mode, got a model in training mode"):
         make_model(kind).score_candidates(random_batch(1), candidate_features(4))
@@ -225,7 +236,7 @@ WRONG = {
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
 @pytest.mark.parametrize("case", WRONG)
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_wrong_arguments(kind, case, layout):
     change, message = WRONG[case]
     user = layout_of(layout, random_batch(2))
@@ -237,7 +248,7 @@ def test_wrong_arguments(kind, case, layout):
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
 @pytest.mark.parametrize("feature", ["age", "category", "tags", "clicked_item", "clicked_shop"])
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_missing_feature(kind, feature, layout):
     user = layout_of(layout, random_batch(2))
     del user[feature]
@@ -247,7 +258,7 @@ def test_missing_feature(kind, feature, layout):
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
 @pytest.mark.parametrize("feature", ["age", "user", "tags", "clicked_item"])
-@pytest.mark.parametrize("kind", [DIEN, DIN])
+@of_every_model
 def test_a_user_feature_of_another_number_of_rows_is_refused(kind, feature, layout):
     """Forward refuses such a batch too, where it puts the features side by side."""
     user, more = layout_of(layout, random_batch(2)), layout_of(layout, random_batch(3))

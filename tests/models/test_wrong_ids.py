@@ -5,12 +5,11 @@ import pytest
 import torch
 from candidates import layout_of, trained
 from native_cases import needs_native
-from random_batches import SHARED, make_model, random_batch, random_ids
+from random_batches import SHARED, make_model, of_every_model, random_batch, random_ids
 
-from dien_fast import DIEN, DIN, use_backend
+from dien_fast import DIEN, use_backend
 
 ITEMS = {"item": torch.tensor([1, 2, 3])}
-of_both_models = pytest.mark.parametrize("kind", [DIEN, DIN])
 in_both_layouts = pytest.mark.parametrize("layout", ["padded", "ragged"])
 
 WRONG_CANDIDATES = {
@@ -40,7 +39,7 @@ WRONG_CANDIDATES = {
 
 
 @in_both_layouts
-@of_both_models
+@of_every_model
 @pytest.mark.parametrize("case", WRONG_CANDIDATES)
 def test_candidates_that_are_no_tensors(case, kind, layout):
     candidates, message = WRONG_CANDIDATES[case]
@@ -50,7 +49,7 @@ def test_candidates_that_are_no_tensors(case, kind, layout):
 
 
 @in_both_layouts
-@of_both_models
+@of_every_model
 @pytest.mark.parametrize(
     ("item", "message"),
     [
@@ -66,7 +65,7 @@ def test_candidates_of_another_shape(item, message, kind, layout):
         trained(kind)(user | {"item": item})
 
 
-@of_both_models
+@of_every_model
 @pytest.mark.parametrize(("offsets", "got"), [([0, 3], "list"), (torch.tensor([0.0, 3.0]), "torch.float32")])
 def test_candidate_offsets_that_are_no_integer_tensor(offsets, got, kind):
     with pytest.raises(TypeError, match=f"candidate_offsets must be a tensor of dtype int64, got {got}"):
@@ -99,7 +98,7 @@ WRONG_USERS = {
 
 
 @in_both_layouts
-@of_both_models
+@of_every_model
 @pytest.mark.parametrize("case", WRONG_USERS)
 def test_users_that_are_no_batch(case, kind, layout):
     change, error, message = WRONG_USERS[case]
@@ -131,7 +130,7 @@ UNKNOWN_IDS = {
 
 @pytest.mark.parametrize("shared", [SHARED, None], ids=["shared tables", "own tables"])
 @pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_native), "reference"])
-@of_both_models
+@of_every_model
 @pytest.mark.parametrize("case", UNKNOWN_IDS)
 def test_an_id_that_the_table_lacks_is_named(case, kind, backend, shared):
     change, message = UNKNOWN_IDS[case]
@@ -145,7 +144,7 @@ def test_an_id_that_the_table_lacks_is_named(case, kind, backend, shared):
 
 
 @pytest.mark.parametrize("shared", [SHARED, None], ids=["shared tables", "own tables"])
-@of_both_models
+@of_every_model
 def test_a_candidate_that_the_table_lacks_is_named(kind, shared):
     model = trained(kind, shared_embeddings=shared)
     with pytest.raises(IndexError, match=r"ids of feature 'item' must lie in \[0, 10\], got 2000"):

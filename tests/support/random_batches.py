@@ -1,8 +1,10 @@
 """A small model with every kind of feature, and random batches for it."""
 
+import pytest
 import torch
 
 from dien_fast import AttentionGroup, Ragged
+from dien_fast.models import MODELS
 
 NUMBERS = {"item": 11, "category": 5, "shop": 7, "user": 6, "tags": 8}
 HISTORIES = ("item", "category", "shop")
@@ -11,6 +13,8 @@ SIZES = {"item": 4, "category": 3, "shop": 2, "user": 5, "tags": 2}
 SIZES |= {f"{role}_{name}": SIZES[name] for role in ("clicked", "sampled") for name in HISTORIES}
 SHARED = {f"{role}_{name}": name for role in ("clicked", "sampled") for name in HISTORIES}
 WIDTH = 6
+
+of_every_model = pytest.mark.parametrize("kind", MODELS.values(), ids=MODELS.keys())
 
 
 def make_model(kind, gru_type="AUGRU", negatives=True, seed=0, activation="dice", group_options=(), **options):

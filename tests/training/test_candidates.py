@@ -10,6 +10,7 @@ from clicks import make_schema, make_table
 
 from dien_fast.data import Group, Pair, fit_encoders
 from dien_fast.errors import DataError
+from dien_fast.models import MODELS
 from dien_fast.training.runs import Run, RunConfig, build_model
 
 ITEMS = {"item": [3, 9, 77, None], "category": ["a", "c", "never", "b"]}  # 77 and never are not in the vocabulary
@@ -45,7 +46,7 @@ def close(got, want):
 
 
 @pytest.mark.parametrize("row", [3, 0, 1], ids=["a history", "an empty history", "no history"])
-@pytest.mark.parametrize("model", ["dien", "din"])
+@pytest.mark.parametrize("model", MODELS)
 def test_one_user_equals_predict(model, row):
     run, user = make_run(model), make_table().slice(row, 1)
     want = run.predict(repeated(user, ITEMS, [0] * 4))
@@ -81,7 +82,7 @@ OWNER = [0, 2, 2, 2, 3]
 OFFSETS = [0, 1, 1, 4, 5]
 
 
-@pytest.mark.parametrize("model", ["dien", "din"])
+@pytest.mark.parametrize("model", MODELS)
 def test_several_users_equal_predict(model):
     run, users = make_run(model), make_table().slice(0, 4)
     want = run.predict(repeated(users, FLAT, OWNER))
@@ -106,7 +107,7 @@ def test_a_number_may_be_the_candidate_s():
     close(run.score_candidates(user.drop_columns("age"), items), want)
 
 
-@pytest.mark.parametrize("model", ["dien", "din"])
+@pytest.mark.parametrize("model", MODELS)
 def test_no_candidates_and_no_users(model):
     run, users = make_run(model), make_table().slice(0, 2)
     nothing = {"item": [], "category": []}

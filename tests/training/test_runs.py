@@ -15,6 +15,7 @@ import dien_fast
 from dien_fast.data import Schema, checks, synthetic_clicks
 from dien_fast.data.sources import Source
 from dien_fast.errors import CheckpointError, DataError
+from dien_fast.models import MODELS
 from dien_fast.training import loop, scoring
 from dien_fast.training.checkpoints import load_checkpoint, save_checkpoint
 from dien_fast.training.directory import RunDirectory
@@ -167,17 +168,17 @@ def test_a_table_without_a_feature_is_refused(trained):
 
 
 @pytest.mark.parametrize("negatives", ["none", "popularity"])
-@pytest.mark.parametrize("model", ["din", "dien"])
+@pytest.mark.parametrize("model", MODELS)
 def test_every_kind_of_model_is_trained_and_loaded(tmp_path, model, negatives):
     source = Source("synthetic", rows=300, overrides={"negatives": negatives, "share_vocabulary": False})
     options = {"gru_type": "AIGRU"} if model == "dien" else {}
     config = RunConfig(model=model, options=options, epochs=1, embedding_size=4)
     train_run(source, config, tmp_path / "run", cpu=True, progress=False, log=lambda line: None)
     run = load(tmp_path / "run")
-    assert type(run.model).__name__.lower() == model
+    assert type(run.model) is MODELS[model]
     assert run.predict(synthetic_clicks(rows=20).table).shape == (20,)
     aux_loss = pd.read_csv(tmp_path / "run" / "history.csv")["train_aux_loss"]
-    assert aux_loss.isna().all() == (model == "din" or negatives == "none")
+    assert aux_loss.isna().all() == (negatives == "none" or not MODELS[model].uses_negatives)
 
 
 def remove(name):
