@@ -102,7 +102,7 @@ class TrainingState:
             raise CheckpointError(
                 f"{source} does not fit the model: its optimizer state differs ({error})"
             ) from error
-        self.history = state["history"]
+        self.history = list(state["history"])
         self.best_epoch, self.best_auc = state["best_epoch"], state["best_auc"]
         self.best = best
 
