@@ -180,9 +180,12 @@ def _file_number(path: Path) -> int | None:
 def settings(arguments: argparse.Namespace, directory: Path) -> tuple[Source, RunConfig]:
     """Return what the flags say on top of the defaults or, when resuming, of the run's own settings."""
     from dien_fast.data.sources import OVERRIDES, Source
+    from dien_fast.training.directory import finish_replacement
     from dien_fast.training.runs import load_config
 
     config, source = RunConfig(), Source()
+    if arguments.resume:
+        finish_replacement(directory)
     if arguments.resume and (directory / "config.json").exists():
         config = load_config(directory)
         source = Source.from_dict(config.data, directory)

@@ -165,6 +165,15 @@ def test_more_epochs_may_be_added_and_a_run_overwritten(run_copy, capsys):
     assert [path.name for path in (run_copy / "encoders").iterdir()].count("brand.json") == 0
 
 
+def test_a_run_that_was_killed_while_taking_its_place_is_resumed(run_copy, tmp_path, capsys):
+    names = [path.relative_to(run_copy).as_posix() for path in run_copy.rglob("*") if path.is_file()]
+    killed = tmp_path / "killed"
+    shutil.copytree(run_copy, killed / ".ready")
+    (killed / ".ready" / "names.json").write_text(json.dumps([name for name in names if name != ".lock"]))
+    assert main(["train", "--output", str(killed), "--resume", "--quiet", "--cpu"]) == 0
+    assert f"resuming {killed}" in capsys.readouterr().out.splitlines()
+
+
 def test_resume_needs_a_checkpoint_and_touches_nothing_without(run_copy, tmp_path, capsys):
     resume = ["--resume", "--cpu", "--quiet"]
     sentence = failure(capsys, "train", "--dataset", "synthetic", "--output", tmp_path / "none", *resume)
