@@ -81,6 +81,12 @@ class NativeLibrary(Extension):
 class BuildNative(build_ext):
     """Writes build.ninja and runs ninja."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.editable_mode:
+            # Instead of a temporary folder that of other builds, so that only what changed is compiled.
+            self.build_temp = f"build/temp.{self.plat_name}-{sys.implementation.cache_tag}"
+
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"
 

@@ -128,6 +128,21 @@ def test_in_place_without_the_cuda_kernels(tmp_path):
     assert [path.name for path in (copy / "dien_fast").rglob("*.so")] == ["libdien_fast_cpu.so"]
 
 
+def test_a_build_after_an_editable_one_compiles_nothing_again(tmp_path):
+    copy = copy_sources(tmp_path)
+    environment = build_environment(copy, COPYING_COMPILER)
+    build_editable = "import setuptools.build_meta as build; build.build_editable('dist')"
+    subprocess.run(
+        [sys.executable, "-c", build_editable], cwd=copy, env=environment, capture_output=True, check=True
+    )
+    compiled = {path: path.stat().st_mtime_ns for path in copy.glob("build/temp.*/cpu/*.o")}
+    assert len(compiled) > 10
+    for command in ("build", "build_ext --inplace"):
+        run = [sys.executable, "setup.py", "-q", *command.split()]
+        subprocess.run(run, cwd=copy, env=environment, capture_output=True, check=True)
+        assert compiled == {path: path.stat().st_mtime_ns for path in copy.glob("build/temp.*/cpu/*.o")}
+
+
 def test_a_library_that_does_not_compile(tmp_path):
     copy = copy_sources(tmp_path)
     stopped = build(copy, ["build_ext", "--inplace"], CXX="/bin/false", DIEN_FAST_CUDA="0")
