@@ -240,7 +240,7 @@ def truncate(run):
         (write("config.json", "{"), "not valid JSON"),
         (write("config.json", "[]"), "not the configuration of a dien-fast run"),
         (write("encoders/itemId.json", "{}"), "is damaged"),
-        (change_config(model="gpt"), "model must be one of dien, din, got 'gpt'"),
+        (change_config(model="gpt"), f"model must be one of {', '.join(MODELS)}, got 'gpt'"),
         (change_config(extra=1), "the setting 'extra' is missing or unknown"),
         (drop_setting, "the setting 'lr' is missing or unknown"),
         (change_config(embedding_size=8), "trained with embedding_size = 4, now embedding_size = 8"),

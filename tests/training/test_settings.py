@@ -66,7 +66,7 @@ def test_fit_has_no_default_of_its_own_for_a_setting():
         ({"options": {"gru_type": "LSTM"}}, "gru_type must be one of AUGRU, AGRU, AIGRU, GRU, got 'LSTM'"),
         ({"options": {"gru": 1}}, "options of dien must be among: gru_type, got 'gru'"),
         ({"model": "din", "options": {"gru_type": "GRU"}}, "options of din must be among: none, got 'gru_type'"),
-        ({"model": "gpt"}, "model must be one of dien, din, got 'gpt'"),
+        ({"model": "gpt"}, f"model must be one of {', '.join(MODELS)}, got 'gpt'"),
         ({"mlp_dropout": 1.0}, r"mlp_dropout must lie in \[0, 1\), got 1.0"),
         ({"mlp_hidden": []}, r"mlp_hidden must be whole numbers of at least 1, got \[\]"),
         ({"mlp_hidden": [8, 0]}, r"mlp_hidden must be whole numbers of at least 1, got \[8, 0\]"),
