@@ -70,7 +70,7 @@ void time_size(int64_t hidden, double peak) {
     const float* bias = numbers(3 * hidden, scale);
     const float* w = numbers(3 * hidden * hidden, scale);
     const float* u = numbers(3 * hidden * hidden, scale);
-    const Weights<float> weights{Cell::kAugru, hidden, hidden, w, u, bias, bias};
+    const Weights<float> weights{Cell::augru, hidden, hidden, w, u, bias, bias};
     float* packed = numbers(k.packed_forward_size(hidden, hidden), 0);
     float* packed_backward = numbers(k.packed_backward_size(hidden, hidden), 0);
     k.pack_forward(weights, packed);

@@ -1,5 +1,6 @@
-// The operators' schemas. Their kernels are in cpu/, their autograd and fake implementations in
-// dien_fast/_ops.py.
+// The operators' schemas, for programs that load the library without Python. Their kernels are in cpu/ and
+// cuda/; their autograd, fake implementations and fallbacks are in dien_fast/ops/, whose copies of the
+// schemas a test compares.
 
 #include <torch/csrc/stable/library.h>
 
