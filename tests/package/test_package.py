@@ -26,6 +26,7 @@ CORE = [
 ]
 LAZY = ["CategoryEncoder", "SequenceEncoder", "load"]
 REFERENCE = [
+    "ClickModel",
     "AttentionGRUCell",
     "AttentionUpdateGateGRUCell",
     "DynamicGRU",
