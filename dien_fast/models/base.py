@@ -63,7 +63,7 @@ class ClickModel(reference.ClickModel):
 
     Attributes:
         options: the settings that this model alone has; the command makes options of them. Each is an argument of
-            the constructor or, if ``group_options`` names it, of :class:`AttentionGroup`.
+            the constructor or, if ``group_options`` names it, of :class:`dien_fast.AttentionGroup`.
         group_options: names of options.
         uses_negatives: whether :meth:`pool_group` can use sampled histories; others never get any.
         can_trace: whether there is a :meth:`trace_group`.
