@@ -22,7 +22,7 @@ def new_environment(folder):
 
 
 def pip(python, copy, *arguments):
-    command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
+    command = [python, "-I", "-m", "pip", "--disable-pip-version-check", *arguments]
     environment = build_environment(copy, UNOPTIMISED_COMPILER)
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
 
@@ -62,7 +62,9 @@ def test_pip_installs_the_native_library(tmp_path):
         done = pip(python, copy, *command)
         assert done.returncode == 0, done.stdout + done.stderr
         if "--no-deps" in command:
-            found = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+            found = subprocess.run(
+                [python, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+            )
             assert found.stdout.startswith(f"{tmp_path}/environment/lib/"), found.stdout
             assert " 3 native (CPU kernels for " in found.stdout, found.stdout
     (wheel,) = (copy / "dist").iterdir()
