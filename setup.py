@@ -20,10 +20,16 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+import setuptools
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.dist_info import dist_info
+
+if int(setuptools.__version__.partition(".")[0]) < 77:  # without build isolation, pip does not ask
+    raise SystemExit(
+        f"dien-fast: setuptools must be 77 or newer, found {setuptools.__version__}: pip install -U setuptools"
+    )
+from setuptools.command.bdist_wheel import bdist_wheel
 
 SOURCES = Path("csrc")
 NATIVE = os.environ.get("DIEN_FAST_NATIVE") != "0"

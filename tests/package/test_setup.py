@@ -99,6 +99,14 @@ def test_no_nvcc(setup, monkeypatch, tmp_path):
         setup["find_tools"]()
 
 
+def test_old_setuptools(monkeypatch):
+    monkeypatch.setattr(setuptools, "__version__", "65.5.0")
+    with pytest.raises(
+        SystemExit, match=r"^dien-fast: setuptools must be 77 or newer, found 65\.5\.0: pip install -U"
+    ):
+        runpy.run_path(str(ROOT / "setup.py"))
+
+
 def build(folder, command, **environment):
     """Run a command of setup.py, without the compilers that PATH has."""
     environment = {"PATH": str(folder / "empty"), "HOME": str(folder)} | environment
