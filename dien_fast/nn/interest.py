@@ -226,7 +226,7 @@ class Interest(reference.Interest):
         _, interest = recurrence.native_attention_gru(
             Inputs(states.values, scores.values, *Weights.of_cell(evolution.rnn), None),
             Layout(offsets=scores.offsets),
-            evolution.rnn.cell,
+            self.gru_type.lower(),
             return_states=False,
             x_start=states.offsets[:-1][owner],
         )

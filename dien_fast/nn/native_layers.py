@@ -1,4 +1,4 @@
-"""Modules described to the native operators, where these compute what the modules do."""
+"""Describes modules to the native operators, if the operators compute what the modules do."""
 
 from __future__ import annotations
 

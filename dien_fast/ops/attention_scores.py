@@ -29,8 +29,7 @@ SCHEMA = (
     "bool training, bool save) -> (Tensor scores, Tensor statistics, Tensor saved)"
 )
 
-_FLOATS = (torch.float32, torch.float64)
-KERNELS = Kernels("attention_scores", {"cpu": _FLOATS, "cuda": _FLOATS})
+KERNELS = Kernels("attention_scores")
 
 MAX_LAYERS = 8  # as csrc/interest.h
 

@@ -21,10 +21,7 @@ SCHEMA = (
     "bool save) -> (Tensor loss, Tensor dstates, Tensor devents, Tensor dnegatives, Tensor dparameters)"
 )
 
-_FLOATS = (torch.float32, torch.float64)
-KERNELS = Kernels("auxiliary_loss", {"cpu": _FLOATS, "cuda": _FLOATS})
-
-MAX_LAYERS = 8  # as csrc/interest.h
+KERNELS = Kernels("auxiliary_loss")
 
 
 def auxiliary_loss(

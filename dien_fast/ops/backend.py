@@ -66,23 +66,27 @@ _warned = False
 _warned_of: set[str] = set()
 
 
+_FLOATS = (torch.float32, torch.float64)
+
+
 class Kernels:
     """The tensors that an operator's native kernels take.
 
     Args:
         operator: name of the operator.
-        dtypes: what its kernels take on each kind of device. Kinds for which the loaded libraries register no
-            kernel are dropped, so a device is used as soon as a library brings kernels for it.
+        dtypes: what its kernels take on each kind of device; None is float32 and float64 on CPU and CUDA. Kinds
+            for which the loaded libraries register no kernel are dropped, so a device is used as soon as a library
+            brings kernels for it.
 
     Attributes:
         dtypes: the dtypes by kind of device. The CPU stays without a library, whose absence :func:`wants_native`
             warns of.
     """
 
-    def __init__(self, operator: str, dtypes: Mapping[str, Collection[torch.dtype]]) -> None:
+    def __init__(self, operator: str, dtypes: Mapping[str, Collection[torch.dtype]] | None = None) -> None:
         self.dtypes = {
             device: frozenset(taken)
-            for device, taken in dtypes.items()
+            for device, taken in (dtypes or dict.fromkeys(("cpu", "cuda"), _FLOATS)).items()
             if device == "cpu" or _has_kernel(operator, device)
         }
         self._on_cpu = self.dtypes.get("cpu", frozenset())

@@ -27,13 +27,12 @@ SCHEMAS = {
     "weighted_sum": "weighted_sum(Tensor values, Tensor weights, Tensor offsets) -> Tensor",
 }
 
-_FLOATS = (torch.float32, torch.float64)
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_COPIED = (*_FLOATS, *_INTEGERS, torch.float16, torch.bfloat16)
+_COPIED = (*_INTEGERS, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 COPY_KERNELS = Kernels("rows_from_padded", {"cpu": _COPIED, "cuda": _COPIED})
-SUM_KERNELS = Kernels("weighted_sum", {"cpu": _FLOATS, "cuda": _FLOATS})
-ADD_KERNELS = Kernels("add_rows_", {"cpu": _FLOATS, "cuda": _FLOATS})
+SUM_KERNELS = Kernels("weighted_sum")
+ADD_KERNELS = Kernels("add_rows_")
 
 
 # ---- Rows of padded histories ----
