@@ -32,6 +32,7 @@ class SessionInterest(nn.Module):
         blinding: whether an event attends to the others of its session alone, as in DeepCTR.
         att_hidden_layers: output sizes of the layers of both activation units.
         att_activation: name of their activation.
+        att_dropout: dropout probability inside them.
         lstm_layers: layers of the Bi-LSTM.
         dropout: dropout probability of the inputs of each layer of the Bi-LSTM.
 
@@ -49,13 +50,14 @@ class SessionInterest(nn.Module):
     def __init__(
         self,
         input_size: int,
-        heads: int = 4,
+        heads: int = 8,
         max_sessions: int = 5,
         max_events: int = 10,
         bias_encoding: bool = True,
         blinding: bool = True,
         att_hidden_layers: Sequence[int] = (64, 16),
         att_activation: str = "sigmoid",
+        att_dropout: float = 0.0,
         lstm_layers: int = 2,
         dropout: float = 0.2,
     ) -> None:
@@ -78,7 +80,8 @@ class SessionInterest(nn.Module):
         self.forward_lstm = nn.LSTM(input_size, input_size, lstm_layers, batch_first=True, dropout=inner)
         self.backward_lstm = nn.LSTM(input_size, input_size, lstm_layers, batch_first=True, dropout=inner)
         units = [
-            Attention(input_size, att_hidden_layers, batchnorm=False, activation=att_activation) for _ in range(2)
+            Attention(input_size, att_hidden_layers, att_dropout, batchnorm=False, activation=att_activation)
+            for _ in range(2)
         ]
         self.interest_attention, self.evolution_attention = units
 
@@ -87,9 +90,8 @@ class SessionInterest(nn.Module):
 
         Args:
             query: candidates ``[B, D]``.
-            keys: events, oldest first, ragged ``[N, D]``.
-            sessions: ``[N]`` int64 number of each event's session, which changes from one session to the next of
-                a history; its values mean nothing else.
+            keys: as for :meth:`encode`.
+            sessions: as for :meth:`encode`.
 
         Returns:
             ``[B, 2 * D]``: the weighed sum of the session interests, then that of the Bi-LSTM's states; 0 for a
@@ -98,16 +100,50 @@ class SessionInterest(nn.Module):
         Raises:
             ValueError: for a wrong shape.
         """
-        if query.shape != (keys.offsets.numel() - 1, self.input_size):
-            wanted: tuple[int, ...] = (keys.offsets.numel() - 1, self.input_size)
-            raise ValueError(f"query must have shape {wanted}, got {tuple(query.shape)}")
+        return self.weigh(query, *self.encode(keys, sessions))
+
+    def encode(self, keys: Ragged, sessions: Tensor) -> tuple[Ragged, Ragged]:
+        """Return what users' sessions say whatever the candidate.
+
+        Args:
+            keys: events, oldest first, ragged ``[N, D]``.
+            sessions: ``[N]`` int64 number of each event's session, which changes from one session to the next of
+                a history; its values mean nothing else.
+
+        Returns:
+            The interest of each session and the Bi-LSTM's state after it, ragged over the users ``[S, D]``.
+
+        Raises:
+            ValueError: for a wrong shape.
+        """
+        if keys.values.dim() != 2 or keys.values.size(1) != self.input_size:
+            raise ValueError(f"keys must have shape (N, {self.input_size}), got {tuple(keys.values.shape)}")
         if sessions.shape != keys.values.shape[:1]:
             raise ValueError(
                 f"sessions must have shape {tuple(keys.values.shape[:1])}, got {tuple(sessions.shape)}"
             )
         events, interests_of = self._sessions(keys, sessions)
         interests = interests_of._replace(values=self._interests(events, interests_of))
-        evolved = interests._replace(values=self._evolve(interests))
+        return interests, interests._replace(values=self._evolve(interests))
+
+    def weigh(self, query: Tensor, interests: Ragged, evolved: Ragged) -> Tensor:
+        """Weigh what :meth:`encode` returned by candidates, one for each user.
+
+        Args:
+            query: candidates ``[B, D]``.
+            interests: of each session, ragged ``[S, D]``; for many candidates of a user, :meth:`Ragged.take`
+                repeats them.
+            evolved: the Bi-LSTM's states, likewise.
+
+        Returns:
+            ``[B, 2 * D]``, as :meth:`forward`.
+
+        Raises:
+            ValueError: for candidates of a wrong shape.
+        """
+        wanted = (interests.offsets.numel() - 1, self.input_size)
+        if query.shape != wanted:
+            raise ValueError(f"query must have shape {wanted}, got {tuple(query.shape)}")
         pooled = [
             self.interest_attention.forward_ragged(query, interests),
             self.evolution_attention.forward_ragged(query, evolved),
