@@ -25,6 +25,7 @@ from dien_fast.data.columns import (
 )
 from dien_fast.data.notation import check_no_lists_as_text
 from dien_fast.data.schema import Group, Schema
+from dien_fast.data.sessions import check_times
 from dien_fast.data.tables import get_column, reading
 from dien_fast.data.vocabulary import PAD
 from dien_fast.errors import DataError
@@ -70,18 +71,21 @@ def check_table(
             if ads:
                 candidates = [get_column(table, ad, source) for ad in ads]
                 check_history(column, schema.separator, candidates, zero_known=feature in zero_known)
+    for name in _present(schema.event_times(), table):
+        with reading(table, name, source) as column:
+            check_times(column, schema.separator)
     for group in schema.groups:
         _check_pairs(table, schema, group, source)
 
 
-def _present_negatives(table: pa.Table, schema: Schema) -> list[str]:
-    """Return the columns of negatives, if they are read from the table and not drawn.
+def _present(names: Sequence[str], table: pa.Table) -> list[str]:
+    """Return the columns that are there, of those that not every model reads: whoever reads them asks for them."""
+    return [name for name in names if name in table.column_names]
 
-    Those that are not there are asked for by whoever reads them: a model without auxiliary loss does not.
-    """
-    if schema.negatives != "columns":
-        return []
-    return [feature for feature in schema.negative_features() if feature in table.column_names]
+
+def _present_negatives(table: pa.Table, schema: Schema) -> list[str]:
+    """Return the columns of negatives, if they are read from the table and not drawn."""
+    return _present(schema.negative_features() if schema.negatives == "columns" else [], table)
 
 
 def _check_pairs(table: pa.Table, schema: Schema, group: Group, source: str) -> None:
@@ -89,6 +93,7 @@ def _check_pairs(table: pa.Table, schema: Schema, group: Group, source: str) -> 
     negatives = set(_present_negatives(table, schema))
     names = [pair.pos_hist for pair in group.pairs]
     names += [pair.neg_hist for pair in group.pairs if pair.neg_hist in negatives]
+    names += _present([group.time] if group.time else [], table)
     longest = schema.max_length or np.iinfo(np.int64).max
     start = 0
     for parts in zip(*(row_slices(as_column(get_column(table, name, source))) for name in names), strict=True):

@@ -174,16 +174,22 @@ def to_floats(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     try:
         numbers = pc.cast(column, pa.float64())
     except pa.ArrowException:
-        good, bad = 0, len(column)  # the first `good` rows are numbers, the first `bad` are not
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            try:
-                pc.cast(column[good:middle], pa.float64())
-                good = middle
-            except pa.ArrowException:
-                bad = middle
-        raise DataError(f"expected a number, got {column[good].as_py()!r} in row {good}") from None
+        row = first_without_number(column)
+        raise DataError(f"expected a number, got {column[row].as_py()!r} in row {row}") from None
     return np.array(numbers.to_numpy(zero_copy_only=False), np.float64)
+
+
+def first_without_number(column: pa.Array | pa.ChunkedArray) -> int:
+    """Return the first row that Arrow does not cast to a number; there must be one."""
+    good, bad = 0, len(column)  # the first `good` rows are numbers, the first `bad` are not
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        try:
+            pc.cast(column[good:middle], pa.float64())
+            good = middle
+        except pa.ArrowException:
+            bad = middle
+    return good
 
 
 def to_finite_floats(column: pa.Array | pa.ChunkedArray) -> np.ndarray:

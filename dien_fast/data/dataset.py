@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dien_fast.data.checks import check_labels, check_table
 from dien_fast.data.columns import as_column, count_missing, gather_index, offsets_of
-from dien_fast.data.encoders import CategoryEncoder, SequenceEncoder
+from dien_fast.data.encoders import CategoryEncoder, SequenceEncoder, cut
 from dien_fast.data.fitting import Encoders
 from dien_fast.data.negatives import NegativeSampler
-from dien_fast.data.schema import ROW_KEY, Schema
+from dien_fast.data.schema import ROW_KEY, Group, Schema
+from dien_fast.data.sessions import event_times, session_numbers
 from dien_fast.data.tables import get_column, reading
 from dien_fast.errors import DataError
+from dien_fast.models.batches import session_key
 from dien_fast.progress import step
 from dien_fast.ragged import Ragged
 
@@ -58,7 +60,8 @@ class ClickDataset(Dataset[Batch]):
 
     A batch is a dict: numeric feature -> float32 ``[B]``, categorical -> int64 ``[B]``, sequence ->
     :class:`~dien_fast.ragged.Ragged` of int64 ids, the label -> float32 ``[B]``, and ``"__row__"`` ->
-    int64 ``[B]``, the rows' numbers in the table.
+    int64 ``[B]``, the rows' numbers in the table. Of a group with times, such as ``"items"``, it also has
+    ``"items.session"``: Ragged int64, the session of each event, from 0 for the oldest of a history.
 
     Args:
         table: the rows, with the columns that ``schema`` names.
@@ -128,6 +131,10 @@ class ClickDataset(Dataset[Batch]):
             self._encode_sequence(table, feature, encoders, source)
             step()
         self._share_offsets(read_negatives)
+        for group in schema.groups:
+            if group.time:
+                self._divide_into_sessions(table, group, encoders, source)
+                step()
         if self._negatives is not None:
             self._widths |= {pair.neg_hist: self._widths[pair.pos_hist] for pair in schema.pairs()}
 
@@ -170,6 +177,18 @@ class ClickDataset(Dataset[Batch]):
                         f"{self._widths[names[0]]} and {self._widths[name]}"
                     )
                 self._sequences[name] = (values, first)
+
+    def _divide_into_sessions(self, table: pa.Table, group: Group, encoders: Encoders, source: str) -> None:
+        """Number the sessions of the events that are kept of a group's histories."""
+        history = group.pairs[0].pos_hist
+        encoder, offsets = encoders.sequence(history), self._sequences[history][1]
+        with reading(table, group.time, source) as column:
+            times, lengths = event_times(column, self.schema.separator)
+            times, lengths = cut(times, lengths, encoder.max_length(), encoder.keep)
+            if not np.array_equal(offsets_of(lengths), offsets):
+                raise DataError(f"expected a time for each event of {history!r}")
+        self._sequences[session_key(group.name)] = (session_numbers(times, offsets, group.session_gap), offsets)
+        self._widths[session_key(group.name)] = self._widths[history]
 
     def __len__(self) -> int:
         return self._size

@@ -18,6 +18,7 @@ from dien_fast.data.schema import Group, Schema
 from dien_fast.data.tables import get_column
 from dien_fast.data.vocabulary import cast_words, knows
 from dien_fast.errors import DataError
+from dien_fast.models.batches import session_key
 
 # A column is refused where the model knows less than this share of what it knew of the training rows. New words
 # come every day, so that a later table always has more that are unknown; but where nine of ten are, nine of ten
@@ -134,7 +135,23 @@ def warning_lines(dataset: ClickDataset, encoders: Encoders, name: str) -> list[
                 f"{100 * others:.1f} % of the others) {ad} is one of its own {history}: either users return to "
                 "what they clicked, or a history holds the click to be predicted and the metrics are too good"
             )
-    return lines
+    return lines + [line for group in dataset.schema.groups for line in _session_lines(dataset, group, name)]
+
+
+def _session_lines(dataset: ClickDataset, group: Group, name: str) -> list[str]:
+    """Return a line if the times of a group's events do not divide its histories, or divide every two events."""
+    if not group.time:
+        return []
+    numbers, offsets = dataset.events(session_key(group.name))
+    pauses = int(np.maximum(np.diff(offsets) - 1, 0).sum())
+    long = int(numbers[offsets[1:][np.diff(offsets) > 0] - 1].sum())
+    if not pauses or 0 < long < pauses:
+        return []
+    found = "none of the pauses" if not long else "every pause"
+    return [
+        f"warning: {found} between two events of the {name} rows in {group.time} is longer than session_gap, "
+        f"{group.session_gap:g} s, so that sessions say nothing; times must be in seconds"
+    ]
 
 
 def _by_label(mask: np.ndarray, dataset: ClickDataset) -> tuple[float, float]:

@@ -307,8 +307,9 @@ def click_table(
         keep_rating: the lowest rating that counts as liked.
 
     Returns:
-        userId, timestamp, label (int64, 0 or 1), the users' columns, genres (text), movieId and
-        histHighRatedMovieIds (lists of int64, oldest first), sorted by user and time.
+        userId, timestamp, label (int64, 0 or 1), the users' columns, genres (text), movieId,
+        histHighRatedMovieIds (lists of int64, oldest first) and histTimestamps (when these were rated), sorted by
+        user and time.
 
     Raises:
         DataError: a column is missing, or a rating lacks one of its values.
@@ -337,7 +338,7 @@ def click_table(
     if max_length is not None:
         start = np.maximum(start, stop - max_length)
     offsets = offsets_of(stop - start)
-    history = movie[liked][gather_index(start, offsets)]
+    events = gather_index(start, offsets)
 
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "userId": ratings["userId"],
@@ -351,7 +352,8 @@ def click_table(
     rows = pc.index_in(ratings["movieId"], value_set=get_column(movies, "movieId", "movies"))
     columns["genres"] = get_column(movies, "genres", "movies").take(rows)
     columns["movieId"] = ratings["movieId"]
-    columns["histHighRatedMovieIds"] = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(history))
+    for name, values in (("histHighRatedMovieIds", movie), ("histTimestamps", time)):
+        columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values[liked][events]))
     return pa.table(columns)
 
 
@@ -367,6 +369,8 @@ def movielens_schema(table: pa.Table) -> Schema:
         numeric=list(filter(present, ["age"])),
         categorical=list(filter(present, ["gender", "movieId", "occupation", "zipCode"])),
         sequences=["genres", "histHighRatedMovieIds"],
-        groups=[Group("movies", [Pair("movieId", "histHighRatedMovieIds", "negHistMovieIds")])],
+        groups=[
+            Group("movies", [Pair("movieId", "histHighRatedMovieIds", "negHistMovieIds")], time="histTimestamps")
+        ],
         min_count=5,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -39,10 +40,25 @@ class Pair:
 
 @dataclass(frozen=True)
 class Group:
-    """Pairs that describe the same events (item, category, ...) and share one attention."""
+    """Pairs that describe the same events (item, category, ...) and share one attention.
+
+    Attributes:
+        name: of the group.
+        pairs: the candidates with their histories.
+        time: column with the time of each event of the histories, or empty. A list column of seconds (whole
+            numbers or floats), timestamps or dates, or text in which the schema's separator divides the seconds.
+        session_gap: seconds; a longer pause between two events begins a new session.
+
+    Example:
+        >>> group = Group("items", [Pair("itemId", "histItemIds")], time="histTimes")
+        >>> group.session_gap
+        1800.0
+    """
 
     name: str
     pairs: list[Pair]
+    time: str = ""
+    session_gap: float = 1800.0
 
 
 @dataclass
@@ -111,6 +127,7 @@ class Schema:
         """Return the names of all columns that a table should have, the negatives' where they are read."""
         names = {self.label, *self.numeric, *self.categorical, *self.sequences}
         names |= {name for name in (self.user, self.time) if name is not None}
+        names |= set(self.event_times())
         return names | set(self.negative_features() if self.negatives == "columns" else [])
 
     def pairs(self) -> list[Pair]:
@@ -120,6 +137,14 @@ class Schema:
     def histories(self) -> list[str]:
         """Return the names of the histories, in order and each once."""
         return list(dict.fromkeys(pair.pos_hist for pair in self.pairs()))
+
+    def event_times(self) -> list[str]:
+        """Return the names of the columns with the times of events, in order and each once."""
+        return list(dict.fromkeys(group.time for group in self.groups if group.time))
+
+    def timed_groups(self) -> int:
+        """Return how many groups have times."""
+        return sum(bool(group.time) for group in self.groups)
 
     def negative_features(self) -> list[str]:
         """Return the names of the negative histories; none where ``negatives`` is ``"none"``."""
@@ -159,8 +184,15 @@ class Schema:
         return self.vocabulary_owners() or None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values for JSON or TOML; :meth:`from_dict` reverses it."""
-        return asdict(self)
+        """Return the settings as plain values for JSON or TOML; :meth:`from_dict` reverses it.
+
+        A group without times has no keys for them, as in the runs of versions that knew none.
+        """
+        settings = asdict(self)
+        for group in settings["groups"]:
+            if not group["time"]:
+                del group["time"], group["session_gap"]
+        return settings
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any], source: str = "schema") -> Schema:
@@ -218,13 +250,13 @@ def _groups(settings: Any) -> list[Group]:
     groups = []
     for index, group in enumerate(_list_of_tables(settings, "groups")):
         where = f"groups[{index}]"
-        _check_keys(group, ["name", "pairs"], where, required=["name", "pairs"])
+        _check_keys(group, [item.name for item in fields(Group)], where, required=["name", "pairs"])
         pairs = []
         for number, pair in enumerate(_list_of_tables(group["pairs"], f"{where}.pairs")):
             names = ["ad", "pos_hist", "neg_hist"]
             _check_keys(pair, names, f"{where}.pairs[{number}]", required=names[:2])
             pairs.append(Pair(**pair))
-        groups.append(Group(group["name"], pairs))
+        groups.append(Group(**(group | {"pairs": pairs})))
     return groups
 
 
@@ -297,6 +329,7 @@ def _check_groups(schema: Schema) -> None:
         taken.add(group.name)
         if not group.pairs:
             raise DataError(f"group {group.name!r} has no pairs")
+        _check_times(group, features)
         for pair in group.pairs:
             if not all(isinstance(name, str) for name in (pair.ad, pair.pos_hist, pair.neg_hist)):
                 raise DataError(f"group {group.name!r}: a pair must hold column names, got {pair!r}")
@@ -316,6 +349,22 @@ def _check_groups(schema: Schema) -> None:
                 )
     if history_of.keys() & taken:
         raise DataError(f"group {min(history_of.keys() & taken)!r} has the name of a neg_hist")
+
+
+def _check_times(group: Group, features: set[str]) -> None:
+    if not isinstance(group.time, str) or group.time in features:
+        raise DataError(
+            f"group {group.name!r}: time must be the name of a column that is no feature, got {group.time!r}"
+        )
+    gap = group.session_gap
+    if isinstance(gap, bool) or not isinstance(gap, int | float) or not 0 <= gap < math.inf:
+        raise DataError(
+            f"group {group.name!r}: session_gap must be a finite number of seconds of at least 0, got {gap!r}"
+        )
+    if not group.time and gap != Group.session_gap:
+        raise DataError(
+            f"group {group.name!r}: session_gap needs the times of the events: name their column as time"
+        )
 
 
 def _check_embedding_sizes(schema: Schema) -> None:

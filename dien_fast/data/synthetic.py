@@ -5,6 +5,10 @@ moment, except some that are any item. The label depends on whether the candidat
 the last moment, so a model must find out which items belong together and trust recent clicks most. The
 exact probability of a click, given the row's history and candidate, follows from the forward algorithm
 (Rabiner, "A tutorial on hidden Markov models", 1989, section III.A).
+
+Users often come back with another interest than they left with: most topics change over a long pause, and few
+pauses are long where the topic stays. So the times of the clicks tell more than their order, and with them the
+probability of a click is another.
 """
 
 from __future__ import annotations
@@ -23,6 +27,11 @@ _ROWS_PER_USER = 8
 _CLICK_MATCH, _CLICK_OTHER = 0.92, 0.08
 # The share of candidates drawn from the current topic; the others are drawn from all items.
 _ON_TOPIC = 0.5
+# How often a pause is long where the topic changes over it, and where it stays.
+_LONG_CHANGED, _LONG_SAME = 0.9, 0.1
+# Seconds of short and of long pauses, from least to most; sessions of half an hour's gap tell them apart.
+_SHORT, _LONG = (5, 600), (3600, 3 * 86400)
+_FIRST_CLICK = 1_600_000_000
 
 
 @dataclass(frozen=True)
@@ -30,13 +39,17 @@ class SyntheticClicks:
     """Made-up clicks and what can be known about them.
 
     Attributes:
-        table: userId, timestamp, label, itemId, histItemIds, and bestProbability, which is no feature.
-        best_probability: ``[rows]`` float64, P(click | history, candidate); no model can rank better.
+        table: userId, timestamp, label, itemId, histItemIds, histTimes (seconds), and bestProbability and
+            bestProbabilityInTime, which are no features.
+        best_probability: ``[rows]`` float64, P(click | history, candidate); no model can rank better that does not
+            know the times.
+        best_probability_in_time: ``[rows]`` float64, P(click | history, times, candidate).
         schema: the meaning of the columns.
     """
 
     table: pa.Table
     best_probability: np.ndarray
+    best_probability_in_time: np.ndarray
     schema: Schema
 
 
@@ -68,14 +81,7 @@ def synthetic_clicks(
         >>> clicks.table.num_rows, clicks.best_probability.shape
         (1000, (1000,))
     """
-    for name, value in (("rows", rows), ("length", length)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 2 <= topics <= items:
-        raise ValueError(f"topics must be in [2, items] = [2, {items}], got {topics}")
-    for name, share in (("drift", drift), ("noise", noise)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {share}")
+    _check_arguments(rows, items, topics, length, drift, noise)
     rng = np.random.default_rng(seed)
     users = -(-rows // _ROWS_PER_USER)
     # An item's number says nothing about its topic.
@@ -89,14 +95,20 @@ def synthetic_clicks(
     current = states[user_of, np.maximum(moments - 1, 0)]
     lengths = np.minimum(moments, length)
     offsets = offsets_of(lengths)
-    history = clicks.ravel()[gather_index(user_of * steps + moments - lengths, offsets)]
+    events = gather_index(user_of * steps + moments - lengths, offsets)
+    history = clicks.ravel()[events]
+    # Of a generator of their own, so that rows and labels are those of clicks without times.
+    long, times = _pauses(np.random.default_rng([seed, 1]), states)
 
     candidates = _items_of(rng, current, topic_of, topics)
     candidates = np.where(rng.random(rows) < _ON_TOPIC, candidates, rng.integers(0, items, rows))
     match = topic_of[candidates] == current
     labels = rng.random(rows) < np.where(match, _CLICK_MATCH, _CLICK_OTHER)
-    belief = topic_belief(topic_of[history], offsets, topic_of, drift, noise)
-    best = click_probability(belief, topic_of[candidates], topic_of)
+    known = (topic_of[history], offsets, topic_of)
+    best, best_in_time = (
+        click_probability(topic_belief(*known, change, noise), topic_of[candidates], topic_of)
+        for change in (drift, _change_given_pause(drift, long).ravel()[events])
+    )
 
     table = pa.table(
         {
@@ -105,7 +117,9 @@ def synthetic_clicks(
             "label": pa.array(labels.astype(np.int64)),
             "itemId": pa.array(candidates + 1),
             "histItemIds": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(history + 1)),
+            "histTimes": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(times.ravel()[events])),
             "bestProbability": pa.array(best),
+            "bestProbabilityInTime": pa.array(best_in_time),
         }
     )
     schema = Schema(
@@ -113,10 +127,21 @@ def synthetic_clicks(
         time="timestamp",
         categorical=["itemId"],
         sequences=["histItemIds"],
-        groups=[Group("items", [Pair("itemId", "histItemIds")])],
+        groups=[Group("items", [Pair("itemId", "histItemIds")], time="histTimes")],
         max_length=length,
     )
-    return SyntheticClicks(table, best, schema)
+    return SyntheticClicks(table, best, best_in_time, schema)
+
+
+def _check_arguments(rows: int, items: int, topics: int, length: int, drift: float, noise: float) -> None:
+    for name, value in (("rows", rows), ("length", length)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 2 <= topics <= items:
+        raise ValueError(f"topics must be in [2, items] = [2, {items}], got {topics}")
+    for name, share in (("drift", drift), ("noise", noise)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {share}")
 
 
 def shuffle_histories(table: pa.Table, column: str = "histItemIds", seed: int = 0) -> pa.Table:
@@ -140,7 +165,7 @@ def shuffle_histories(table: pa.Table, column: str = "histItemIds", seed: int = 
 
 
 def topic_belief(
-    topics: np.ndarray, offsets: np.ndarray, topic_of: np.ndarray, drift: float, noise: float
+    topics: np.ndarray, offsets: np.ndarray, topic_of: np.ndarray, drift: float | np.ndarray, noise: float
 ) -> np.ndarray:
     """Return ``[B, K]`` P(current topic | history): the forward algorithm from a uniform start.
 
@@ -148,7 +173,8 @@ def topic_belief(
         topics: ``[N]`` the topic of every clicked item.
         offsets: ``[B + 1]`` int64 offsets of the histories.
         topic_of: ``[items]`` the topic of every item.
-        drift: probability that the topic changes between two clicks.
+        drift: probability that the topic changes between two clicks: a number, or for each click ``[N]`` that it
+            changed since the one before.
         noise: probability that a click is any item.
     """
     sizes = np.bincount(topic_of)
@@ -156,12 +182,13 @@ def topic_belief(
     # click_given[z, k] = P(an item, one of topic k | current topic z)
     click_given = np.full((count, count), noise / items) + np.diag((1 - noise) / sizes)
     belief = np.full((len(offsets) - 1, count), 1 / count)
-    lengths = np.diff(offsets)
+    lengths, drift = np.diff(offsets), np.broadcast_to(drift, len(topics))
     for step in range(int(lengths.max(initial=0))):
         there = np.flatnonzero(lengths > step)
         now = belief[there]
         if step:
-            now = now * (1 - drift) + (1 - now) * drift / (count - 1)
+            change = drift[offsets[there] + step][:, None]
+            now = now * (1 - change) + (1 - now) * change / (count - 1)
         now = now * click_given[:, topics[offsets[there] + step]].T
         belief[there] = now / now.sum(axis=1, keepdims=True)
     return belief
@@ -194,6 +221,20 @@ def _chains(
     clicks = _items_of(rng, states.ravel(), topic_of, topics).reshape(users, steps)
     anything = rng.random((users, steps)) < noise
     return states, np.where(anything, rng.integers(0, len(topic_of), (users, steps)), clicks)
+
+
+def _pauses(rng: np.random.Generator, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether the pause before each click is long, and the time of each in seconds: ``[users, steps]``."""
+    changed = np.diff(states, axis=1, prepend=states[:, :1]) != 0
+    long = rng.random(states.shape) < np.where(changed, _LONG_CHANGED, _LONG_SAME)
+    pauses = np.where(long, rng.integers(*_LONG, states.shape), rng.integers(*_SHORT, states.shape))
+    return long, _FIRST_CLICK + np.cumsum(pauses, axis=1)
+
+
+def _change_given_pause(drift: float, long: np.ndarray) -> np.ndarray:
+    """Return P(the topic changed | whether the pause was long), of the shape of ``long``, by Bayes' rule."""
+    changed = drift * np.where(long, _LONG_CHANGED, 1 - _LONG_CHANGED)
+    return changed / (changed + (1 - drift) * np.where(long, _LONG_SAME, 1 - _LONG_SAME))
 
 
 def _items_of(rng: np.random.Generator, states: np.ndarray, topic_of: np.ndarray, topics: int) -> np.ndarray:

@@ -30,7 +30,24 @@ class Padded(NamedTuple):
         return Padded(self.values[histories], self.lengths[histories])
 
 
-Histories = Ragged | Padded
+class Sessions(NamedTuple):
+    """Ragged histories whose events are divided into sessions.
+
+    Attributes:
+        events: ids ``[N]`` or vectors ``[N, D]``.
+        numbers: ``[N]`` int64 number of each event's session, another for each of a history's sessions.
+    """
+
+    events: Ragged
+    numbers: Tensor
+
+    def take(self, histories: Tensor) -> Sessions:
+        """Return histories by their numbers ``[C]``, each as often as it is named."""
+        numbers = self.events._replace(values=self.numbers)
+        return Sessions(self.events.take(histories), numbers.take(histories).values)
+
+
+Histories = Ragged | Padded | Sessions
 
 
 def category(x: Batch, feature: str) -> Tensor:
@@ -72,7 +89,46 @@ def sequence(x: Batch, feature: str) -> Tensor | Ragged:
     return ids
 
 
-def group_histories(group: AttentionGroup, x: Batch, role: str, keep_padding: bool) -> list[Histories]:
+def session_key(group: str) -> str:
+    """Return under which key a batch has the session of each event of a group's histories.
+
+    No feature has such a name, as names of features have no dots.
+    """
+    return f"{group}.session"
+
+
+def with_sessions(group: AttentionGroup, x: Batch, events: Ragged) -> Sessions:
+    """Divide the histories of a group into the sessions that the batch says.
+
+    Args:
+        group: whose histories they are.
+        x: the batch; it has the session of each event under :func:`session_key`, ragged int64 ``[N]`` or padded
+            ``[B, T]``, as the histories.
+        events: the histories, cut to the shortest of the group's pairs.
+
+    Raises:
+        ValueError: if there are no sessions, or not one for each event.
+        TypeError: if they are neither a tensor nor Ragged.
+    """
+    key = session_key(group.name)
+    if key not in x:
+        raise ValueError(
+            f"the batch must have {key!r}, the session of each event of group {group.name!r}, got {sorted(x)}"
+        )
+    given = sequence(x, key)
+    rows = events.offsets.numel() - 1
+    if isinstance(given, Tensor):
+        if given.size(0) != rows or given.size(1) < events.max_length:
+            raise ValueError(f"{key!r} must have shape {(rows, events.max_length)}, got {tuple(given.shape)}")
+        return Sessions(events, Ragged.rows_of(given, events.offsets))
+    if given.offsets is not events.offsets:
+        cut, given = _common_prefix([events, given])
+        if not (torch.compiler.is_compiling() or cut.same_offsets(events)):
+            raise ValueError(f"{key!r} must have a session for each event of group {group.name!r}")
+    return Sessions(events, given.values)
+
+
+def group_histories(group: AttentionGroup, x: Batch, role: str, keep_padding: bool) -> list[Ragged | Padded]:
     """Return the ids of the histories of a group's pairs, all of the same lengths.
 
     Ragged histories are cut to the shortest of a row's. The length of a padded history is its number of ids above
@@ -103,14 +159,14 @@ def group_histories(group: AttentionGroup, x: Batch, role: str, keep_padding: bo
     return [Ragged.from_padded(value, lengths) for value in padded]
 
 
-def fit(histories: Histories, others: Histories) -> bool:
+def fit(histories: Ragged | Padded, others: Ragged | Padded) -> bool:
     """Whether both may have histories of the same lengths; lengths on a GPU are not compared, which would wait."""
     if isinstance(histories, Ragged) and isinstance(others, Ragged):
         return histories.fits(others)
     return histories.values.shape[:2] == others.values.shape[:2]
 
 
-def side_by_side(histories: Sequence[Histories]) -> Histories:
+def side_by_side(histories: Sequence[Ragged | Padded]) -> Ragged | Padded:
     """Return histories of equal lengths with the vectors of all side by side."""
     first = histories[0]
     if len(histories) == 1:

@@ -217,6 +217,14 @@ def test_histories_equal_brute_force(max_length: int | None) -> None:
             and other["timestamp"] < rating["timestamp"]
         ]
         assert row["histHighRatedMovieIds"] == (liked if max_length is None else liked[-max_length:])
+        times = [
+            other["timestamp"]
+            for other in ordered
+            if other["userId"] == rating["userId"]
+            and other["rating"] >= 4
+            and other["timestamp"] < rating["timestamp"]
+        ]
+        assert row["histTimestamps"] == (times if max_length is None else times[-max_length:])
         assert row["label"] == int(rating["rating"] >= 4)
         assert [row[name] for name in ("userId", "movieId", "timestamp")] == [
             rating[name] for name in ("userId", "movieId", "timestamp")
@@ -240,6 +248,7 @@ def test_users_columns_and_unknown_users() -> None:
         "genres",
         "movieId",
         "histHighRatedMovieIds",
+        "histTimestamps",
     ]
     assert table["age"].to_pylist() == [30, 20, None]
     assert table["genres"].to_pylist() == ["A|B", None, None]

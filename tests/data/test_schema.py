@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clicks import make_schema
+from clicks import make_schema, timed_schema
 
 from dien_fast.data import Group, Pair, Schema
 from dien_fast.errors import DataError
@@ -41,6 +41,26 @@ def test_toml_file(tmp_path: Path) -> None:
     assert schema.sequence_features() == ["tags", "hist", "neg_hist"]
     assert schema.shared_embeddings() == {"hist": "itemId", "neg_hist": "itemId"}
     assert schema.histories() == ["hist"]
+
+
+def test_times_of_events(tmp_path: Path) -> None:
+    path = tmp_path / "schema.toml"
+    path.write_text(TOML + 'time = "hist_time"\n')
+    schema = Schema.from_toml(path)
+    assert (schema.groups[0].time, schema.groups[0].session_gap) == ("hist_time", 1800.0)
+    assert schema.columns() == {"clicked", "userId", "age", "itemId", "tags", "hist", "hist_time"}
+    assert (schema.event_times(), schema.timed_groups()) == (["hist_time"], 1)
+    path.write_text(path.read_text() + "session_gap = 600\n")
+    assert Schema.from_toml(path).groups[0].session_gap == 600
+
+
+def test_a_group_without_times_is_described_as_before_there_were_any() -> None:
+    schema = make_schema()
+    assert [list(group) for group in schema.to_dict()["groups"]] == [["name", "pairs"]]
+    assert (schema.event_times(), schema.timed_groups()) == ([], 0)
+    timed = timed_schema(600)
+    assert timed.to_dict()["groups"][0].keys() == {"name", "pairs", "time", "session_gap"}
+    assert Schema.from_dict(json.loads(json.dumps(timed.to_dict()))) == timed
 
 
 def test_dict_round_trip_through_json() -> None:
@@ -89,6 +109,18 @@ PAIR = Pair("item", "hist_item")
         ({"groups": {}}, "groups must be a list of groups"),
         ({"groups": [Group("item", [PAIR])]}, "a name that no feature or other group has, got 'item'"),
         ({"groups": [Group("g", [])]}, "group 'g' has no pairs"),
+        ({"groups": [Group("g", [PAIR], time=3)]}, "group 'g': time must be the name of a column .* got 3"),
+        ({"groups": [Group("g", [PAIR], time="tags")]}, "a column that is no feature, got 'tags'"),
+        ({"groups": [Group("g", [PAIR], "t", -1)]}, "group 'g': session_gap must be a finite number of .* got -1"),
+        (
+            {"groups": [Group("g", [PAIR], "t", "1h")]},
+            "group 'g': session_gap must be a finite number .* got '1h'",
+        ),
+        (
+            {"groups": [Group("g", [PAIR], "t", True)]},
+            "group 'g': session_gap must be a finite number .* got True",
+        ),
+        ({"groups": [Group("g", [PAIR], session_gap=60)]}, "group 'g': session_gap needs the times of the events"),
         ({"groups": [Group("g", [Pair("item", 3)])]}, "group 'g': a pair must hold column names"),
         ({"groups": [Group("g", [Pair("user", "hist_item")])]}, "ad 'user' is not listed under categorical"),
         ({"groups": [Group("g", [Pair("item", "hist")])]}, "pos_hist 'hist' is not listed under sequences"),

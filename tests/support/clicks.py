@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 
@@ -40,3 +42,17 @@ def make_schema(**settings: object) -> Schema:
         "min_count": 1,
     }
     return Schema(**(base | settings))  # type: ignore[arg-type]
+
+
+def timed_table(rows: int = 40, seed: int = 0) -> pa.Table:
+    """The same table with the times of the histories' events; about every other pause exceeds half an hour."""
+    table = make_table(rows, seed)
+    pauses = [[item * 977 % 3600 for item in history or []] for history in table["hist_item"].to_pylist()]
+    times = [np.cumsum(pause, dtype=np.int64).tolist() for pause in pauses]
+    return table.append_column("hist_time", pa.array(times, pa.list_(pa.int64())))
+
+
+def timed_schema(session_gap: float = 1800.0, **settings: object) -> Schema:
+    """The schema of a table with times."""
+    schema = make_schema(**settings)
+    return replace(schema, groups=[replace(g, time="hist_time", session_gap=session_gap) for g in schema.groups])

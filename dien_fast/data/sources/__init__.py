@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dien_fast.data.checks import check_table
 from dien_fast.data.schema import Schema
@@ -87,6 +87,6 @@ class Source(SourceSettings):
         # Now, while a row still has the number that it has in the file.
         check_table(rows.table, schema, self.dataset)
         step()
-        parts = divide(SourceRows(rows.table, schema, rows.best_column), self, seed)
+        parts = divide(replace(rows, schema=schema), self, seed)
         step()
         return parts

@@ -46,11 +46,13 @@ class SourceRows:
         table: all rows, in the order that messages number them.
         schema: what their columns mean.
         best_column: the column with the best prediction that is possible, where it is known.
+        best_column_in_time: the same for models that know when the events of a history were.
     """
 
     table: pa.Table
     schema: Schema
     best_column: str | None = None
+    best_column_in_time: str | None = None
 
 
 class SourceKind(ABC):

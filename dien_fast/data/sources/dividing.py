@@ -34,6 +34,7 @@ class Parts:
         split: a line that says how the rows were divided, and why so.
         checked: which of the three were checked, as part of the table that they were divided from.
         best_column: the column with the best prediction that is possible, where it is known.
+        best_column_in_time: the same for models that know when the events of a history were.
     """
 
     train: pa.Table
@@ -44,6 +45,7 @@ class Parts:
     split: str = "split: made by the caller"
     checked: tuple[bool, bool, bool] = (False, False, False)
     best_column: str | None = None
+    best_column_in_time: str | None = None
 
 
 def divide(rows: SourceRows, settings: SourceSettings, seed: int) -> Parts:
@@ -81,6 +83,7 @@ def divide(rows: SourceRows, settings: SourceSettings, seed: int) -> Parts:
         split=_describe(how, settings, schema),
         checked=(True, 1 not in files, 2 not in files),
         best_column=rows.best_column,
+        best_column_in_time=rows.best_column_in_time,
     )
 
 

@@ -19,4 +19,4 @@ class SyntheticSource(SourceKind):
         if settings.rows < 100:
             raise DataError(f"rows must be at least 100 for synthetic data, got {settings.rows}")
         clicks = synthetic_clicks(rows=settings.rows, seed=seed)
-        return SourceRows(clicks.table, clicks.schema, best_column="bestProbability")
+        return SourceRows(clicks.table, clicks.schema, "bestProbability", "bestProbabilityInTime")
