@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dien_fast import _moved as _moved
 from dien_fast._version import __version__
 from dien_fast.errors import CheckpointError, DataError, DienFastError
-from dien_fast.models import DIEN, DIN, AttentionGroup
+from dien_fast.models import DIEN, DIN, DSIN, AttentionGroup
 from dien_fast.nn import (
     MLP,
     Attention,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DIEN",
     "DIN",
+    "DSIN",
     "MLP",
     "Attention",
     "AttentionGRUCell",

@@ -15,6 +15,7 @@ from dien_fast import reference
 from dien_fast.models.batches import (
     Batch,
     Histories,
+    Padded,
     category,
     fit,
     group_histories,
@@ -23,6 +24,7 @@ from dien_fast.models.batches import (
     rows_of,
     sequence,
     side_by_side,
+    with_sessions,
 )
 from dien_fast.nn.embedding import Embedding
 from dien_fast.nn.interest import candidate_owners
@@ -68,6 +70,8 @@ class ClickModel(reference.ClickModel):
         uses_negatives: whether :meth:`pool_group` can use sampled histories; others never get any.
         can_trace: whether there is a :meth:`trace_group`.
         keeps_padding: whether padded histories are pooled as they are; others get them as ragged ones.
+        uses_sessions: whether :meth:`pool_group` gets histories divided into sessions, which batches must then
+            have for every group.
 
     Raises:
         ValueError: if the feature lists, sizes, groups and shared tables do not fit together.
@@ -79,6 +83,7 @@ class ClickModel(reference.ClickModel):
     uses_negatives: ClassVar[bool] = False
     can_trace: ClassVar[bool] = False
     keeps_padding: ClassVar[bool] = False
+    uses_sessions: ClassVar[bool] = False
 
     def pool_group(
         self, layer: nn.Module, query: Tensor, clicked: Histories, sampled: Histories | None
@@ -89,12 +94,13 @@ class ClickModel(reference.ClickModel):
             layer: what :meth:`create_attention_fn` returned for the group.
             query: candidates ``[B, D]``.
             clicked: B histories of vectors of width D, oldest event first: ragged or, where the model
-                ``keeps_padding``, as padded as they were given.
+                ``keeps_padding``, as padded as they were given; with their sessions where it ``uses_sessions``.
             sampled: events that were not clicked, at the same steps, where the model ``uses_negatives`` and the
                 batch has them.
 
         Returns:
-            What the MLP learns of the histories ``[B, D]``, and an auxiliary loss or None.
+            What the MLP learns of the histories, as wide as :meth:`pooled_size` says, which is ``[B, D]`` unless
+            a model overrides it; and an auxiliary loss or None.
         """
         raise NotImplementedError
 
@@ -129,7 +135,9 @@ class ClickModel(reference.ClickModel):
                 ragged ids (:class:`dien_fast.Ragged`, int64) or padded ids ``[B, T]`` int64 with 0 behind
                 each sequence. Ragged lengths are taken as they are and the pairs of a group cut to the
                 shortest; the length of a padded history is its number of ids above 0, the least of a
-                group's pairs. Other keys are ignored. Sampled histories may be absent in evaluation.
+                group's pairs. A model that ``uses_sessions`` reads the session of each event of a group
+                ``"items"`` under ``"items.session"``, int64 and ragged or padded as the histories. Other keys are
+                ignored. Sampled histories may be absent in evaluation.
 
         Returns:
             Logits ``[B]``, or ``[B, d_out]`` for ``d_out > 1``, and the mean of the groups' auxiliary
@@ -151,8 +159,7 @@ class ClickModel(reference.ClickModel):
         layers = self.attention_poolings
         auxiliary_losses = []
         for group in self.attention_groups:
-            clicked, sampled = (_histories(group, role, vectors) for role in ("pos_hist", "neg_hist"))
-            assert clicked is not None
+            clicked, sampled = self._clicked(group, x, vectors), _histories(group, "neg_hist", vectors)
             layer = layers[group.name]
             interest, auxiliary_loss = self.pool_group(layer, _query(group, vectors), clicked, sampled)
             inputs.append(interest)
@@ -209,8 +216,7 @@ class ClickModel(reference.ClickModel):
         inputs += [value[owner] for value in self._pool_sequences(vectors)]
         layers = self.attention_poolings
         for group in self.attention_groups:
-            clicked = _histories(group, "pos_hist", vectors)
-            assert clicked is not None
+            clicked = self._clicked(group, user, vectors)
             layer = layers[group.name]
             inputs.append(self.pool_candidates(layer, _query(group, embedded), clicked, owner, candidate_offsets))
         return self.head(torch.cat(inputs, dim=-1))
@@ -239,8 +245,7 @@ class ClickModel(reference.ClickModel):
         group = groups[group_name]
         requests: _Requests = {pair["ad"]: (pair["ad"], category(x, pair["ad"])) for pair in group.pairs}
         vectors = self._embed(requests | self._group_requests(group, x, with_negatives=False))
-        clicked = _histories(group, "pos_hist", vectors)
-        assert clicked is not None
+        clicked = self._clicked(group, x, vectors)
         return self.trace_group(self.attention_poolings[group_name], _query(group, vectors), clicked)
 
     def _pooled_requests(self, x: Batch) -> _Requests:
@@ -261,6 +266,15 @@ class ClickModel(reference.ClickModel):
             for role, histories in by_role.items()
             for place, (pair, ids) in enumerate(zip(group.pairs, histories, strict=True))
         }
+
+    def _clicked(self, group: AttentionGroup, x: Batch, vectors: _Vectors) -> Histories:
+        """Return the clicked histories of a group, in sessions where the model uses them."""
+        clicked = _histories(group, "pos_hist", vectors)
+        assert clicked is not None
+        if not self.uses_sessions:
+            return clicked
+        assert isinstance(clicked, Ragged), "a model that uses sessions must not keep padding"
+        return with_sessions(group, x, clicked)
 
     def _embed(self, requests: _Requests) -> _Vectors:
         """Look up the ids of features, those of a table all at once: its gradient then is one sum."""
@@ -333,7 +347,7 @@ def _query(group: AttentionGroup, vectors: _Vectors) -> Tensor:
     return torch.cat([vectors[pair["ad"]] for pair in group.pairs], dim=-1)
 
 
-def _histories(group: AttentionGroup, role: str, vectors: _Vectors) -> Histories | None:
+def _histories(group: AttentionGroup, role: str, vectors: _Vectors) -> Ragged | Padded | None:
     """Return the histories of a group with the vectors of its pairs side by side; None where there are none."""
     keys = [(group.name, role, place) for place in range(group.pairs_count)]
     return side_by_side([vectors[key] for key in keys]) if keys[0] in vectors else None

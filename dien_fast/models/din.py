@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from dien_fast.models.base import ClickModel
-from dien_fast.models.batches import Histories
+from dien_fast.models.batches import Histories, Padded
 from dien_fast.nn.attention import Attention
 from dien_fast.ragged import Ragged
 from dien_fast.reference.groups import AttentionGroup
@@ -59,4 +59,5 @@ class DIN(ClickModel):
         assert isinstance(layer, Attention)
         if isinstance(clicked, Ragged):
             return layer.forward_ragged(query, clicked), None
+        assert isinstance(clicked, Padded)
         return layer(query, clicked.values, clicked.lengths), None

@@ -88,7 +88,7 @@ class ClickModel(nn.Module):
             len(num_features)
             + sum(sizes[feature] for feature in cat_features)
             + sum(sizes[feature] for feature in self.pooled_features)
-            + sum(self.group_size(group) for group in attention_groups)
+            + sum(self.pooled_size(group) for group in attention_groups)
         )
         self.mlp = MLP(
             total_input_size,
@@ -115,6 +115,10 @@ class ClickModel(nn.Module):
     def group_size(self, attention_group: AttentionGroup) -> int:
         """Number of channels of a group's candidate: the embeddings of its pairs side by side."""
         return sum(self._embedding_sizes[pair["ad"]] for pair in attention_group.pairs)
+
+    def pooled_size(self, attention_group: AttentionGroup) -> int:
+        """Number of channels of what the MLP learns of a group's histories."""
+        return self.group_size(attention_group)
 
     def create_attention_fn(self, attention_group: AttentionGroup) -> nn.Module:
         """Return a new pooling of a group's histories."""

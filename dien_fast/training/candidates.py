@@ -79,14 +79,15 @@ def _read_users(user_table: Any, schema: Schema) -> pa.Table:
         return read_table(user_table, schema)
     # A table without columns would have no row either.
     columns: dict[str, Any] = {"": pa.nulls(1)}
-    for name in (*schema.numeric, *schema.categorical, *schema.sequences):
+    lists = [*schema.sequences, *schema.event_times()]
+    for name in (*schema.numeric, *schema.categorical, *lists):
         if name not in user_table:
             continue
         value = user_table[name]
         value = value.as_py() if isinstance(value, pa.Scalar) else value
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             columns[name] = as_column([value])
-        elif name in schema.sequences:
+        elif name in lists:
             columns[name] = as_column([value.to_pylist() if isinstance(value, pa.Array) else list(value)])
         else:
             raise DataError(

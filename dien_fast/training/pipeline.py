@@ -20,7 +20,7 @@ from dien_fast.training.config import RunConfig, write_json
 from dien_fast.training.directory import RunDirectory
 from dien_fast.training.loop import fit, print_line, seed_everything
 from dien_fast.training.metrics import auc
-from dien_fast.training.runs import build_model, prepare_directory, without_negatives
+from dien_fast.training.runs import build_model, prepare_directory, schema_for
 from dien_fast.training.scoring import evaluate
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def train_run(
             log=log,
         )
         scores = evaluate(prepared.model, prepared.test, aux_weight=config.aux_weight, progress=progress)
-        metrics = _metrics(history, scores, prepared.tables)
+        metrics = _metrics(history, scores, prepared)
         if accelerator.is_main_process:
             write_json(run.path / "metrics.json", metrics)
     for line in report(metrics, directory):
@@ -140,7 +140,7 @@ def _prepare(
     # One process downloads, the others find the files.
     with steps(LOAD_STEPS, "reading", show), accelerator.main_process_first():
         tables = source.load(config.seed)
-    schema = tables.schema if MODELS[config.model].uses_negatives else without_negatives(tables.schema)
+    schema = schema_for(config.model, tables.schema)
     with steps(_encoding_steps(schema), "encoding", show):
         encoders = fit_encoders(tables.train, schema, source=tables.names[0], checked=tables.checked[0])
         config = replace(config, schema=schema.to_dict(), data=asdict(source), fingerprint=encoders.fingerprint())
@@ -219,8 +219,8 @@ def _encoding_steps(schema: Schema) -> int:
     if schema.negatives == "columns":
         columns += schema.negative_features()
     drawn = schema.groups if schema.negatives in ("uniform", "popularity") else []
-    # Each column is learnt from the training rows, then encoded in each of the three parts.
-    return 4 * len(columns) + len(drawn)
+    # Each column is learnt from the training rows, then encoded in each of the three parts; times are not learnt.
+    return 4 * len(columns) + 3 * schema.timed_groups() + len(drawn)
 
 
 def report(metrics: dict[str, Any], directory: str | Path) -> list[str]:
@@ -240,13 +240,15 @@ def _line(metrics: dict[str, Any], part: str) -> str:
     return " ".join(f"{name} {value:.4f}" for name, value in shown if value == value)
 
 
-def _metrics(history: pd.DataFrame, scores: dict[str, float], tables: Parts) -> dict[str, Any]:
+def _metrics(history: pd.DataFrame, scores: dict[str, float], prepared: _Prepared) -> dict[str, Any]:
     best = history.loc[history["valid_auc"].idxmax()]
     metrics: dict[str, Any] = {"best_epoch": int(best["epoch"]), "epochs": len(history)}
     metrics |= {f"valid_{name}": float(best[f"valid_{name}"]) for name in ("auc", "logloss", "gauc")}
     metrics |= {f"test_{name}": scores[name] for name in ("auc", "logloss", "gauc")}
-    if tables.best_column is not None:
-        labels, best_scores = (tables.test[name].to_numpy() for name in (tables.schema.label, tables.best_column))
+    tables, in_time = prepared.tables, MODELS[prepared.config.model].uses_sessions
+    best_column = tables.best_column_in_time if in_time else tables.best_column
+    if best_column is not None:
+        labels, best_scores = (tables.test[name].to_numpy() for name in (tables.schema.label, best_column))
         metrics["best_reachable_auc"] = auc(labels, best_scores)
     return metrics
 

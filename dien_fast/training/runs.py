@@ -11,7 +11,7 @@ metrics.json    metrics on the validation and test rows at the best epoch
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,7 +250,8 @@ class Run:
         # The negatives serve the auxiliary loss alone; a table to score need not have them.
         schema = without_negatives(self.schema)
         data = read_table(table, schema)
-        with steps(len(schema.numeric + schema.categorical + schema.sequences), "encoding", progress):
+        columns = [*schema.numeric, *schema.categorical, *schema.sequences]
+        with steps(len(columns) + schema.timed_groups(), "encoding", progress):
             dataset = ClickDataset(data, schema, self.encoders, require_label=require_label, source=source)
         if not allow_unknown:
             check_words_known(data, schema, self.encoders, dataset.unknown, source)
@@ -339,6 +340,37 @@ def prepare_directory(run: RunDirectory, config: RunConfig, encoders: Encoders, 
         run.begin()
         encoders.save(run.place / "encoders")
     config.save(run.place / "config.json")
+
+
+def schema_for(model: str, schema: Schema) -> Schema:
+    """Return the schema without what a model does not read: negatives, and the times of events.
+
+    Args:
+        model: a name in ``dien_fast.models.MODELS``.
+        schema: what a table's columns mean.
+
+    Raises:
+        DataError: if the model needs the times of events, and a group has none.
+    """
+    kind = MODELS[model]
+    if not kind.uses_negatives:
+        schema = without_negatives(schema)
+    if not kind.uses_sessions:
+        return without_times(schema)
+    for group in schema.groups:
+        if not group.time:
+            raise DataError(
+                f"{model} reads sessions, so group {group.name!r} of the schema must name a column with the times "
+                'of its events, such as time = "past_times"'
+            )
+    return schema
+
+
+def without_times(schema: Schema) -> Schema:
+    """Return the schema of a model that does not read sessions."""
+    from dien_fast.data import Group
+
+    return replace(schema, groups=[Group(group.name, group.pairs) for group in schema.groups])
 
 
 def without_negatives(schema: Schema) -> Schema:

@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from candidates import bounds, candidate_features, compare, layout_of, trained
-from clicks import make_schema, make_table
+from clicks import timed_schema, timed_table
 from comparison import assert_same, outcome
 from native_cases import needs_native
 from random_batches import SHARED, make_model, of_every_model, pad, random_batch
@@ -16,7 +16,7 @@ from dien_fast.data import fit_encoders
 from dien_fast.data.sources import Source
 from dien_fast.models import MODELS
 from dien_fast.training.pipeline import train_run
-from dien_fast.training.runs import Run, RunConfig, build_model, load
+from dien_fast.training.runs import Run, RunConfig, build_model, load, schema_for
 
 # Every model, and DIEN in all its variants.
 VARIANTS = [(kind, "AUGRU") for kind in MODELS.values()]
@@ -117,8 +117,8 @@ def test_trace_of_cold_users():
 
 def cold_table(rows):
     """Clicks of users without a history."""
-    table = make_table(rows)
-    for name in ("hist_item", "hist_category"):
+    table = timed_table(rows)
+    for name in ("hist_item", "hist_category", "hist_time"):
         kind = table.schema.field(name).type
         table = table.set_column(table.column_names.index(name), name, pa.array([[]] * rows, kind))
     return table
@@ -126,20 +126,20 @@ def cold_table(rows):
 
 @pytest.fixture(params=MODELS)
 def run(request):
-    table, schema = make_table(), make_schema()
+    table, schema = timed_table(), schema_for(request.param, timed_schema())
     encoders = fit_encoders(table, schema)
-    config = RunConfig(schema=schema.to_dict(), model=request.param, embedding_size=4)
+    config = RunConfig(schema=schema.to_dict(), model=request.param, embedding_size=8)
     return Run("run", config, schema, encoders, build_model(config, encoders).eval())
 
 
 def test_predict_scores_one_cold_user(run):
-    row = make_table().slice(0, 1)
+    row = timed_table().slice(0, 1)
     assert row["hist_item"].to_pylist() == [[]]
-    np.testing.assert_allclose(run.predict(row), run.predict(make_table())[:1], rtol=1e-6)
+    np.testing.assert_allclose(run.predict(row), run.predict(timed_table())[:1], rtol=1e-6)
 
 
 def test_predict_scores_a_last_batch_of_one_cold_user(run):
-    table = pa.concat_tables([make_table(1024), cold_table(4).slice(0, 1)])
+    table = pa.concat_tables([timed_table(1024), cold_table(4).slice(0, 1)])
     probabilities = run.predict(table)
     assert probabilities.shape == (1025,)
     np.testing.assert_allclose(probabilities[-1:], run.predict(table.slice(1024)), rtol=1e-6)
@@ -150,10 +150,10 @@ def test_a_table_of_new_users_is_trained_on(tmp_path, model):
     pa.parquet.write_table(cold_table(100), tmp_path / "new.parquet")
     (tmp_path / "new.toml").write_text(
         'label = "label"\ncategorical = ["item"]\nsequences = ["hist_item"]\n'
-        '[[groups]]\nname = "items"\npairs = [{ ad = "item", pos_hist = "hist_item" }]\n'
+        '[[groups]]\nname = "items"\npairs = [{ ad = "item", pos_hist = "hist_item" }]\ntime = "hist_time"\n'
     )
     source = Source(str(tmp_path / "new.parquet"), schema=str(tmp_path / "new.toml"))
-    config = RunConfig(model=model, epochs=1, embedding_size=4)
+    config = RunConfig(model=model, epochs=1, embedding_size=8)
     metrics = train_run(source, config, tmp_path / "run", cpu=True, progress=False, log=lambda line: None)
     assert np.isfinite(metrics["test_logloss"])
     assert load(tmp_path / "run").predict(cold_table(4)).shape == (4,)

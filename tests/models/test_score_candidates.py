@@ -13,6 +13,7 @@ from random_batches import (
     pad,
     random_batch,
     random_ids,
+    sessions_of,
 )
 
 from dien_fast import DIEN, AttentionGroup, Ragged, backend, reference, use_backend
@@ -170,13 +171,15 @@ def test_the_least_model(kind, layout):
         cat_features=["item"],
         seq_features=["clicked"],
         cat_nums={"item": 11, "clicked": 11},
-        embedding_size=4,
+        embedding_size=8,
         attention_groups=[AttentionGroup("g", [{"ad": "item", "pos_hist": "clicked"}], [3])],
         mlp_hidden_layers=[5],
         shared_embeddings={"clicked": "item"},
     )
     model.double().eval()
     user = {"clicked": random_ids("item", torch.tensor([3, 0, 5]))}
+    if kind.uses_sessions:
+        user["g.session"] = sessions_of(user["clicked"])
     compare(model, user, {"item": torch.randint(0, 11, (6,))}, [4, 1, 1], layout)
 
 

@@ -22,6 +22,7 @@ CORE = [
     "AttentionGroup",
     "DIEN",
     "DIN",
+    "DSIN",
     "Ragged",
 ]
 LAZY = ["CategoryEncoder", "SequenceEncoder", "load"]

@@ -32,6 +32,8 @@ def make_model(kind, gru_type="AUGRU", negatives=True, seed=0, activation="dice"
     ]
     roles = ("clicked", "sampled") if negatives else ("clicked",)
     options = {"embedding_size": 3, "mlp_hidden_layers": [5, 4], "use_negsampling": negatives} | options
+    if getattr(kind, "uses_sessions", False):
+        options = {"heads": 1, "session_dropout": 0.0} | options  # Groups are 6 and 3 wide, or 7 and 2.
     return kind(
         num_features=["age"],
         cat_features=["item", "category", "shop", "user"],
@@ -62,7 +64,16 @@ def random_batch(rows, negatives=True, **lengths):
         for role in ("clicked", "sampled") if negatives else ("clicked",):
             batch[f"{role}_{name}"] = random_ids(f"{role}_{name}", torch.as_tensor(lengths.get(name, default)))
     batch["tags"] = random_ids("tags", random_lengths(rows))
-    return batch
+    return batch | {f"{group}.session": sessions_of(batch[f"clicked_{name}"]) for group, name in LONGEST.items()}
+
+
+# The history of each group whose events the sessions of a batch are of; the other pairs' may be shorter.
+LONGEST = {"items": "item", "shops": "shop"}
+
+
+def sessions_of(history):
+    """A session for each event, of one to a few events, which the ids decide."""
+    return history._replace(values=(history.values % 3 == 0).long().cumsum(0))
 
 
 def pad(batch):

@@ -6,21 +6,23 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
-from clicks import make_schema, make_table
+from clicks import timed_schema, timed_table
 
 from dien_fast.data import Group, Pair, fit_encoders
 from dien_fast.errors import DataError
 from dien_fast.models import MODELS
-from dien_fast.training.runs import Run, RunConfig, build_model
+from dien_fast.training.runs import Run, RunConfig, build_model, schema_for
 
 ITEMS = {"item": [3, 9, 77, None], "category": ["a", "c", "never", "b"]}  # 77 and never are not in the vocabulary
+# Of the models whose defaults do not go with embeddings of 4.
+OPTIONS = {"dsin": {"heads": 2}}
 
 
 def make_run(model="dien", **settings):
     torch.manual_seed(0)
-    table, schema = make_table(), make_schema(**settings)
+    table, schema = timed_table(), schema_for(model, timed_schema(**settings))
     encoders = fit_encoders(table, schema)
-    config = RunConfig(schema=schema.to_dict(), model=model, embedding_size=4)
+    config = RunConfig(schema=schema.to_dict(), model=model, embedding_size=4, options=OPTIONS.get(model, {}))
     return Run("run", config, schema, encoders, build_model(config, encoders).eval())
 
 
@@ -48,7 +50,7 @@ def close(got, want):
 @pytest.mark.parametrize("row", [3, 0, 1], ids=["a history", "an empty history", "no history"])
 @pytest.mark.parametrize("model", MODELS)
 def test_one_user_equals_predict(model, row):
-    run, user = make_run(model), make_table().slice(row, 1)
+    run, user = make_run(model), timed_table().slice(row, 1)
     want = run.predict(repeated(user, ITEMS, [0] * 4))
     assert len(set(want.tolist())) > 1
     for items in (ITEMS, pd.DataFrame(ITEMS), pl.DataFrame(ITEMS), pa.table(ITEMS)):
@@ -84,7 +86,7 @@ OFFSETS = [0, 1, 1, 4, 5]
 
 @pytest.mark.parametrize("model", MODELS)
 def test_several_users_equal_predict(model):
-    run, users = make_run(model), make_table().slice(0, 4)
+    run, users = make_run(model), timed_table().slice(0, 4)
     want = run.predict(repeated(users, FLAT, OWNER))
     close(run.score_candidates(users, NESTED), want)
     close(run.score_candidates(users, pl.DataFrame(NESTED)), want)
@@ -93,14 +95,14 @@ def test_several_users_equal_predict(model):
 
 
 def test_several_users_of_a_single_candidate_column():
-    run, users = one_column_run(), make_table().slice(0, 4).select(["hist_item"])
+    run, users = one_column_run(), timed_table().slice(0, 4).select(["hist_item"])
     want = run.predict(repeated(users.append_column("item", pa.array([1] * 4)), {"item": FLAT["item"]}, OWNER))
     close(run.score_candidates(users, NESTED["item"]), want)
     close(run.score_candidates(users, FLAT["item"], np.array(OFFSETS)), want)
 
 
 def test_a_number_may_be_the_candidate_s():
-    run, user = make_run(), make_table().slice(3, 1)
+    run, user = make_run(), timed_table().slice(3, 1)
     items = ITEMS | {"age": [20.0, 30.0, None, 50.0]}
     want = run.predict(repeated(user, items, [0] * 4))
     close(run.score_candidates(user, items), want)
@@ -109,7 +111,7 @@ def test_a_number_may_be_the_candidate_s():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_no_candidates_and_no_users(model):
-    run, users = make_run(model), make_table().slice(0, 2)
+    run, users = make_run(model), timed_table().slice(0, 2)
     nothing = {"item": [], "category": []}
     for found in (
         run.score_candidates(users.slice(0, 1), nothing),
@@ -123,7 +125,7 @@ def test_no_candidates_and_no_users(model):
 
 def test_a_model_without_groups_takes_a_table():
     run = make_run(groups=[])
-    user = make_table().slice(3, 1)
+    user = timed_table().slice(3, 1)
     close(run.score_candidates(user, {"item": [3, 9]}), run.predict(repeated(user, {"item": [3, 9]}, [0, 0])))
     with pytest.raises(
         DataError, match="items must be a table with the columns that are the candidate's, got a list"
@@ -146,7 +148,7 @@ def test_unknown_words_are_counted():
     assert run.unknown["item"] == 4
 
 
-USERS = make_table().slice(0, 3)
+USERS = timed_table().slice(0, 3)
 WRONG = {
     "words for two columns": (
         (USERS[:1], [1, 2]),

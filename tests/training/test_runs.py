@@ -172,7 +172,7 @@ def test_a_table_without_a_feature_is_refused(trained):
 def test_every_kind_of_model_is_trained_and_loaded(tmp_path, model, negatives):
     source = Source("synthetic", rows=300, overrides={"negatives": negatives, "share_vocabulary": False})
     options = {"gru_type": "AIGRU"} if model == "dien" else {}
-    config = RunConfig(model=model, options=options, epochs=1, embedding_size=4)
+    config = RunConfig(model=model, options=options, epochs=1, embedding_size=8)
     train_run(source, config, tmp_path / "run", cpu=True, progress=False, log=lambda line: None)
     run = load(tmp_path / "run")
     assert type(run.model) is MODELS[model]
@@ -350,6 +350,48 @@ def test_a_schema_the_model_cannot_serve_is_a_data_error(trained):
     encoders = dien_fast.data.fit_encoders(clicks.table, Schema.from_dict(settings))
     with pytest.raises(DataError, match="the schema does not fit the model"):
         build_model(RunConfig(schema=settings), encoders)
+
+
+def test_only_a_model_of_sessions_knows_the_times(tmp_path):
+    """The times of the synthetic clicks leave the runs of other models as they were before there were any."""
+    groups = {}
+    for model in MODELS:
+        small_run(tmp_path / model, model=model, embedding_size=8)
+        groups[model] = json.loads((tmp_path / model / "config.json").read_text())["schema"]["groups"][0]
+    pair = {"ad": "itemId", "pos_hist": "histItemIds", "neg_hist": "neg_histItemIds"}
+    assert groups["dien"] == groups["din"] == {"name": "items", "pairs": [pair]}
+    assert groups["dsin"] == {"name": "items", "pairs": [pair], "time": "histTimes", "session_gap": 1800.0}
+    table = synthetic_clicks(rows=20).table.drop_columns(["histTimes"])
+    assert load(tmp_path / "din").predict(table).shape == (20,)
+    with pytest.raises(DataError, match="no column 'histTimes'"):
+        load(tmp_path / "dsin").predict(table)
+
+
+def test_a_model_of_sessions_is_resumed(tmp_path):
+    whole, _ = small_run(tmp_path / "whole", model="dsin", embedding_size=8, epochs=2)
+    small_run(tmp_path / "halves", model="dsin", embedding_size=8, epochs=1)
+    config = RunConfig(model="dsin", epochs=2, embedding_size=8, mlp_hidden=[4], attention_hidden=[4])
+    quiet = {"cpu": True, "progress": False, "log": lambda line: None}
+    resumed = train_run(Source("synthetic", rows=400), config, tmp_path / "halves", resume=True, **quiet)
+    assert str(resumed) == str(whole)  # One of the numbers is NaN.
+    assert 0.5 < whole["best_reachable_auc"] < 1
+
+
+def test_sessions_need_times(tmp_path):
+    path = tmp_path / "clicks.parquet"
+    clicks = synthetic_clicks(rows=200)
+    pa.parquet.write_table(clicks.table, path)
+    (tmp_path / "clicks.toml").write_text(
+        'categorical = ["itemId"]\nsequences = ["histItemIds"]\n'
+        '[[groups]]\nname = "items"\npairs = [{ ad = "itemId", pos_hist = "histItemIds" }]\n'
+    )
+    source = Source(str(path), schema=str(tmp_path / "clicks.toml"))
+    with pytest.raises(
+        DataError, match="dsin reads sessions, so group 'items' of the schema must name a column"
+    ) as e:
+        train_run(source, RunConfig(model="dsin"), tmp_path / "run", cpu=True, progress=False)
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_run_may_be_told_where_its_rows_are_now(run_copy):
