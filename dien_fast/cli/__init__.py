@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import dien_fast
-from dien_fast.cli import evaluate, info, predict, train
+from dien_fast.cli import compare, evaluate, info, predict, train, tune
 from dien_fast.cli.signals import Terminated
 from dien_fast.errors import DienFastError
 
@@ -20,6 +20,8 @@ examples:
   dien-fast evaluate runs/clicks                    metrics on its test rows
   dien-fast predict runs/clicks new.csv --output scored.csv
   dien-fast info runs/clicks                        its settings and metrics
+  dien-fast compare --models din,dien --output compared     over five seeds
+  dien-fast tune --model din --output tuned         a search for good settings
 
 dien-fast COMMAND --help explains each command.
 """
@@ -38,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["info"])  # doctest: +SKIP
         0
     """
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, more = parser.parse_known_args(argv)
+    if more and not hasattr(arguments, "takes_more"):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    arguments.more = more
     try:
         arguments.command(arguments)
     except DienFastError as error:
@@ -70,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dien-fast {dien_fast.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, evaluate, predict, info):
+    for module in (train, evaluate, predict, compare, tune, info):
         module.add_parser(commands)
     return parser
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from typing import Any
 
 from dien_fast.cli.runs import add_run, named_table, report_unknown, test_rows
+from dien_fast.errors import DienFastError
 
 
 def add_parser(commands: Any) -> None:
     """Add the command's parser."""
     parser = commands.add_parser(
-        "evaluate", help="metrics of a run on a table", description="Print AUC, LogLoss and GAUC of a trained run."
+        "evaluate",
+        help="metrics of a run on a table",
+        description="Print AUC, LogLoss, GAUC and the ranking metrics HR, NDCG and MRR of a trained run. What is "
+        "ranked are the rows of a list where the schema names lists, as for --task next, else the rows of a user.",
     )
     add_run(parser)
     parser.add_argument(
@@ -21,6 +26,8 @@ def add_parser(commands: Any) -> None:
         metavar="TABLE",
         help="CSV, TSV or Parquet file with labels, or - for standard input; default: the run's test rows",
     )
+    parser.add_argument("--k", type=int, default=10, metavar="K", help="places of HR and NDCG (default: 10)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object; undefined metrics are null")
     parser.set_defaults(command=run)
 
 
@@ -31,6 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     from dien_fast.training.runs import load
     from dien_fast.training.scoring import evaluate
 
+    if arguments.k < 1:
+        raise DienFastError(f"k must be at least 1, got {arguments.k}")
     trained = load(arguments.run)
     if arguments.table is not None:
         table, source = named_table(arguments.table)
@@ -47,12 +56,14 @@ def run(arguments: argparse.Namespace) -> None:
     for line in warning_lines(dataset, trained.encoders, "evaluated"):
         print(line, file=sys.stderr)
     loader = EpochLoader(dataset, 1024)
-    scores = evaluate(trained.model, loader, progress=not arguments.quiet)
+    scores = evaluate(trained.model, loader, k=arguments.k, progress=not arguments.quiet)
+    del scores["loss"]
+    if arguments.json:
+        known = {name: value if value == value else None for name, value in scores.items()}
+        print(json.dumps({"rows": len(loader.dataset)} | known))
+        return
     print(f"rows: {len(loader.dataset):,}")
-    for name, title in (("auc", "AUC"), ("logloss", "LogLoss"), ("gauc", "GAUC")):
+    for name, value in scores.items():
+        title = {"logloss": "LogLoss"}.get(name, name.upper())
         # NaN: labels of one class only, or no user column.
-        print(
-            f"{title}: {scores[name]:.4f}"
-            if scores[name] == scores[name]
-            else f"{title}: undefined for these rows"
-        )
+        print(f"{title}: {value:.4f}" if value == value else f"{title}: undefined for these rows")

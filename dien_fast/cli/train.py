@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from dien_fast.models import MODELS
 from dien_fast.settings import default_of, rules
 from dien_fast.training.config import RunConfig
 from dien_fast.training.settings import TrainSettings
+from dien_fast.training.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from dien_fast.data.sources import Source
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   dien-fast train --model din --output runs/din     the baseline without interest evolution
+  dien-fast train --task next --first-event 5       which film comes next, told from a sampled one
   dien-fast train --dataset clicks.parquet --schema clicks.toml --output runs/clicks
   dien-fast train --output runs/clicks --resume     go on after an interruption, same settings
   accelerate launch --multi_gpu -m dien_fast.cli train --dataset ...     one process per GPU
@@ -39,6 +42,16 @@ A schema file says what the columns of your table mean:
   [[groups]]                                        candidates with the histories they are compared with
   name = "items"
   pairs = [{ ad = "item", pos_hist = "past_items" }, { ad = "category", pos_hist = "past_categories" }]
+
+That of a log of events, for --task next:
+
+  [events]
+  user = "customer"
+  item = "article"
+  time = "bought_at"                                leave out where the rows stand in order of time
+  item_columns = ["brand"]                          what else is known of the item
+  user_columns = ["country", "age"]
+  numeric = ["age"]                                 those of user_columns that are numbers
 
 The run directory holds best.pt (weights of the best epoch), last.pt (to resume), config.json, encoders/,
 history.csv, loss.png, auc.png and metrics.json. Open it in Python with dien_fast.load(DIRECTORY).
@@ -61,6 +74,25 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
+    _add_options(parser)
+    parser.set_defaults(command=run)
+
+
+def parse(words: Sequence[str], program: str) -> argparse.Namespace:
+    """Read options of this command for another one.
+
+    Args:
+        words: the options.
+        program: what messages call the other command.
+    """
+    parser = argparse.ArgumentParser(
+        program, argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False
+    )
+    _add_options(parser)
+    return parser.parse_args(words)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     _add_data(parser.add_argument_group("data"))
     model = [name for name in rules(RunConfig) if name not in _TRAINING]
     add_settings(parser.add_argument_group("model"), RunConfig, model)
@@ -74,7 +106,6 @@ def add_parser(commands: Any) -> None:
         "--cpu", action="store_true", default=False, help="stay on the CPU though there is a GPU"
     )
     _add_output(parser.add_argument_group("output"))
-    parser.set_defaults(command=run)
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -90,17 +121,40 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--dataset",
         metavar="DATA",
-        help="ml-100k (fetched), synthetic, a MovieLens directory in any layout, or a CSV or Parquet file "
-        "(default: ml-100k)",
+        help="ml-100k (fetched), synthetic, a MovieLens directory in any layout, a directory that the official "
+        "code has prepared, or a CSV or Parquet file (default: ml-100k); for --task next also Amazon reviews "
+        "(reviews_X.json.gz, with meta_X.json.gz beside it), RecBole's X.inter, or X.txt with a user and an item "
+        "a line",
+    )
+    group.add_argument(
+        "--task",
+        choices=["label", "next"],
+        help="label: predict the label of each row; next: tell the item of a user's next event from sampled ones "
+        "(default: label)",
     )
     group.add_argument("--schema", metavar="FILE", help="TOML file that says what the columns mean (see below)")
     group.add_argument("--valid", metavar="FILE", help="validation rows; default: taken from DATA")
     group.add_argument("--test", metavar="FILE", help="test rows; default: taken from DATA")
     group.add_argument(
         "--split",
-        choices=["user", "global", "random"],
-        help="how to divide DATA 80/10/10: user = by each user's own order in time, global = in time over all "
-        "users, random = by chance (default: the first of these that the columns allow)",
+        choices=["user", "users", "global", "random"],
+        help="how to divide DATA 80/10/10: user = by each user's own order in time, users = all rows of a user "
+        "in one part, global = in time over all users, random = by chance (default: users for --task next, else "
+        "user, global or random, the first that the columns allow)",
+    )
+    group.add_argument(
+        "--first-event",
+        type=int,
+        metavar="N",
+        help="of --task next: predict each user's events from the N-th on (default: the last alone)",
+    )
+    group.add_argument(
+        "--sampled", type=int, metavar="N", help="of --task next: items sampled for each event (default: 1)"
+    )
+    group.add_argument(
+        "--sampling",
+        choices=["uniform", "popularity"],
+        help="of --task next: sample every item equally often, or as often as it has events (default: uniform)",
     )
     group.add_argument("--rows", type=int, metavar="N", help="rows of the synthetic data (default: 40000)")
     for name, meaning in (
@@ -142,6 +196,13 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="replace the run in DIR; it stays until the new one has its first checkpoint",
     )
     group.add_argument("--quiet", action="store_true", default=False, help="no progress bar")
+    group.add_argument(
+        "--track",
+        nargs="+",
+        choices=list(TRACKERS),
+        default=[],
+        help="also give settings and metrics to these trackers; TensorBoard's files go to tensorboard/ beside DIR",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -162,6 +223,7 @@ def run(arguments: argparse.Namespace) -> None:
                 cpu=arguments.cpu,
                 num_workers=arguments.workers,
                 progress=not arguments.quiet,
+                track=arguments.track,
             )
     except KeyboardInterrupt as interrupt:
         # Without a checkpoint of its own, a training leaves the run that was there.
@@ -226,4 +288,5 @@ def output_directory(arguments: argparse.Namespace) -> Path:
     """Return the run directory: the one that is named, or one called after the dataset."""
     if "output" in arguments:
         return Path(arguments.output)
-    return Path("runs") / Path(getattr(arguments, "dataset", "ml-100k")).name.split(".")[0]
+    name = Path(getattr(arguments, "dataset", "ml-100k")).name.split(".")[0]
+    return Path("runs") / (f"{name}-next" if getattr(arguments, "task", "label") == "next" else name)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from dien_fast.data.encoders import CategoryEncoder as CategoryEncoder
     from dien_fast.data.encoders import NumericEncoder as NumericEncoder
     from dien_fast.data.encoders import SequenceEncoder as SequenceEncoder
+    from dien_fast.data.event_files import read_events as read_events
+    from dien_fast.data.event_tables import read_event_table as read_event_table
+    from dien_fast.data.events import Events as Events
+    from dien_fast.data.events import NextClicks as NextClicks
+    from dien_fast.data.events import next_clicks as next_clicks
     from dien_fast.data.fitting import Encoders as Encoders
     from dien_fast.data.fitting import fit_encoders as fit_encoders
     from dien_fast.data.movielens import click_table as click_table
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from dien_fast.data.schema import Pair as Pair
     from dien_fast.data.schema import Schema as Schema
     from dien_fast.data.splitting import split_table as split_table
+    from dien_fast.data.splitting import split_users as split_users
     from dien_fast.data.synthetic import SyntheticClicks as SyntheticClicks
     from dien_fast.data.synthetic import shuffle_histories as shuffle_histories
     from dien_fast.data.synthetic import synthetic_clicks as synthetic_clicks
@@ -35,12 +41,15 @@ if TYPE_CHECKING:
 # The public names of each module.
 _NAMES = {
     "dataset": ("ClickDataset", "EpochBatches", "EpochLoader", "pad_batch"),
+    "event_files": ("read_events",),
+    "event_tables": ("read_event_table",),
+    "events": ("Events", "NextClicks", "next_clicks"),
     "encoders": ("CategoryEncoder", "NumericEncoder", "SequenceEncoder"),
     "fitting": ("Encoders", "fit_encoders"),
     "movielens": ("click_table", "fetch_ml_100k", "movielens_schema", "read_movielens"),
     "negatives": ("NegativeSampler",),
     "schema": ("Group", "Pair", "Schema"),
-    "splitting": ("split_table",),
+    "splitting": ("split_table", "split_users"),
     "synthetic": ("SyntheticClicks", "shuffle_histories", "synthetic_clicks"),
     "tables": ("read_table",),
 }

@@ -49,6 +49,14 @@ def as_column(x: Any) -> pa.Array | pa.ChunkedArray:
         raise DataError(f"a column must hold values of one kind: {first_line(error)}") from None
 
 
+def codes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return ``[N]`` int64, equal for equal values, numbered by first appearance."""
+    encoded = as_column(column).dictionary_encode(null_encoding="encode")
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.unify_dictionaries().combine_chunks()
+    return encoded.indices.to_numpy().astype(np.int64)
+
+
 def _ordered(column: pa.Array | pa.ChunkedArray, values: Any) -> pa.Array | pa.ChunkedArray:
     """Return the column made of Python ``values``, unless they are sets."""
     refuse_sets(column.type, values)

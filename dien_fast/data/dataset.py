@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dien_fast.data.checks import check_labels, check_table
-from dien_fast.data.columns import as_column, count_missing, gather_index, offsets_of
+from dien_fast.data.columns import as_column, codes, count_missing, gather_index, offsets_of
 from dien_fast.data.encoders import CategoryEncoder, SequenceEncoder, cut
 from dien_fast.data.fitting import Encoders
 from dien_fast.data.negatives import NegativeSampler
@@ -77,6 +77,7 @@ class ClickDataset(Dataset[Batch]):
     Attributes:
         labels: ``[rows]`` float32, or None.
         users: ``[rows]`` int64 user numbers, or None where the schema names no user.
+        lists: ``[rows]`` int64, equal for rows shown together: by the schema's ``lists``, else ``users``.
         unknown: how many words of each column the encoders do not know.
 
     Raises:
@@ -140,11 +141,15 @@ class ClickDataset(Dataset[Batch]):
 
         self.labels: np.ndarray | None = None
         self.users: np.ndarray | None = None
+        self.lists: np.ndarray | None = None
         if require_label:
             with reading(table, schema.label, source) as column:
                 self.labels = check_labels(column)
             if schema.user is not None:
-                self.users = _number_users(table, schema.user, source)
+                self.users = _number_rows(table, schema.user, "user", source)
+            self.lists = self.users
+            if schema.lists is not None:
+                self.lists = _number_rows(table, schema.lists, "list", source)
 
     def _encode_sequence(self, table: pa.Table, feature: str, encoders: Encoders, source: str) -> None:
         with reading(table, feature, source) as column:
@@ -250,14 +255,13 @@ class ClickDataset(Dataset[Batch]):
         return batch
 
 
-def _number_users(table: pa.Table, column: str, source: str) -> np.ndarray:
-    """Return ``[rows]`` int64: equal numbers for the rows of one user."""
-    users = as_column(get_column(table, column, source))
+def _number_rows(table: pa.Table, column: str, what: str, source: str) -> np.ndarray:
+    """Return ``[rows]`` int64: equal numbers for the rows of one user, or of one list."""
+    names = as_column(get_column(table, column, source))
     try:
-        codes = users.combine_chunks().dictionary_encode(null_encoding="encode")
+        return codes(names)
     except pa.ArrowNotImplementedError:
-        raise DataError(f"{source}: column {column!r}: expected one user a row, got {users.type}") from None
-    return codes.indices.to_numpy().astype(np.int64)
+        raise DataError(f"{source}: column {column!r}: expected one {what} a row, got {names.type}") from None
 
 
 def pad_batch(batch: Batch) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ _META_FIELDS = (
 
 
 def read_events(path: str | Path) -> Events:
-    """Read a log of events, whichever of the known formats it has.
+    r"""Read a log of events, whichever of the known formats it has.
 
     - A directory of MovieLens, in any layout of :func:`read_movielens`: the genres are the item's category.
     - ``reviews_X.json`` or ``.jsonl``, also ``.gz``: Amazon reviews with the field names of 2014, 2018 or 2023;
@@ -50,6 +50,15 @@ def read_events(path: str | Path) -> Events:
 
     Raises:
         DataError: the format is none of these, or the file is not what its name says.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = Path(directory) / "log.txt"
+        ...     _ = path.write_text("ann 1\nann 2\nbob 2\n")
+        ...     events = read_events(path)
+        >>> events.table["item"].to_pylist()
+        ['1', '2', '2']
     """
     path = Path(path)
     if not path.exists():
@@ -94,7 +103,7 @@ def _is_movielens(path: Path) -> bool:
 def _movielens_events(path: Path) -> Events:
     ratings, movies, users = read_movielens(path)
     rows = pc.index_in(ratings["movieId"], value_set=movies["movieId"])
-    genres = pc.fill_null(movies["genres"].take(rows), NO_CATEGORY)
+    genres, notes = _named_categories(ratings["movieId"], movies["genres"].take(rows), "the file of movies")
     table = ratings.append_column("genres", genres)
     columns: list[str] = []
     if users is not None:
@@ -111,6 +120,7 @@ def _movielens_events(path: Path) -> Events:
         user_columns=columns,
         numeric=[name for name in columns if name == "age"],
         source=str(path),
+        notes=notes,
     )
 
 
@@ -130,9 +140,8 @@ def _read_reviews(path: Path) -> Events:
     if description is None:
         return Events(table, source=str(path))
     category = _categories(description, table["item"].unique())
-    return Events(
-        table.append_column("category", category(table["item"])), item_columns=["category"], source=str(path)
-    )
+    named, notes = _named_categories(table["item"], category(table["item"]), description.name)
+    return Events(table.append_column("category", named), item_columns=["category"], source=str(path), notes=notes)
 
 
 def _description_of(path: Path) -> Path | None:
@@ -164,7 +173,20 @@ def _categories(path: Path, items: pa.Array) -> Callable[[pa.ChunkedArray], pa.C
         words.append(_element(paths, last=True))
     known = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())
     category = pa.chunked_array(words, pa.string())
-    return lambda column: pc.fill_null(category.take(pc.index_in(column, value_set=known)), NO_CATEGORY)
+    return lambda column: category.take(pc.index_in(column, value_set=known))
+
+
+def _named_categories(
+    items: pa.ChunkedArray, categories: pa.ChunkedArray, file: str
+) -> tuple[pa.ChunkedArray, list[str]]:
+    """Name the category of events that have none, and return a sentence that counts their items."""
+    nameless = pc.is_null(categories)
+    missing = pc.count_distinct(items.filter(nameless)).as_py()
+    notes = []
+    if missing:
+        total = pc.count_distinct(items).as_py()
+        notes.append(f"{file} has no category for {missing:,} of {total:,} items; theirs is {NO_CATEGORY}")
+    return pc.fill_null(categories, NO_CATEGORY), notes
 
 
 def _fits(value: Any, kind: pa.DataType) -> bool:
@@ -260,6 +282,7 @@ def _read_inter(path: Path) -> Events:
             raise DataError(f"{path}: no field {name!r}; the header has {', '.join(table.column_names)}")
     described = path.with_suffix(".item")
     columns: list[str] = []
+    notes: list[str] = []
     if described.exists():
         items = _read_atomic(described)
         columns = [
@@ -267,9 +290,13 @@ def _read_inter(path: Path) -> Events:
         ]
         rows = pc.index_in(table["item_id"], value_set=items["item_id"])
         for name in columns:
-            table = table.append_column(name, pc.fill_null(items[name].take(rows), NO_CATEGORY))
+            where = f"field {name!r} of {described.name}"
+            values, missing = _named_categories(table["item_id"], items[name].take(rows), where)
+            table, notes = table.append_column(name, values), notes + missing
     time = "timestamp" if "timestamp" in table.column_names else None
-    return Events(table, user="user_id", item="item_id", time=time, item_columns=columns, source=str(path))
+    return Events(
+        table, user="user_id", item="item_id", time=time, item_columns=columns, source=str(path), notes=notes
+    )
 
 
 def _read_atomic(path: Path) -> pa.Table:

@@ -2,7 +2,8 @@
 
 The task is that of the DIEN paper (arXiv 1809.03672, section 5.1): given what a user did before, tell the item
 that came next from items that were drawn. :func:`next_clicks` with ``first=None, by="popularity"`` and
-:func:`split_users` do what the official code does (mouna99/dien, commit 1f314d1), but for what stands in brackets:
+:func:`dien_fast.data.split_users` do what the official code does (mouna99/dien, commit 1f314d1), but for what
+stands in brackets:
 
 - ``script/process_data.py``, ``manual_join``: a user's reviews are sorted by time, ties in the file's order. For
   each review one item is drawn from the list of all reviews, so by popularity, until it is another item than the
@@ -15,14 +16,15 @@ that came next from items that were drawn. :func:`next_clicks` with ``first=None
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dien_fast.data.columns import as_column, gather_index, offsets_of
+from dien_fast.data.columns import as_column, codes, gather_index, offsets_of
 from dien_fast.data.schema import Group, Pair, Schema
 from dien_fast.data.tables import get_column
 from dien_fast.errors import DataError
@@ -46,6 +48,8 @@ class Events:
         user_columns: columns that say more about the user.
         numeric: those of ``user_columns`` that are numbers.
         source: what messages call the events, for example a path.
+        notes: a sentence for everything that a reader should know about the file.
+        settings: those of the :class:`Schema` of the clicks, such as ``min_count``, that are not its defaults.
     """
 
     table: pa.Table
@@ -56,6 +60,8 @@ class Events:
     user_columns: Sequence[str] = ()
     numeric: Sequence[str] = ()
     source: str = "events"
+    notes: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in (self.user, self.item, *([self.time] if self.time else [])):
@@ -68,14 +74,14 @@ class Events:
 
     def sorted(self) -> Events:
         """Return the events sorted by user, in order of first appearance, and time."""
-        users = _codes(self.table[self.user])
+        users = codes(self.table[self.user])
         keys = [users]
         if self.time is not None:
             keys.insert(0, _ranks(self.table[self.time], self.time, self.source))
         order = np.lexsort(keys)
         if (np.diff(order) == 1).all():
             return self
-        return Events(**{**self.__dict__, "table": self.table.take(pa.array(order))})
+        return replace(self, table=self.table.take(pa.array(order)))
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,9 @@ class NextClicks:
     """The clicks of :func:`next_clicks` and what was left out on the way.
 
     Attributes:
-        table: label (1 for the true item, 0 for a drawn one), the user, the time, the item with its columns, and
-            the values of the events before, oldest first, in ``hist_`` and the name of each of these columns.
+        table: label (1 for the true item, 0 for a drawn one), event (the number of the event that is predicted),
+            the user, the time, the item with its columns, and the values of the events before, oldest first, in
+            ``hist_`` and the name of each of these columns.
         schema: what the columns mean.
         notes: a sentence for everything that a reader should know: users left out, equal times, drawn items.
     """
@@ -136,7 +143,7 @@ def next_clicks(
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1 or None, got {max_length}")
     events = events.sorted()
-    user = _codes(events.table[events.user])
+    user = codes(events.table[events.user])
     start = np.flatnonzero(np.diff(user, prepend=-1))
     count = np.diff(start, append=len(user))
     position = np.arange(len(user)) - np.repeat(start, count)
@@ -147,7 +154,7 @@ def next_clicks(
             f"{events.source}: no user has {first or 2} events or more, so there is nothing to predict; "
             f"{len(start)} users have {len(user)} events"
         )
-    item = _codes(events.table[events.item])
+    item = codes(events.table[events.item])
     drawn = _draw(user, item, user[true], negatives, by, seed, events)
     # The event of every row: where its user, time and history come from, and the event that shows its item.
     at = np.repeat(true, negatives + 1)
@@ -163,39 +170,6 @@ def next_clicks(
     before = gather_index(begin, offsets)
     table = _table(events, label, at, of_item, before, offsets)
     return NextClicks(table, _schema(events, max_length), _notes(events, first, count, user, by))
-
-
-def split_users(
-    table: pa.Table, user: str, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
-) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """Return training, validation and test rows that have no user in common, each in the table's order.
-
-    Args:
-        table: the rows.
-        user: column that names the user.
-        fractions: the shares of the users.
-        seed: equal seeds choose equal users.
-
-    Example:
-        >>> table = pa.table({"user": [1, 1, 2, 3, 3, 4]})
-        >>> [sorted(set(part["user"].to_pylist())) for part in split_users(table, "user", (0.5, 0.25, 0.25))]
-        [[2, 3], [1], [4]]
-    """
-    users = _codes(get_column(table, user, "table"))
-    total = int(users.max(initial=-1)) + 1
-    bounds = np.round(np.cumsum(fractions)[:2] * total).astype(np.int64)
-    rank = np.random.default_rng(seed).permutation(total)
-    part = np.searchsorted(bounds, rank, side="right")[users]
-    train, valid, test = (table.filter(pa.array(part == number)) for number in range(3))
-    return train, valid, test
-
-
-def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    """Return ``[N]`` int64, equal for equal values, numbered by first appearance."""
-    encoded = as_column(column).dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().combine_chunks()
-    return encoded.indices.to_numpy().astype(np.int64)
 
 
 def _ranks(column: pa.ChunkedArray, name: str, source: str) -> np.ndarray:
@@ -255,7 +229,7 @@ def _draw(
 def _table(
     events: Events, label: np.ndarray, at: np.ndarray, of_item: np.ndarray, before: np.ndarray, offsets: np.ndarray
 ) -> pa.Table:
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {"label": pa.array(label)}
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {"label": pa.array(label), "event": pa.array(at)}
     for name in (events.user, *([events.time] if events.time else []), *events.user_columns):
         columns[name] = events.table[name].take(pa.array(at))
     for name in (events.item, *events.item_columns):
@@ -267,19 +241,20 @@ def _table(
 
 def _schema(events: Events, max_length: int | None) -> Schema:
     described = [events.item, *events.item_columns]
-    return Schema(
+    schema = Schema(
         user=events.user,
         time=events.time,
+        lists="event",
         numeric=list(events.numeric),
         categorical=[*described, *(name for name in events.user_columns if name not in events.numeric)],
         sequences=[f"hist_{name}" for name in described],
         groups=[Group("events", [Pair(name, f"hist_{name}") for name in described])],
-        max_length=max_length,
     )
+    return Schema.from_dict(schema.to_dict() | dict(events.settings) | {"max_length": max_length}, events.source)
 
 
 def _notes(events: Events, first: int | None, count: np.ndarray, user: np.ndarray, by: str) -> tuple[str, ...]:
-    notes = []
+    notes = list(events.notes)
     short = int((count < (first or 2)).sum())
     if short:
         notes.append(

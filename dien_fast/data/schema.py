@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,8 @@ class Schema:
         label: column with 1 for a click and 0 for none.
         user: column that names the user (per-user splits and GAUC), or None.
         time: column that orders the rows (splits), or None.
+        lists: column that is equal for the rows that were shown together, such as those of an impression, whose
+            order the ranking metrics judge; None takes all rows of a user.
         numeric: columns of numbers.
         categorical: columns with one word (text or whole number) each, candidates included.
         sequences: columns with many words each: pooled ones, and the histories of ``groups``.
@@ -104,6 +106,7 @@ class Schema:
     label: str = "label"
     user: str | None = None
     time: str | None = None
+    lists: str | None = None
     numeric: list[str] = field(default_factory=list)
     categorical: list[str] = field(default_factory=list)
     sequences: list[str] = field(default_factory=list)
@@ -126,7 +129,7 @@ class Schema:
     def columns(self) -> set[str]:
         """Return the names of all columns that a table should have, the negatives' where they are read."""
         names = {self.label, *self.numeric, *self.categorical, *self.sequences}
-        names |= {name for name in (self.user, self.time) if name is not None}
+        names |= {name for name in (self.user, self.time, self.lists) if name is not None}
         names |= set(self.event_times())
         return names | set(self.negative_features() if self.negatives == "columns" else [])
 
@@ -186,12 +189,15 @@ class Schema:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values for JSON or TOML; :meth:`from_dict` reverses it.
 
-        A group without times has no keys for them, as in the runs of versions that knew none.
+        Where there are no lists, or a group has no times, there are no keys for them, as in the runs of versions
+        that knew none.
         """
         settings = asdict(self)
         for group in settings["groups"]:
             if not group["time"]:
                 del group["time"], group["session_gap"]
+        if self.lists is None:
+            del settings["lists"]
         return settings
 
     @classmethod
@@ -206,7 +212,7 @@ class Schema:
             DataError: an unknown, contradictory or wrongly typed setting.
         """
         try:
-            _check_keys(settings, [item.name for item in fields(cls)], "the schema")
+            check_keys(settings, [item.name for item in fields(cls)], "the schema")
             known = dict(settings)
             if "groups" in known:
                 known["groups"] = _groups(known["groups"])
@@ -234,27 +240,47 @@ class Schema:
         Raises:
             DataError: the file is missing, is not TOML, or holds a wrong setting.
         """
-        try:
-            content = Path(path).read_bytes()
-            check_utf8(content, str(path))
-            # Editors of Windows put a byte order mark before the text, which TOML does not allow.
-            settings = tomllib.loads(content.decode("utf-8-sig"))
-        except OSError as error:
-            raise DataError(f"{path}: cannot read the schema file: {error.strerror}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise DataError(f"{path}: the schema file is not valid TOML: {error}") from None
-        return cls.from_dict(settings, source=str(path))
+        return cls.from_dict(read_toml(path), source=str(path))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Return the settings of a schema file.
+
+    Raises:
+        DataError: the file is missing or is not TOML.
+    """
+    try:
+        content = Path(path).read_bytes()
+        check_utf8(content, str(path))
+        # Editors of Windows put a byte order mark before the text, which TOML does not allow.
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the schema file: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path}: the schema file is not valid TOML: {error}") from None
+
+
+def check_keys(settings: Mapping[str, Any], known: list[str], where: str, required: Iterable[str] = ()) -> None:
+    """Refuse settings that are not known, and required ones that are not there."""
+    for key in settings:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}" if close else f"expected some of {', '.join(known)}"
+            raise DataError(f"{where} has no setting {key!r}; {hint}")
+    for key in required:
+        if key not in settings:
+            raise DataError(f"{where} lacks the setting {key!r}")
 
 
 def _groups(settings: Any) -> list[Group]:
     groups = []
     for index, group in enumerate(_list_of_tables(settings, "groups")):
         where = f"groups[{index}]"
-        _check_keys(group, [item.name for item in fields(Group)], where, required=["name", "pairs"])
+        check_keys(group, [item.name for item in fields(Group)], where, required=["name", "pairs"])
         pairs = []
         for number, pair in enumerate(_list_of_tables(group["pairs"], f"{where}.pairs")):
             names = ["ad", "pos_hist", "neg_hist"]
-            _check_keys(pair, names, f"{where}.pairs[{number}]", required=names[:2])
+            check_keys(pair, names, f"{where}.pairs[{number}]", required=names[:2])
             pairs.append(Pair(**pair))
         groups.append(Group(**(group | {"pairs": pairs})))
     return groups
@@ -266,21 +292,10 @@ def _list_of_tables(value: Any, where: str) -> list[dict[str, Any]]:
     return value
 
 
-def _check_keys(settings: dict[str, Any], known: list[str], where: str, required: Iterable[str] = ()) -> None:
-    for key in settings:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}" if close else f"expected some of {', '.join(known)}"
-            raise DataError(f"{where} has no setting {key!r}; {hint}")
-    for key in required:
-        if key not in settings:
-            raise DataError(f"{where} lacks the setting {key!r}")
-
-
 def _check_types(schema: Schema) -> None:
     if not isinstance(schema.label, str) or not schema.label:
         raise DataError(f"label must be the name of a column, got {schema.label!r}")
-    for name in ("user", "time"):
+    for name in ("user", "time", "lists"):
         value = getattr(schema, name)
         if value is not None and (not isinstance(value, str) or not value):
             raise DataError(f"{name} must be the name of a column, got {value!r}")

@@ -1,4 +1,4 @@
-"""Train, validation and test rows, divided in time."""
+"""Train, validation and test rows, divided in time or by user."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dien_fast.data.columns import as_column, first_row, is_text
+from dien_fast.data.columns import as_column, codes, first_row, is_text
 from dien_fast.data.tables import get_column
 from dien_fast.errors import DataError
 
@@ -56,6 +56,40 @@ def split_table(
     times = _ranks(table, time, source)
     users = _ranks(table, user, source) if how == "user" else np.zeros(len(times), np.int64)
     part = _parts(users, times, fractions)
+    train, valid, test = (table.filter(pa.array(part == number)) for number in range(3))
+    return train, valid, test
+
+
+def split_users(
+    table: pa.Table,
+    user: str,
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    *,
+    source: str = "table",
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Return training, validation and test rows that have no user in common, each in the table's order.
+
+    Args:
+        table: the rows.
+        user: column that names the user.
+        fractions: the shares of the users.
+        seed: equal seeds choose equal users.
+        source: what error messages call the table.
+
+    Raises:
+        DataError: the column is missing.
+
+    Example:
+        >>> table = pa.table({"user": [1, 1, 2, 3, 3, 4]})
+        >>> [sorted(set(part["user"].to_pylist())) for part in split_users(table, "user", (0.5, 0.25, 0.25))]
+        [[2, 3], [1], [4]]
+    """
+    users = codes(get_column(table, user, source))
+    total = int(users.max(initial=-1)) + 1
+    bounds = np.round(np.cumsum(fractions)[:2] * total).astype(np.int64)
+    rank = np.random.default_rng(seed).permutation(total)
+    part = np.searchsorted(bounds, rank, side="right")[users]
     train, valid, test = (table.filter(pa.array(part == number)) for number in range(3))
     return train, valid, test
 

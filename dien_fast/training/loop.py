@@ -58,6 +58,7 @@ def fit(
     accelerator: Accelerator | None = None,
     progress: bool = True,
     log: Callable[[str], None] | None = None,
+    on_epoch: Callable[[Mapping[str, float]], None] | None = None,
     **changes: Any,
 ) -> pd.DataFrame:
     """Train ``model`` with Adam and leave the weights of the best epoch in it.
@@ -85,6 +86,8 @@ def fit(
         accelerator: one of your own; its device, precision and gradient accumulation count.
         progress: show a progress bar on stderr.
         log: takes the line printed after each epoch; None prints it to stdout.
+        on_epoch: takes the row of the history after each epoch, in the first process; what it raises ends the
+            training.
         changes: single settings by name, such as ``epochs=2``; they replace those of ``settings``.
 
     Returns:
@@ -123,6 +126,8 @@ def fit(
                     if files is not None:
                         files.save(trainer.state)
                     (log or print_line)(epoch_line(trainer.state.history[-1]))
+                    if on_epoch is not None:
+                        on_epoch(trainer.state.history[-1])
             accelerator.wait_for_everyone()
             trainer.state.restore_best()
             if files is not None and trainer.state.history and accelerator.is_main_process:

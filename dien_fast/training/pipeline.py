@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from dien_fast.training.loop import fit, print_line, seed_everything
 from dien_fast.training.metrics import auc
 from dien_fast.training.runs import build_model, prepare_directory, schema_for
 from dien_fast.training.scoring import evaluate
+from dien_fast.training.trackers import check_trackers, start_trackers, track_epoch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 # Sequences scored in eval mode need no gradients, so more of them fit at once.
 _SCORING_BATCH = 1024
+# The places that ranking metrics look at.
+RANKS = 10
 
 
 def train_run(
@@ -43,6 +47,8 @@ def train_run(
     num_workers: int = 0,
     progress: bool = True,
     log: Callable[[str], None] = print_line,
+    track: Sequence[str] = (),
+    on_epoch: Callable[[Mapping[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Read the data, train, and report the metrics of the best epoch.
 
@@ -59,10 +65,13 @@ def train_run(
         num_workers: processes that prepare batches beside this one; 0 prepares them in the loop.
         progress: show progress bars on stderr.
         log: takes each line of the report; under several processes rank 0 alone reports.
+        track: trackers that get the settings and the metrics of each epoch: "tensorboard", "mlflow", "wandb".
+        on_epoch: as in :func:`dien_fast.training.fit`.
 
     Returns:
         What ``metrics.json`` holds: best_epoch, valid_auc, valid_logloss, valid_gauc, test_auc, test_logloss,
-        test_gauc, and for synthetic data best_reachable_auc.
+        test_gauc, the test rows' ranking metrics as test_hr@10, test_ndcg@10 and test_mrr, and for synthetic data
+        best_reachable_auc.
 
     Raises:
         DienFastError: one of its kinds, for whatever is wrong with data, settings or directory.
@@ -70,6 +79,7 @@ def train_run(
     Example:
         >>> train_run(Source("synthetic"), RunConfig(epochs=2), "runs/synthetic")  # doctest: +SKIP
     """
+    check_trackers(track)
     accelerator = make_accelerator(config.mixed_precision, config.gradient_accumulation, cpu)
     say = log if accelerator.is_main_process else _say_nothing
     with RunDirectory(directory) as run:
@@ -86,6 +96,7 @@ def train_run(
         accelerator.wait_for_everyone()
         if resume:
             say(f"resuming {directory}")
+        start_trackers(accelerator, track, run.path, asdict(prepared.config))
         history = fit(
             prepared.model,
             prepared.train,
@@ -98,9 +109,11 @@ def train_run(
             accelerator=accelerator,
             progress=progress,
             log=log,
+            on_epoch=_each(partial(track_epoch, accelerator), on_epoch),
         )
-        scores = evaluate(prepared.model, prepared.test, aux_weight=config.aux_weight, progress=progress)
+        scores = evaluate(prepared.model, prepared.test, aux_weight=config.aux_weight, k=RANKS, progress=progress)
         metrics = _metrics(history, scores, prepared)
+        track_epoch(accelerator, {"epoch": metrics["best_epoch"]} | {f"test_{k}": v for k, v in scores.items()})
         if accelerator.is_main_process:
             write_json(run.path / "metrics.json", metrics)
     for line in report(metrics, directory):
@@ -170,6 +183,7 @@ def _description(prepared: _Prepared, accelerator: Accelerator) -> list[str]:
     return [
         f"data: {prepared.config.data['dataset']}, {counts[0]}, {counts[1]} and {counts[2]} rows",
         prepared.tables.split,
+        *prepared.tables.notes,
         *vocabulary_lines(prepared.encoders, parts),
         *warning_lines(prepared.train.dataset, prepared.encoders, "training"),
         f"model: {_describe(prepared.config, prepared.model)}; {_describe_device(accelerator)}",
@@ -244,7 +258,7 @@ def _metrics(history: pd.DataFrame, scores: dict[str, float], prepared: _Prepare
     best = history.loc[history["valid_auc"].idxmax()]
     metrics: dict[str, Any] = {"best_epoch": int(best["epoch"]), "epochs": len(history)}
     metrics |= {f"valid_{name}": float(best[f"valid_{name}"]) for name in ("auc", "logloss", "gauc")}
-    metrics |= {f"test_{name}": scores[name] for name in ("auc", "logloss", "gauc")}
+    metrics |= {f"test_{name}": value for name, value in scores.items() if name != "loss"}
     tables, in_time = prepared.tables, MODELS[prepared.config.model].uses_sessions
     best_column = tables.best_column_in_time if in_time else tables.best_column
     if best_column is not None:
@@ -271,6 +285,17 @@ def _describe_device(accelerator: Any) -> str:
     if accelerator.num_processes > 1:
         where += f", {accelerator.num_processes} processes"
     return where
+
+
+def _each(*takers: Callable[[Mapping[str, float]], None] | None) -> Callable[[Mapping[str, float]], None]:
+    """Return a function that gives a row of the history to each of ``takers``."""
+
+    def take(row: Mapping[str, float]) -> None:
+        for taker in takers:
+            if taker is not None:
+                taker(row)
+
+    return take
 
 
 def _say_nothing(line: str) -> None:

@@ -43,6 +43,27 @@ def plot_history(history: pd.DataFrame, directory: str | Path) -> tuple[Path, Pa
     return paths
 
 
+def plot_comparison(table: pd.DataFrame, path: str | Path) -> Path:
+    """Draw the mean test AUC of each variant with its standard deviation over the seeds.
+
+    Args:
+        table: from :func:`dien_fast.training.comparison.summary`.
+        path: the PNG to write.
+
+    Example:
+        >>> plot_comparison(table, "table.png")  # doctest: +SKIP
+    """
+    figure, axes = _figure(7.0, 1.2 + 0.36 * len(table))
+    places = np.arange(len(table))
+    spread = table["auc_std"].fillna(0.0)
+    axes.errorbar(table["auc"], places, xerr=spread, fmt="o", color=_COLOURS[0], capsize=3)
+    axes.axvline(table["auc"][0], color="0.7", linewidth=1, zorder=0)
+    axes.set_yticks(places, table["variant"])
+    axes.invert_yaxis()
+    axes.set(xlabel="test AUC, mean and standard deviation over the seeds")
+    return _save(figure, Path(path))
+
+
 def plot_attention(
     scores: np.ndarray, candidates: Sequence[str], steps: Sequence[str], path: str | Path, title: str = ""
 ) -> Path:

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: nn.Module, loader: EpochLoader, *, aux_weight: float = 1.0, progress: bool = False
+    model: nn.Module,
+    loader: EpochLoader,
+    *,
+    aux_weight: float = 1.0,
+    k: int | None = None,
+    progress: bool = False,
 ) -> dict[str, float]:
     """Score every row of the loader's dataset once, in eval mode, and compare with the labels.
 
@@ -26,10 +31,12 @@ def evaluate(
         model: as in :func:`fit`; its device is used.
         loader: batches, not shuffled; of several ranks each scores its own part.
         aux_weight: weight of the auxiliary loss in ``loss``, where the batches have negatives.
+        k: places looked at by the ranking metrics of the schema's lists; None leaves these metrics out.
         progress: show a progress bar on stderr.
 
     Returns:
-        loss (the training objective), auc, logloss (nats a row), gauc (NaN without users).
+        loss (the training objective), auc, logloss (nats a row), gauc (NaN without users), and with ``k`` those
+        of :func:`dien_fast.training.metrics.ranking` (NaN without lists or users).
 
     Example:
         >>> evaluate(model, test_loader)  # doctest: +SKIP
@@ -44,12 +51,17 @@ def evaluate(
         )
     probabilities = torch.from_numpy(logits.astype(np.float64)).sigmoid().numpy()
     log_loss = metrics.log_loss(labels, probabilities)
-    return {
+    scores = {
         "loss": log_loss + aux_weight * aux_loss,
         "auc": metrics.auc(labels, logits),
         "logloss": log_loss,
         "gauc": float("nan") if users is None else metrics.gauc(labels, logits, users),
     }
+    if k is not None:
+        lists = loader.dataset.lists
+        # Lists of one row have nothing to rank.
+        scores |= metrics.ranking(labels, logits, np.arange(len(labels)) if lists is None else lists, k)
+    return scores
 
 
 def predict(model: nn.Module, loader: EpochLoader, *, progress: bool = False) -> np.ndarray:

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dien_fast.data.events import Events, next_clicks, split_users
+from dien_fast.data.events import Events, next_clicks
+from dien_fast.data.splitting import split_users
 from dien_fast.errors import DataError
 
 

@@ -136,7 +136,7 @@ def test_the_schema_may_be_overridden(shop):
     [
         ({"split": "user"}, "--split user needs a user column"),
         ({"split": "global"}, "--split global needs a time column"),
-        ({"split": "weekly"}, "split must be one of user, global, random, got 'weekly'"),
+        ({"split": "weekly"}, "split must be one of user, users, global, random, got 'weekly'"),
         ({"valid": "nothing.csv"}, "nothing.csv: no such file"),
         ({"overrides": {"min_count": 0}}, "min_count must be a whole number"),
     ],

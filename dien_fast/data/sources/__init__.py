@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from dien_fast.data.checks import check_table
 from dien_fast.data.schema import Schema
 from dien_fast.data.sources.base import SourceKind, SourceRows, SourceSettings
 from dien_fast.data.sources.dividing import SPLITS, Parts, divide
 from dien_fast.data.sources.movielens import MovieLensSource, cache_directory
+from dien_fast.data.sources.next_event import NextEventSource
+from dien_fast.data.sources.official import OfficialSource
 from dien_fast.data.sources.synthetic import SyntheticSource
 from dien_fast.data.sources.table import TableSource
 from dien_fast.errors import DataError
@@ -19,6 +21,7 @@ __all__ = [
     "LOAD_STEPS",
     "OVERRIDES",
     "SPLITS",
+    "TASKS",
     "Parts",
     "Source",
     "SourceKind",
@@ -31,7 +34,16 @@ __all__ = [
 OVERRIDES = ("negatives", "exclude_clicked", "min_count", "max_length", "share_vocabulary")
 
 # The first kind that matches a source reads it.
-KINDS: tuple[SourceKind, ...] = (SyntheticSource(), MovieLensSource(), TableSource())
+KINDS: tuple[SourceKind, ...] = (
+    NextEventSource(),
+    OfficialSource(),
+    SyntheticSource(),
+    MovieLensSource(),
+    TableSource(),
+)
+
+# "label": tell the rows with label 1 from those with 0; "next": tell the item of a user's next event from others.
+TASKS = ("label", "next")
 
 # Reading, checking and dividing.
 LOAD_STEPS = 3
@@ -42,12 +54,19 @@ class Source(SourceSettings):
     """A description of where the rows come from, short enough to be stored with the run.
 
     Attributes:
-        dataset: "ml-100k", "synthetic", a MovieLens directory, or the path of a table.
+        dataset: "ml-100k", "synthetic", a MovieLens directory, a directory that the official code has prepared, or
+            the path of a table; with ``task="next"`` a log of events (see :func:`dien_fast.data.read_events`).
         schema: path of the TOML schema of a table; not for the others, which know theirs.
         valid: path of a table with the validation rows; None takes a tenth of ``dataset``.
         test: path of a table with the test rows; None takes a tenth of ``dataset``.
-        split: "user", "global" or "random"; None takes the first that the schema's columns allow.
+        split: "user", "users", "global" or "random"; None takes what the source says, else the first of "user",
+            "global" and "random" that the schema's columns allow.
         rows: how many rows of synthetic data.
+        task: "label" predicts the label of each row, "next" which item a user's next event has.
+        first_event: of the task "next", the first event of a user to predict, counted from 1; None predicts the
+            last alone.
+        sampled: of the task "next", the items sampled as not clicked for each event.
+        sampling: "uniform" samples every item equally often, "popularity" as often as it has events.
         overrides: settings of the schema (those in ``OVERRIDES``) that replace its own.
 
     Example:
@@ -74,11 +93,7 @@ class Source(SourceSettings):
         Raises:
             DataError: if a file, column or setting is not what it should be.
         """
-        if self.split is not None and self.split not in SPLITS:
-            raise DataError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
-        for name in ("schema", "valid", "test"):
-            if getattr(self, name) is not None and name not in self.kind.takes:
-                raise DataError(f"--{name} goes with a table of your own, not with --dataset {self.dataset}")
+        self._check()
         rows = self.kind.read(self, seed)
         if rows.table.num_rows == 0:
             raise DataError(f"{self.dataset}: the table has no rows")
@@ -90,3 +105,22 @@ class Source(SourceSettings):
         parts = divide(replace(rows, schema=schema), self, seed)
         step()
         return parts
+
+    def _check(self) -> None:
+        """Refuse settings that do not exist or do not go together."""
+        for name, choices in (("task", TASKS), ("split", SPLITS)):
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise DataError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        where = "--task next" if self.task == "next" else f"--dataset {self.dataset}"
+        for name in ("schema", "valid", "test"):
+            if getattr(self, name) is not None and name not in self.kind.takes:
+                raise DataError(f"--{name} goes with a table of your own, not with {where}")
+        for item in fields(SourceSettings):
+            changed = getattr(self, item.name) != item.default
+            if (
+                item.name in ("first_event", "sampled", "sampling")
+                and changed
+                and item.name not in self.kind.takes
+            ):
+                raise DataError(f"--{item.name.replace('_', '-')} goes with --task next")

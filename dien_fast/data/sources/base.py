@@ -23,6 +23,10 @@ class SourceSettings:
     test: str | None = None
     split: str | None = None
     rows: int = 40_000
+    task: str = "label"
+    first_event: int | None = None
+    sampled: int = 1
+    sampling: str = "uniform"
     overrides: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -32,7 +36,8 @@ class SourceSettings:
         Raises:
             CheckpointError: if it stored something else.
         """
-        known = set(settings) == {item.name for item in fields(cls)}
+        # Settings that came later have their defaults.
+        known = {"dataset", "overrides"} <= set(settings) <= {item.name for item in fields(cls)}
         if not (known and isinstance(settings["overrides"], dict) and isinstance(settings["dataset"], str)):
             raise CheckpointError(f"{Path(directory) / 'config.json'} does not say where the run's rows came from")
         return cls(**settings)
@@ -47,19 +52,25 @@ class SourceRows:
         schema: what their columns mean.
         best_column: the column with the best prediction that is possible, where it is known.
         best_column_in_time: the same for models that know when the events of a history were.
+        split: how to divide them unless the settings say so, and the reason; None decides by the schema.
+        test: test rows that the source keeps apart, and what messages call them.
+        notes: a sentence for everything that a reader should know about the rows.
     """
 
     table: pa.Table
     schema: Schema
     best_column: str | None = None
     best_column_in_time: str | None = None
+    split: tuple[str, str] | None = None
+    test: tuple[pa.Table, str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class SourceKind(ABC):
     """A kind of source. A new kind is a file with a subclass, and a line in ``KINDS`` of the package.
 
     Attributes:
-        takes: which of the settings ``schema``, ``valid`` and ``test`` go with it.
+        takes: which of the settings ``schema``, ``valid``, ``test`` and those of the task "next" go with it.
     """
 
     takes: ClassVar[tuple[str, ...]] = ()

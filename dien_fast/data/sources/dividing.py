@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,11 +11,13 @@ import pyarrow as pa
 
 from dien_fast.data.schema import Schema
 from dien_fast.data.sources.base import SourceRows, SourceSettings
-from dien_fast.data.splitting import most_moments, split_table
+from dien_fast.data.splitting import most_moments, split_table, split_users
 from dien_fast.data.tables import read_table
 from dien_fast.errors import DataError
 
-SPLITS = ("user", "global", "random")
+# The columns that a split needs.
+_NEEDS = {"user": ("user", "time"), "users": ("user",), "global": ("time",), "random": ()}
+SPLITS = ("user", "users", "global", "random")
 
 
 class _Shares(NamedTuple):
@@ -35,6 +38,7 @@ class Parts:
         checked: which of the three were checked, as part of the table that they were divided from.
         best_column: the column with the best prediction that is possible, where it is known.
         best_column_in_time: the same for models that know when the events of a history were.
+        notes: a sentence for everything that a reader should know about the rows.
     """
 
     train: pa.Table
@@ -46,6 +50,7 @@ class Parts:
     checked: tuple[bool, bool, bool] = (False, False, False)
     best_column: str | None = None
     best_column_in_time: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def divide(rows: SourceRows, settings: SourceSettings, seed: int) -> Parts:
@@ -61,46 +66,66 @@ def divide(rows: SourceRows, settings: SourceSettings, seed: int) -> Parts:
             cannot be read.
     """
     table, schema = rows.table, rows.schema
-    how = settings.split or _best_split(schema)
-    parts = list(_split(table, schema, how, _shares(settings), seed, settings.dataset))
+    how, reason = _chosen_split(rows, settings)
+    given = _given_parts(rows, settings)
+    parts = list(_split(table, schema, how, _shares(given), seed, settings.dataset))
     names = [f"{settings.dataset} ({part} rows)" for part in ("training", "validation", "test")]
-    files = {number: path for number, path in ((1, settings.valid), (2, settings.test)) if path is not None}
-    for number, path in files.items():
-        parts[number], names[number] = read_table(path, schema), path
-    if len(files) == 2:
+    for number, (part, name) in given.items():
+        parts[number], names[number] = part, name
+    if len(given) == 2:
         names[0] = settings.dataset
     for number, name in enumerate(names):
         if parts[number].num_rows == 0:
             # A file that was given in place of a part holds none itself.
-            reason = "the table has no rows" if number in files else _why_none(table, schema, how)
-            raise DataError(f"{name}: there are none; {reason}")
+            why = "the table has no rows" if number in given else _why_none(table, schema, how)
+            raise DataError(f"{name}: there are none; {why}")
     return Parts(
         parts[0],
         parts[1],
         parts[2],
         schema,
         (names[0], names[1], names[2]),
-        split=_describe(how, settings, schema),
-        checked=(True, 1 not in files, 2 not in files),
+        split=_describe(how, reason, settings, schema),
+        checked=(True, 1 not in given, 2 not in given),
         best_column=rows.best_column,
         best_column_in_time=rows.best_column_in_time,
+        notes=rows.notes,
     )
 
 
-def _shares(settings: SourceSettings) -> _Shares:
-    """Return the shares of the table that the parts get; what a file provides stays with the training rows."""
+def _given_parts(rows: SourceRows, settings: SourceSettings) -> dict[int, tuple[pa.Table, str]]:
+    """Return the parts that are not taken from the table, by number, and what messages call them."""
+    given = {} if rows.test is None else {2: rows.test}
+    for number, path in ((1, settings.valid), (2, settings.test)):
+        if path is not None:
+            given[number] = (read_table(path, rows.schema), path)
+    return given
+
+
+def _shares(given: Container[int]) -> _Shares:
+    """Return the shares of the table that the parts get; that of a given part stays with the training rows."""
     train, valid, test = _Shares()
-    if settings.valid is not None:
+    if 1 in given:
         train, valid = train + valid, 0.0
-    if settings.test is not None:
+    if 2 in given:
         train, test = train + test, 0.0
     return _Shares(train, valid, test)
 
 
-def _best_split(schema: Schema) -> str:
-    if schema.time is None:
-        return "random"
-    return "global" if schema.user is None else "user"
+def _chosen_split(rows: SourceRows, settings: SourceSettings) -> tuple[str, str]:
+    """Return how the rows are divided, and why so."""
+    if settings.split is not None:
+        return settings.split, "as asked for"
+    if rows.split is not None:
+        return rows.split
+    if rows.schema.time is None:
+        return (
+            "random",
+            "since the schema names no time column: training may know what comes after the test rows",
+        )
+    if rows.schema.user is None:
+        return "global", "since the schema names a time but no user"
+    return "user", "since the schema names user and time"
 
 
 def _split(
@@ -117,8 +142,10 @@ def _split(
     if shares.train == 1.0:
         return table, table.slice(0, 0), table.slice(0, 0)
     for setting, column in (("user", schema.user), ("time", schema.time)):
-        if column is None and (how == "user" or setting == "time"):
+        if column is None and setting in _NEEDS[how]:
             raise DataError(f"--split {how} needs a {setting} column: name it in the schema as {setting} = ...")
+    if how == "users":
+        return split_users(table, schema.user or "", shares, seed, source=source)
     return split_table(table, how, shares, user=schema.user or "", time=schema.time or "", source=source)
 
 
@@ -130,6 +157,8 @@ def _why_none(table: pa.Table, schema: Schema, how: str) -> str:
             "--split user puts the last tenths of each user's rows aside, but no user has rows at more than "
             f"{most} different {'time' if most == 1 else 'times'}"
         )
+    elif how == "users":
+        reason = "--split users keeps a tenth of the users apart for each, but the table has too few users"
     elif how == "global":
         reason = (
             f"--split global divides the rows in time, but of {table.num_rows} rows too many have the same time"
@@ -144,19 +173,13 @@ def _why_none(table: pa.Table, schema: Schema, how: str) -> str:
     return reason
 
 
-def _describe(how: str, settings: SourceSettings, schema: Schema) -> str:
+def _describe(how: str, reason: str, settings: SourceSettings, schema: Schema) -> str:
     if settings.valid is not None and settings.test is not None:
         return f"split: none, since validation and test rows are files ({settings.valid}, {settings.test})"
     meaning = {
         "user": f"each user's own rows in the order of {schema.time!r}",
+        "users": "all rows of a user in one part",
         "global": f"all rows in the order of {schema.time!r}",
         "random": "by chance",
     }
-    line = f"split: {how}, {meaning[how]}"
-    if settings.split is not None:
-        return f"{line}, as asked for"
-    if schema.time is None:
-        return f"{line}, since the schema names no time column: training may know what comes after the test rows"
-    if schema.user is None:
-        return f"{line}, since the schema names a time but no user"
-    return f"{line}, since the schema names user and time"
+    return f"split: {how}, {meaning[how]}, {reason}"

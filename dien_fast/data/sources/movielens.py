@@ -8,7 +8,7 @@ from pathlib import Path
 from dien_fast.data.movielens import click_table, fetch_ml_100k, movielens_schema, read_movielens
 from dien_fast.data.sources.base import SourceKind, SourceRows, SourceSettings
 
-_NAME = "ml-100k"
+ML_100K = "ml-100k"
 
 
 class MovieLensSource(SourceKind):
@@ -19,14 +19,14 @@ class MovieLensSource(SourceKind):
         path = Path(settings.dataset)
         if settings.schema is not None:
             # A folder of that name with a schema is a table.
-            return settings.dataset == _NAME and not path.exists()
-        return settings.dataset == _NAME or path.is_dir()
+            return settings.dataset == ML_100K and not path.exists()
+        return settings.dataset == ML_100K or path.is_dir()
 
     def read(self, settings: SourceSettings, seed: int) -> SourceRows:
         """Read the ratings and make rows of clicks of them."""
         path = Path(settings.dataset)
         if not path.exists():
-            path = fetch_ml_100k(cache_directory() / _NAME)
+            path = fetch_ml_100k(cache_directory() / ML_100K)
         table = click_table(*read_movielens(path), max_length=settings.overrides.get("max_length", 50))
         return SourceRows(table, movielens_schema(table))
 

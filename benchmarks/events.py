@@ -1,0 +1,107 @@
+"""Times the conversion of a file of reviews to rows of clicks, in a process of its own.
+
+    python benchmarks/events.py [--events 1000000]
+
+The file has the fields, and about the size of a line, of the Amazon reviews of 2014 (texts of about 400 bytes),
+and descriptions of the items beside it; both are compressed with gzip. What is timed is reading both, sorting,
+sampling one item for each user's last event and building the table with its histories of at most 50 events.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+from memory import resident
+
+SECONDS, MIB = 30, 1024
+# Events by user and by item are as skewed as in the category of books: most have few.
+USERS_PER_EVENT, ITEMS_PER_EVENT = 0.12, 0.05
+TEXT = "The plot is a little slow in the middle, but I could not put it down after that. " * 5
+
+
+def write_reviews(directory: Path, events: int) -> Path:
+    rng = np.random.default_rng(0)
+    users = rng.zipf(1.6, 4 * events)
+    users = users[users <= events * USERS_PER_EVENT][:events]
+    items = rng.permutation(np.minimum(rng.zipf(1.3, events), int(events * ITEMS_PER_EVENT)))
+    # A tail of users with one event each stands for those who never came back.
+    users = np.where(
+        rng.random(len(users)) < 0.5, users, rng.integers(0, int(events * USERS_PER_EVENT), len(users))
+    )
+    times = rng.integers(1_000_000_000, 1_400_000_000, len(users))
+    path = directory / "reviews_Books_5.json.gz"
+    with gzip.open(path, "wt", compresslevel=1) as file:
+        for user, item, moment in zip(users.tolist(), items.tolist(), times.tolist(), strict=False):
+            review = {
+                "reviewerID": f"A{user:012}",
+                "asin": f"{item:010}",
+                "reviewerName": "A reader",
+                "helpful": [0, 1],
+                "reviewText": TEXT[: 150 + moment % 500],
+                "overall": 5.0,
+                "summary": "Worth reading",
+                "unixReviewTime": moment,
+                "reviewTime": "07 2, 2013",
+            }
+            file.write(json.dumps(review) + "\n")
+    with gzip.open(directory / "meta_Books.json.gz", "wt", compresslevel=1) as file:
+        for item in range(int(events * ITEMS_PER_EVENT) + 1):
+            paths = [["Books", f"Genre {item % 300}"]]
+            # Lines of the descriptions of 2014 are Python's literals.
+            file.write(f"{ {'asin': f'{item:010}', 'title': 'A title', 'categories': paths} }\n")
+    return path
+
+
+def convert(path: Path) -> dict[str, Any]:
+    """Convert in this process, which should be fresh."""
+    from dien_fast.data.event_files import read_events
+    from dien_fast.data.events import next_clicks
+
+    before, begin = resident("VmRSS"), time.perf_counter()
+    events = read_events(path)
+    read = time.perf_counter() - begin
+    clicks = next_clicks(events, by="popularity")
+    return {
+        "events": events.table.num_rows,
+        "rows": clicks.table.num_rows,
+        "reading seconds": round(read, 1),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "peak MiB": round(resident("VmHWM") / 2**20),
+        "MiB before": round(before / 2**20),
+    }
+
+
+def main() -> None:
+    parser = machine.parser_of(__doc__)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--convert", type=Path, help="convert this file in this process")
+    arguments = parser.parse_args()
+    if arguments.convert:
+        print(json.dumps(convert(arguments.convert)))
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        path = write_reviews(Path(directory), arguments.events)
+        size = sum(file.stat().st_size for file in Path(directory).iterdir()) / 2**20
+        command = [sys.executable, __file__, "--convert", str(path)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    result = json.loads(found) | {"file MiB": round(size)}
+    print(json.dumps(result, indent=2))
+    machine.save(
+        machine.description(arguments.threads) | result,
+        machine.RESULTS / f"events-{machine.here(arguments.threads)}.json",
+    )
+    if result["seconds"] > SECONDS or result["peak MiB"] > MIB:
+        raise SystemExit(f"more than {SECONDS} s or {MIB} MiB")
+
+
+if __name__ == "__main__":
+    main()
