@@ -52,6 +52,7 @@ That of a log of events, for --task next:
   item_columns = ["brand"]                          what else is known of the item
   user_columns = ["country", "age"]
   numeric = ["age"]                                 those of user_columns that are numbers
+  session_gap = 1800                                seconds; a longer pause begins a new session (dsin)
 
 The run directory holds best.pt (weights of the best epoch), last.pt (to resume), config.json, encoders/,
 history.csv, loss.png, auc.png and metrics.json. Open it in Python with dien_fast.load(DIRECTORY).

@@ -136,6 +136,8 @@ def _read_reviews(path: Path) -> Events:
     user, item, time = fields
     schema = pa.schema([(user, pa.string()), (item, pa.string()), (time, pa.int64())])
     table = pa.concat_tables(_blocks(path, schema)).rename_columns(["user", "item", "time"])
+    if time == "timestamp":
+        table = table.set_column(2, "time", table["time"].cast(pa.timestamp("ms")))
     description = _description_of(path)
     if description is None:
         return Events(table, source=str(path))

@@ -34,6 +34,7 @@ def read_event_table(path: str | Path, schema: str | Path) -> Events:
         item_columns = ["brand"]               # what else is known of the item
         user_columns = ["country", "age"]
         numeric = ["age"]                      # those of user_columns that are numbers
+        session_gap = 1800                     # seconds; a longer pause begins a new session
 
     Raises:
         DataError: a file cannot be read, the schema has a wrong setting, or a column that it names is missing or
@@ -74,7 +75,7 @@ def _check_columns(columns: Any, where: str) -> None:
         if name in _LISTS:
             if not isinstance(value, list) or not all(isinstance(column, str) and column for column in value):
                 raise DataError(f"{where} {name} must be a list of column names, got {value!r}")
-        elif not isinstance(value, str) or not value:
+        elif name != "session_gap" and (not isinstance(value, str) or not value):
             raise DataError(f"{where} {name} must be the name of a column, got {value!r}")
     for name in columns.get("numeric", []):
         if name not in columns.get("user_columns", []):

@@ -47,6 +47,7 @@ class Events:
         item_columns: columns that say more about the item, such as its category.
         user_columns: columns that say more about the user.
         numeric: those of ``user_columns`` that are numbers.
+        session_gap: seconds; a longer pause between two events of a user begins a new session.
         source: what messages call the events, for example a path.
         notes: a sentence for everything that a reader should know about the file.
         settings: those of the :class:`Schema` of the clicks, such as ``min_count``, that are not its defaults.
@@ -59,6 +60,7 @@ class Events:
     item_columns: Sequence[str] = ()
     user_columns: Sequence[str] = ()
     numeric: Sequence[str] = ()
+    session_gap: float = Group.session_gap
     source: str = "events"
     notes: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -90,8 +92,8 @@ class NextClicks:
 
     Attributes:
         table: label (1 for the true item, 0 for a drawn one), event (the number of the event that is predicted),
-            the user, the time, the item with its columns, and the values of the events before, oldest first, in
-            ``hist_`` and the name of each of these columns.
+            the user, the time, the item with its columns, and time, item and its columns of the events before,
+            oldest first, in ``hist_`` and the name of each of these columns.
         schema: what the columns mean.
         notes: a sentence for everything that a reader should know: users left out, equal times, drawn items.
     """
@@ -236,6 +238,9 @@ def _table(
         values = events.table[name].combine_chunks()
         columns[name] = values.take(pa.array(of_item))
         columns[f"hist_{name}"] = pa.LargeListArray.from_arrays(pa.array(offsets), values.take(pa.array(before)))
+    if events.time is not None:
+        times = events.table[events.time].combine_chunks().take(pa.array(before))
+        columns[f"hist_{events.time}"] = pa.LargeListArray.from_arrays(pa.array(offsets), times)
     return pa.table(columns)
 
 
@@ -248,7 +253,14 @@ def _schema(events: Events, max_length: int | None) -> Schema:
         numeric=list(events.numeric),
         categorical=[*described, *(name for name in events.user_columns if name not in events.numeric)],
         sequences=[f"hist_{name}" for name in described],
-        groups=[Group("events", [Pair(name, f"hist_{name}") for name in described])],
+        groups=[
+            Group(
+                "events",
+                [Pair(name, f"hist_{name}") for name in described],
+                time=f"hist_{events.time}" if events.time else "",
+                session_gap=events.session_gap,
+            )
+        ],
     )
     return Schema.from_dict(schema.to_dict() | dict(events.settings) | {"max_length": max_length}, events.source)
 

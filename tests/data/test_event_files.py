@@ -70,7 +70,8 @@ def test_amazon_of_2023(tmp_path):
     write(tmp_path / "meta_Beauty.jsonl.gz", META_2023)
     events = read_events(path)
     assert columns(events) == {"user": ["A1", "A1"], "item": ["B01", "B02"], "category": ["Wigs", NO_CATEGORY]}
-    assert events.table["time"].to_pylist() == [1588687728923, 1588687728900]
+    # Milliseconds since 1970, in UTC.
+    assert events.table["time"].cast("int64").to_pylist() == [1588687728923, 1588687728900]
 
 
 def test_amazon_without_descriptions(tmp_path):

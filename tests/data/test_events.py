@@ -52,6 +52,7 @@ def test_rows_are_those_of_the_definition(first, negatives, max_length, by):
             for label, row in zip([0] * negatives + [1], rows, strict=False):
                 assert (row["user"], row["time"], row["label"]) == (user, done[place]["time"], label)
                 assert row["hist_item"] == [event["item"] for event in before]
+                assert row["hist_time"] == [event["time"] for event in before]
                 assert row["hist_category"] == [event["category"] for event in before]
                 assert row["category"] == f"c{row['item'] % 4}"
                 own = {event["item"] for event in done}
