@@ -25,11 +25,13 @@ from memory import resident
 SECONDS, MIB = 30, 1024
 # Events by user and by item are as skewed as in the category of books: most have few.
 USERS_PER_EVENT, ITEMS_PER_EVENT = 0.12, 0.05
-TEXT = "The plot is a little slow in the middle, but I could not put it down after that. " * 5
 
 
 def write_reviews(directory: Path, events: int) -> Path:
     rng = np.random.default_rng(0)
+    # Far more than the window in which gzip finds repetitions.
+    words = ["".join(map(chr, letters)) for letters in rng.integers(97, 123, (5_000, 6))]
+    texts = [" ".join(rng.choice(words, length)) for length in rng.integers(20, 120, 20_000)]
     users = rng.zipf(1.6, 4 * events)
     users = users[users <= events * USERS_PER_EVENT][:events]
     items = rng.permutation(np.minimum(rng.zipf(1.3, events), int(events * ITEMS_PER_EVENT)))
@@ -46,7 +48,7 @@ def write_reviews(directory: Path, events: int) -> Path:
                 "asin": f"{item:010}",
                 "reviewerName": "A reader",
                 "helpful": [0, 1],
-                "reviewText": TEXT[: 150 + moment % 500],
+                "reviewText": texts[moment % len(texts)],
                 "overall": 5.0,
                 "summary": "Worth reading",
                 "unixReviewTime": moment,
