@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dien_fast.nn.attention import Attention
+from dien_fast.ops.rows import SUM_KERNELS, plain_weighted_sum, weighted_sum
 from dien_fast.ragged import Ragged
 
 
@@ -186,9 +187,9 @@ class SessionInterest(nn.Module):
             step = torch.arange(rows.size(0), device=rows.device) - events.offsets[owners]
             rows = rows + (self.session_bias[place[owners]] + self.step_bias[step]).unsqueeze(1) + self.unit_bias
         attended = self._attend(events._replace(values=self.projections(rows))) + rows
-        hidden = attended + self.narrow(F.relu(self.widen(attended)))
-        sums = rows.new_zeros(sessions.values.size(0), self.input_size).index_add(0, events.owners(), hidden)
-        return sums / events.lengths().unsqueeze(1)
+        # Products with the narrow layer's weight come behind the mean, of which there are fewer than events.
+        hidden = self.widen(attended).relu_()
+        return _means(attended, events) + self.narrow(_means(hidden, events))
 
     def _attend(self, projected: Ragged) -> Tensor:
         """Return the multi-head self-attention within sessions ``[M, D]`` of projections ``[M, 3 * D]``."""
@@ -202,8 +203,8 @@ class SessionInterest(nn.Module):
         # The only event of a session has no other to attend to; a softmax over nothing would be NaN.
         alone = ~allowed.any(2, keepdim=True)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=(allowed | alone).unsqueeze(1))
-        attended = attended.masked_fill(alone.unsqueeze(1), 0.0).transpose(1, 2).flatten(2)
-        return Ragged.rows_of(attended, projected.offsets)
+        rows = Ragged.rows_of(attended.transpose(1, 2).flatten(2), projected.offsets)
+        return rows.masked_fill(Ragged.rows_of(alone, projected.offsets), 0.0) if self.blinding else rows
 
     def _evolve(self, interests: Ragged) -> Tensor:
         """Return the mean of both directions' states after each session ``[S, D]``."""
@@ -220,3 +221,10 @@ class SessionInterest(nn.Module):
             found = Ragged.rows_of(padded, interests.offsets)
             states.append(found if order is None else found[order])
         return (states[0] + states[1]) / 2
+
+
+def _means(values: Tensor, sequences: Ragged) -> Tensor:
+    """Return the mean ``[S, C]`` of each sequence's rows of ``values`` ``[N, C]``; no sequence is empty."""
+    weights = (1 / sequences.lengths().to(values.dtype))[sequences.owners()]
+    total = weighted_sum if SUM_KERNELS.are_used(values, weights) else plain_weighted_sum
+    return total(values, weights, sequences.offsets)
