@@ -57,7 +57,8 @@ $(PEERS)/%/.ready: tests/peers/requirements/%.txt
 	@touch $@
 
 .PHONY: test-peers
-test-peers: $(READY) $(PEERS_READY) ## train the supported libraries' own DIEN, plain and accelerated
+test-peers: $(READY) $(PEERS_READY) ## train the supported libraries' own DIEN, plain and accelerated; compare DSIN
+	$(PEERS)/deepctr/bin/python tests/peers/compare_dsin.py
 	$(BIN)/python tests/peers/compare.py --environments $(PEERS) $(ARGS)
 
 .PHONY: test-cuda-emulated

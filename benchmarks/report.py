@@ -2,10 +2,10 @@
 
     python benchmarks/report.py [NAME | --here] [--check]
 
-NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``, beside which there may
-be ``model-zen3-2-threads.json``, ``memory-...``, ``peers-...`` and ``trainings-...``; without it, the results that
-docs/benchmarks.md shows now. ``--here`` means the results of this machine. ``--check`` changes nothing and fails
-if a page differs.
+NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``. Beside that file
+there may be ``model-zen3-2-threads.json``, ``memory-...``, ``peers-...``, ``trainings-...`` and ``dsin-...``.
+Without NAME it is that of the results that docs/benchmarks.md shows now. ``--here`` means the results of this
+machine. ``--check`` changes nothing and fails if a page differs.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Results(NamedTuple):
     model: dict[str, Any] | None = None
     peers: dict[str, Any] | None = None
     trainings: dict[str, Any] | None = None
+    dsin: dict[str, Any] | None = None
 
 
 def load(kind: str, name: str) -> dict[str, Any] | None:
@@ -123,11 +124,15 @@ def benchmarks_block(results: Results, others: list[Results]) -> str:
         ]
     if results.model or results.peers:
         texts.append(picture("Gains of whole models and libraries", charts.path("models", results.name)))
+    if results.dsin:
+        texts += session_texts(results.dsin)
     texts += alternatives_texts(results)
     if results.memory:
         texts += ["## Memory", tables.memory_text(results.memory)]
     for other in others:
         texts += [f"## Another machine: {other.name}", conditions_text(other), *recurrence_texts(other)[1:]]
+        if other.dsin:
+            texts += session_texts(other.dsin)[1:]
         if other.memory:
             texts.append(tables.memory_text(other.memory))
     return paragraphs(*texts)
@@ -174,6 +179,20 @@ def model_texts(model: dict[str, Any]) -> list[str]:
         "Shares of a training step of `Interest`, under a profiler. In brackets: how fast the part's "
         "multiplications and additions run, counted as in a plain layer, as a share of sgemm's rate.",
         tables.parts_table(model["parts"]),
+    ]
+
+
+def session_texts(dsin: dict[str, Any]) -> list[str]:
+    versions = dsin["versions"]
+    return [
+        "## DSIN's layer",
+        f"DSIN's layer against that of DeepCTR {versions['deepctr']} on TensorFlow {versions['tensorflow-cpu']} "
+        "(CPU), for B users with K full sessions of L events, D wide; float32, 8 heads, "
+        f"{dsin['threads']} threads. DeepCTR runs as a compiled graph. *Forward* is evaluation; *forward + "
+        "backward* is training, with dropout and the gradients of inputs and weights. Each library has a process "
+        f"of its own, and the two take turns; a figure is the median of {dsin['rounds']} turns. In brackets: "
+        "milliseconds of both. By `benchmarks/dsin.py`.",
+        tables.sessions_table(dsin["rows"]),
     ]
 
 

@@ -210,6 +210,18 @@ def peers_table(peers: dict[str, Any]) -> str:
     return table(["library", "B, T, H", "AUGRU forward + backward", "whole training step"], body)
 
 
+def sessions_table(rows: list[dict[str, Any]]) -> str:
+    """Return the times of DSIN's layer in DeepCTR and here."""
+
+    def cell(times: dict[str, float]) -> str:
+        before, after = times["DeepCTR"], times["dien-fast"]
+        return f"**{show_ratio(before / after)}** ({show_milliseconds(before)} → {show_milliseconds(after)})"
+
+    passes = ("forward", "forward + backward")
+    body = [[", ".join(str(row[name]) for name in "BKLD"), *(cell(row[what]) for what in passes)] for row in rows]
+    return table(["B, K, L, D", *passes], body)
+
+
 def trainings_table(libraries: dict[str, Any]) -> str:
     """Return what an epoch through other libraries' own trainers takes, and the test AUC, on two threads."""
     body = []

@@ -81,6 +81,18 @@ def test_other_libraries(peers):
     ]
 
 
+def test_sessions(speed):
+    times = {"DeepCTR": 50.0, "dien-fast": 8.0}
+    row = {"B": 128, "K": 5, "L": 10, "D": 32, "forward": times, "forward + backward": times}
+    dsin = {"versions": {"deepctr": "0.9", "tensorflow-cpu": "2.0"}, "threads": 2, "rounds": 15, "rows": [row]}
+    assert tables.sessions_table([row]).splitlines()[2:] == [
+        "| 128, 5, 10, 32 | **6.2x** (50 → 8.00) | **6.2x** (50 → 8.00) |"
+    ]
+    words = " ".join(report.benchmarks_block(report.Results("some-cpu", speed, dsin=dsin), []).split())
+    assert "DeepCTR 0.9 on TensorFlow 2.0 (CPU)" in words
+    assert "2 threads" in words
+
+
 def test_trainings(trainings):
     libraries = trainings["libraries"]
     assert tables.trainings_table(libraries).splitlines()[2:] == [
