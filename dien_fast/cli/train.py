@@ -158,6 +158,11 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         help="of --task next: sample every item equally often, or as often as it has events (default: uniform)",
     )
     group.add_argument("--rows", type=int, metavar="N", help="rows of the synthetic data (default: 40000)")
+    group.add_argument(
+        "--shuffle-histories",
+        action="store_true",
+        help="put each history in random order, to see what a model learns from the order",
+    )
     for name, meaning in (
         ("min_count", "words seen less often in training count as unknown; on MovieLens 5, as in the article"),
         ("max_length", "events kept of a history"),

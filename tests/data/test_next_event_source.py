@@ -97,6 +97,36 @@ def test_the_samples_depend_on_the_seed_alone(shop):
     assert not shop().load(seed=3).train.equals(shop().load(seed=4).train)
 
 
+def test_histories_in_random_order(shop):
+    plain, shuffled = (shop(first_event=4, shuffle_histories=flag).load().train for flag in (False, True))
+    moved = 0
+    for before, after in zip(plain.to_pylist(), shuffled.to_pylist(), strict=True):
+        pairs = list(zip(after["hist_what"], after["hist_brand"], strict=True))
+        # Item and brand move together; the times, which tell sessions apart, stay.
+        assert sorted(pairs) == sorted(zip(before["hist_what"], before["hist_brand"], strict=True))
+        assert after["hist_when"] == before["hist_when"]
+        assert after["what"] == before["what"]
+        moved += after["hist_what"] != before["hist_what"]
+    assert moved > plain.num_rows / 2
+
+
+def test_histories_that_cannot_be_put_in_random_order(shop, tmp_path):
+    with pytest.raises(DataError, match="would leave the rows of --valid and --test as they are"):
+        Source("t.csv", schema="t.toml", valid="v.csv", shuffle_histories=True).load()
+    with pytest.raises(DataError, match="would leave the test rows of"):
+        Source(str(official(tmp_path)), shuffle_histories=True).load()
+    pa.csv.write_csv(pa.table({"item": ["a"] * 9, "past": ["b|c"] * 9, "label": [0] * 9}), tmp_path / "t.csv")
+    (tmp_path / "t.toml").write_text("""
+        categorical = ["item"]
+        sequences = ["past"]
+        [[groups]]
+        name = "items"
+        pairs = [{ ad = "item", pos_hist = "past" }]
+    """)
+    with pytest.raises(DataError, match="column 'past': --shuffle-histories needs lists, not text"):
+        Source(str(tmp_path / "t.csv"), schema=str(tmp_path / "t.toml"), shuffle_histories=True).load()
+
+
 def test_who_is_left_out_is_told(shop):
     table = log()
     alone = pa.table({name: [table[name][0].as_py()] for name in table.column_names})

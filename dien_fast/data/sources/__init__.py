@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+import pyarrow as pa
+
 from dien_fast.data.checks import check_table
+from dien_fast.data.columns import is_list
 from dien_fast.data.schema import Schema
 from dien_fast.data.sources.base import SourceKind, SourceRows, SourceSettings
 from dien_fast.data.sources.dividing import SPLITS, Parts, divide
@@ -13,6 +16,8 @@ from dien_fast.data.sources.next_event import NextEventSource
 from dien_fast.data.sources.official import OfficialSource
 from dien_fast.data.sources.synthetic import SyntheticSource
 from dien_fast.data.sources.table import TableSource
+from dien_fast.data.synthetic import shuffle_histories
+from dien_fast.data.tables import get_column
 from dien_fast.errors import DataError
 from dien_fast.progress import step
 
@@ -67,6 +72,7 @@ class Source(SourceSettings):
             last alone.
         sampled: of the task "next", the items sampled as not clicked for each event.
         sampling: "uniform" samples every item equally often, "popularity" as often as it has events.
+        shuffle_histories: put each history in random order, to see what a model learns from the order.
         overrides: settings of the schema (those in ``OVERRIDES``) that replace its own.
 
     Example:
@@ -95,6 +101,8 @@ class Source(SourceSettings):
         """
         self._check()
         rows = self.kind.read(self, seed)
+        if self.shuffle_histories:
+            rows = replace(rows, table=_shuffled(rows, self.dataset, seed))
         if rows.table.num_rows == 0:
             raise DataError(f"{self.dataset}: the table has no rows")
         step()
@@ -112,6 +120,8 @@ class Source(SourceSettings):
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise DataError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        if self.shuffle_histories and (self.valid or self.test):
+            raise DataError("--shuffle-histories would leave the rows of --valid and --test as they are")
         where = "--task next" if self.task == "next" else f"--dataset {self.dataset}"
         for name in ("schema", "valid", "test"):
             if getattr(self, name) is not None and name not in self.kind.takes:
@@ -124,3 +134,15 @@ class Source(SourceSettings):
                 and item.name not in self.kind.takes
             ):
                 raise DataError(f"--{item.name.replace('_', '-')} goes with --task next")
+
+
+def _shuffled(rows: SourceRows, source: str, seed: int) -> pa.Table:
+    """Return the rows with each history in random order, which is the same for the histories of a group."""
+    table = rows.table
+    if rows.test is not None:
+        raise DataError(f"--shuffle-histories would leave the test rows of {source} as they are")
+    for name in rows.schema.histories():
+        if not is_list(get_column(table, name, source).type):
+            raise DataError(f"{source}: column {name!r}: --shuffle-histories needs lists, not text; write Parquet")
+        table = shuffle_histories(table, name, seed)
+    return table

@@ -27,6 +27,7 @@ class SourceSettings:
     first_event: int | None = None
     sampled: int = 1
     sampling: str = "uniform"
+    shuffle_histories: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
