@@ -95,6 +95,7 @@ def parse(words: Sequence[str], program: str) -> argparse.Namespace:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     _add_data(parser.add_argument_group("data"))
+    _add_task(parser.add_argument_group("task"))
     model = [name for name in rules(RunConfig) if name not in _TRAINING]
     add_settings(parser.add_argument_group("model"), RunConfig, model)
     _add_model_options(parser)
@@ -127,12 +128,6 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         "(reviews_X.json.gz, with meta_X.json.gz beside it), RecBole's X.inter, or X.txt with a user and an item "
         "a line",
     )
-    group.add_argument(
-        "--task",
-        choices=["label", "next"],
-        help="label: predict the label of each row; next: tell the item of a user's next event from sampled ones "
-        "(default: label)",
-    )
     group.add_argument("--schema", metavar="FILE", help="TOML file that says what the columns mean (see below)")
     group.add_argument("--valid", metavar="FILE", help="validation rows; default: taken from DATA")
     group.add_argument("--test", metavar="FILE", help="test rows; default: taken from DATA")
@@ -142,20 +137,6 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         help="how to divide DATA 80/10/10: user = by each user's own order in time, users = all rows of a user "
         "in one part, global = in time over all users, random = by chance (default: users for --task next, else "
         "user, global or random, the first that the columns allow)",
-    )
-    group.add_argument(
-        "--first-event",
-        type=int,
-        metavar="N",
-        help="of --task next: predict each user's events from the N-th on (default: the last alone)",
-    )
-    group.add_argument(
-        "--sampled", type=int, metavar="N", help="of --task next: items sampled for each event (default: 1)"
-    )
-    group.add_argument(
-        "--sampling",
-        choices=["uniform", "popularity"],
-        help="of --task next: sample every item equally often, or as often as it has events (default: uniform)",
     )
     group.add_argument("--rows", type=int, metavar="N", help="rows of the synthetic data (default: 40000)")
     group.add_argument(
@@ -182,6 +163,29 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         "--separate-embeddings",
         action="store_true",
         help="one embedding table per feature, as in the article, instead of one for candidate and history",
+    )
+
+
+def _add_task(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--task",
+        choices=["label", "next"],
+        help="label: predict the label of each row; next: tell the item of a user's next event from sampled ones "
+        "(default: label)",
+    )
+    group.add_argument(
+        "--first-event",
+        type=int,
+        metavar="N",
+        help="of next: predict each user's events from the N-th on (default: the last alone)",
+    )
+    group.add_argument(
+        "--sampled", type=int, metavar="N", help="of next: items sampled for each event (default: 1)"
+    )
+    group.add_argument(
+        "--sampling",
+        choices=["uniform", "popularity"],
+        help="of next: sample every item equally often, or as often as it has events (default: uniform)",
     )
 
 
