@@ -38,7 +38,8 @@ def test_rows(config: RunConfig, directory: Path) -> pa.Table:
     from dien_fast.data.sources import Source
 
     tables = Source.from_dict(config.data, directory).load(config.seed)
-    if fit_encoders(tables.train, config.click_schema).fingerprint() != config.fingerprint:
+    encoders = fit_encoders(tables.train, config.click_schema, source=tables.names[0], checked=tables.checked[0])
+    if encoders.fingerprint() != config.fingerprint:
         raise DataError(
             f"{config.data['dataset']} has changed since {directory} was trained on it, so its test rows are not "
             "known; name a table"
