@@ -58,6 +58,8 @@ def _reader(default: Any) -> dict[str, Any]:
     """Return how argparse reads values like ``default``, and what it calls them."""
     if isinstance(default, list):
         return {"type": sizes, "metavar": "N,N"}
+    if isinstance(default, str):
+        return {"metavar": "TEXT"}
     if isinstance(default, float):
         return {"type": float, "metavar": "X"}
     return {"type": int, "metavar": "N"}

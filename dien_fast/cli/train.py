@@ -196,8 +196,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--resume",
         action="store_true",
         default=False,
-        help="go on with the run in DIR, with its settings where none are given; only --epochs and --patience may "
-        "differ from them",
+        help="go on with the run in DIR, with its settings where none are given; only --epochs, --patience and "
+        "--checkpoint-every may differ from them",
     )
     again.add_argument(
         "--overwrite",
@@ -218,12 +218,14 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from dien_fast.training.pipeline import train_run
+    from dien_fast.training.position import StopRequest, TrainingStopped
 
     directory = output_directory(arguments)
     source, config = settings(arguments, directory)
-    before = _file_number(directory / "last.pt")
+    before, stop = _file_number(directory / "last.pt"), StopRequest()
+    go_on = f"go on with: dien-fast train --output {directory} --resume"
     try:
-        with sigterm_as_interrupt():
+        with sigterm_as_interrupt(stop):
             train_run(
                 source,
                 config,
@@ -234,11 +236,14 @@ def run(arguments: argparse.Namespace) -> None:
                 num_workers=arguments.workers,
                 progress=not arguments.quiet,
                 track=arguments.track,
+                stop=stop,
             )
+    except TrainingStopped as stopped:
+        print(f"{stopped}; {go_on}", flush=True)
     except KeyboardInterrupt as interrupt:
         # Without a checkpoint of its own, a training leaves the run that was there.
         now = _file_number(directory / "last.pt")
-        hint = f"; go on with: dien-fast train --output {directory} --resume"
+        hint = f"; {go_on}"
         if now is None or (now == before and not arguments.resume):
             hint = "; it had no checkpoint yet, so nothing has changed"
         raise type(interrupt)(hint) from interrupt

@@ -310,10 +310,11 @@ class EpochBatches(Sampler[np.ndarray]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.first_batch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch whose order comes next."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Set the epoch whose order comes next, and how many of its batches are left out."""
+        self.epoch, self.first_batch = epoch, first_batch
 
     def _starts(self) -> np.ndarray:
         """Return where this rank's batches begin in the order."""
@@ -334,7 +335,7 @@ class EpochBatches(Sampler[np.ndarray]):
         else:
             order = np.arange(self.num_rows)
         joined = self.num_rows - 1 if self.shuffle else self.num_rows
-        for start in self._starts():
+        for start in self._starts()[self.first_batch :]:
             stop = start + self.batch_size
             yield order[start : self.num_rows if stop == joined else stop]
 
@@ -382,9 +383,12 @@ class EpochLoader:
             len(dataset), batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size
         )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch whose order and negatives come next."""
-        self.batches.set_epoch(epoch)
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Set the epoch whose order and negatives come next, and how many of its batches are left out.
+
+        The number of batches, ``len(loader)``, stays that of the whole epoch.
+        """
+        self.batches.set_epoch(epoch, first_batch)
         self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:

@@ -4,7 +4,8 @@ A step is forward, backward and Adam. Everything else (metrics, the progress bar
 happens once an epoch or costs microseconds a step, and nothing in a step waits for the device.
 
 All randomness of an epoch (shuffle, negatives, dropout) is a function of (seed, epoch), so a run that was
-killed and resumed at an epoch's boundary goes on exactly as the undisturbed one.
+killed and resumed goes on exactly as the undisturbed one. Within an epoch the checkpoint also holds the states of
+the generators and what has been measured.
 """
 
 from __future__ import annotations
@@ -24,11 +25,18 @@ from torch.nn import functional as F
 from dien_fast.errors import CheckpointError, DienFastError
 from dien_fast.files import write_atomically
 from dien_fast.progress import progress_bar
-from dien_fast.training import metrics
 from dien_fast.training.accelerator import check_extras, check_loaders, make_accelerator, share_buffers
 from dien_fast.training.checkpoints import first_difference, load_checkpoint, save_checkpoint
 from dien_fast.training.directory import RunDirectory
-from dien_fast.training.scoring import collect, evaluate, labels_of, sum_over_ranks, to_device, weighted_sum
+from dien_fast.training.interval import Interval
+from dien_fast.training.position import (
+    EpochRecord,
+    StopRequest,
+    TrainingStopped,
+    random_states,
+    set_random_states,
+)
+from dien_fast.training.scoring import evaluate, labels_of, to_device
 from dien_fast.training.settings import TrainSettings, changed
 from dien_fast.training.state import STATE_ENTRIES, TrainingState
 
@@ -38,8 +46,6 @@ if TYPE_CHECKING:
 
     from dien_fast.data.dataset import EpochLoader
 
-# The progress bar's loss and AUC look back over this many rows.
-_WINDOW_ROWS = 8192
 # Drawing takes about half a second: too long for every epoch of a small data set.
 _PLOT_SECONDS = 30.0
 
@@ -59,6 +65,7 @@ def fit(
     progress: bool = True,
     log: Callable[[str], None] | None = None,
     on_epoch: Callable[[Mapping[str, float]], None] | None = None,
+    stop: StopRequest | None = None,
     **changes: Any,
 ) -> pd.DataFrame:
     """Train ``model`` with Adam and leave the weights of the best epoch in it.
@@ -88,6 +95,7 @@ def fit(
         log: takes the line printed after each epoch; None prints it to stdout.
         on_epoch: takes the row of the history after each epoch, in the first process; what it raises ends the
             training.
+        stop: looked at after each step; where it asks for that, the training ends behind a checkpoint.
         changes: single settings by name, such as ``epochs=2``; they replace those of ``settings``.
 
     Returns:
@@ -100,6 +108,7 @@ def fit(
             beside ``best.pt``, damaged or of a run with other settings.
         DienFastError: if a setting is out of range or not available here, or the loss becomes NaN or infinite.
         TypeError: for a setting that there is not.
+        TrainingStopped: if ``stop`` asked for it.
 
     Example:
         >>> history = fit(model, train_loader, valid_loader, epochs=2)  # doctest: +SKIP
@@ -115,10 +124,13 @@ def fit(
         "identity": dict(identity or {}),
     }
     with _open_run(run_directory, resume, accelerator) as (run, resuming):
-        trainer = _Trainer(model, settings, accelerator, progress)
+        trainer = _Trainer(model, settings, accelerator, progress, stop or StopRequest())
         files = None if run is None else _RunFiles(run, belongs_to)
         if files is not None and resuming:
-            files.load(trainer.state)
+            trainer.position = files.load(trainer.state)
+        # Several processes would have to agree on the step, and each has random states of its own.
+        if files is not None and accelerator.num_processes == 1:
+            trainer.save_position = files.save_position
         try:
             while not trainer.state.is_over(settings, validated=valid is not None):
                 trainer.epoch(train, valid)
@@ -168,12 +180,25 @@ class _Trainer:
         settings: of the training.
         accelerator: of this process.
         progress: show a progress bar.
+        stop: looked at after each step.
+
+    Attributes:
+        position: where within the next epoch to go on, as :meth:`_position` returns; None for its beginning.
+        save_position: writes a checkpoint with a position; None where there is none within an epoch.
     """
 
     def __init__(
-        self, model: nn.Module, settings: TrainSettings, accelerator: Accelerator, progress: bool
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        accelerator: Accelerator,
+        progress: bool,
+        stop: StopRequest,
     ) -> None:
-        self._settings, self._accelerator = settings, accelerator
+        self._settings, self._accelerator, self._stop = settings, accelerator, stop
+        self._interval = Interval(settings.checkpoint_every)
+        self.position: dict[str, Any] | None = None
+        self.save_position: Callable[[TrainingState, dict[str, Any]], None] | None = None
         self._show = progress and accelerator.is_main_process
         optimizer = torch.optim.Adam(
             model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
@@ -195,7 +220,7 @@ class _Trainer:
         begin = time.perf_counter()
         epoch, model = self.state.epoch + 1, self.state.model
         seed_everything(self._settings.seed, epoch, self._accelerator.process_index)
-        train.set_epoch(epoch)
+        self._interval.restart()
         row: dict[str, float] = {"epoch": epoch} | self._steps(train, f"epoch {epoch}/{self._settings.epochs}")
         if not np.isfinite(row["train_loss"]):
             raise DienFastError(
@@ -217,11 +242,13 @@ class _Trainer:
         device = self._accelerator.device
         label = loader.dataset.schema.label
         steps, accumulate = len(loader), self._accelerator.gradient_accumulation_steps
-        done = _EpochRecord(labels_of(loader))
-        begin = time.perf_counter()
-        with progress_bar(len(loader.dataset), title, "rows", self._show) as bar:
+        done = self._resumed(loader)
+        before, begin = done.rows, time.perf_counter()
+        with progress_bar(len(loader.dataset), title, "rows", self._show) as bar, self._stop.hearing():
             refresh = begin + bar.seconds
-            for step, batch in enumerate(loader, 1):
+            if before:
+                bar.update(before)
+            for step, batch in enumerate(loader, done.batches + 1):
                 if device.type != "cpu":
                     batch = to_device(batch, device)
                 labels = cast(Tensor, batch[label])
@@ -236,7 +263,36 @@ class _Trainer:
                     bar.set_postfix(done.recent(), refresh=False)
                     refresh = time.perf_counter() + bar.seconds
                 bar.update(labels.size(0) * self._accelerator.num_processes)
-        return done.measure(self._accelerator, time.perf_counter() - begin)
+                if self._accelerator.sync_gradients and step < steps:
+                    self._keep_position(done, step, steps)
+        return done.measure(self._accelerator, time.perf_counter() - begin, before)
+
+    def _resumed(self, loader: EpochLoader) -> EpochRecord:
+        """Set the loader, the random states and the record to where the epoch goes on."""
+        done, position = EpochRecord(labels_of(loader)), self.position
+        if position is not None:
+            done.load_state_dict(position["record"], self._accelerator.device)
+            set_random_states(position["random"])
+            self.position = None
+            loader.set_epoch(self.state.epoch + 1, first_batch=done.batches)
+        else:
+            loader.set_epoch(self.state.epoch + 1)
+        return done
+
+    def _keep_position(self, done: EpochRecord, step: int, steps: int) -> None:
+        """Write a checkpoint if one is due, and stop where that is asked for.
+
+        Raises:
+            TrainingStopped: behind the checkpoint, if there is a place for one.
+        """
+        due, stop = self._interval.is_due(), self._stop.asked
+        if self.save_position is not None and (due or stop):
+            self.save_position(self.state, {"record": done.state_dict(), "random": random_states()})
+        if stop:
+            kept = "" if self.save_position is not None else "; what it learnt in this epoch is lost"
+            raise TrainingStopped(
+                f"stopped after step {step:,} of {steps:,} of epoch {self.state.epoch + 1}{kept}"
+            )
 
     def _backward(
         self, batch: Mapping[str, Any], labels: Tensor, factor: float
@@ -252,55 +308,6 @@ class _Trainer:
         return logits.detach(), loss.detach(), None if aux_loss is None else aux_loss.detach()
 
 
-class _EpochRecord:
-    """Losses and logits of an epoch's batches, left on the device until they are needed.
-
-    Args:
-        labels: ``[rows]`` labels of the dataset.
-    """
-
-    def __init__(self, labels: np.ndarray) -> None:
-        self._labels = labels
-        self._scored: list[tuple[Tensor, Tensor]] = []
-        self._losses: list[Tensor] = []
-        self._aux_losses: list[Tensor] = []
-        self._sizes: list[int] = []
-
-    def add(self, batch: Mapping[str, Any], logits: Tensor, loss: Tensor, aux_loss: Tensor | None) -> None:
-        """Add a batch."""
-        self._scored.append((cast(Tensor, batch["__row__"]), logits))
-        self._losses.append(loss)
-        self._sizes.append(logits.size(0))
-        if aux_loss is not None:
-            self._aux_losses.append(aux_loss)
-
-    def recent(self) -> dict[str, str]:
-        """Return loss and AUC over the last batches, as the progress bar shows them."""
-        count = min(len(self._sizes), max(1, _WINDOW_ROWS // max(self._sizes[-1], 1)))
-        logits = torch.cat([value for _, value in self._scored[-count:]]).float().cpu().numpy()
-        rows = torch.cat([row for row, _ in self._scored[-count:]]).cpu().numpy()
-        shown = {"loss": f"{float(torch.stack(self._losses[-count:]).mean()):.4f}"}
-        if not np.isnan(logits).any():
-            shown["auc"] = f"{metrics.auc(self._labels[rows], logits):.4f}"
-        return shown
-
-    def measure(self, accelerator: Accelerator, seconds: float) -> dict[str, float]:
-        """Return the epoch's losses and AUC over all ranks, and rows a second."""
-        processes = accelerator.num_processes
-        weights = torch.tensor(self._sizes, dtype=torch.float64)
-        sums = [weighted_sum(self._losses, weights), weighted_sum(self._aux_losses, weights), float(weights.sum())]
-        logits_by_row, times = collect(self._scored, len(self._labels), processes)
-        loss_sum, aux_sum, rows = sum_over_ranks(sums, accelerator.device, processes)
-        seen = times > 0
-        finite = bool(np.isfinite(logits_by_row).all())
-        return {
-            "train_loss": loss_sum / rows,
-            "train_aux_loss": aux_sum / rows if self._aux_losses else float("nan"),
-            "train_auc": metrics.auc(self._labels[seen], logits_by_row[seen]) if finite else float("nan"),
-            "rows_per_second": rows / seconds,
-        }
-
-
 class _RunFiles:
     """What a training leaves in its directory: checkpoints, history and plots.
 
@@ -313,8 +320,8 @@ class _RunFiles:
         self._run, self._belongs_to = run, belongs_to
         self._last_plot = time.perf_counter()
 
-    def load(self, state: TrainingState) -> None:
-        """Go on from ``last.pt``.
+    def load(self, state: TrainingState) -> dict[str, Any] | None:
+        """Go on from ``last.pt``, and return where within an epoch, or None.
 
         Raises:
             CheckpointError: if it is damaged, or of a training with other settings or another model.
@@ -327,7 +334,10 @@ class _RunFiles:
             raise CheckpointError(f"{path} cannot be resumed: it was trained with {difference}")
         if last["fingerprint"] != now["fingerprint"]:
             raise CheckpointError(f"{path} cannot be resumed: its encoders were fitted to other data")
-        state.load_state_dict(last, load_checkpoint(self._run.path / "best.pt")["model"], path)
+        best = load_checkpoint(self._run.path / "best.pt")["model"] if last["history"] else None
+        state.load_state_dict(last, best, path)
+        position: dict[str, Any] | None = last.get("position")
+        return position
 
     def save(self, state: TrainingState) -> None:
         """Write the epoch that has just been recorded."""
@@ -341,6 +351,13 @@ class _RunFiles:
         self._run.take_place()
         if time.perf_counter() - self._last_plot > _PLOT_SECONDS:
             self._plot(state)
+
+    def save_position(self, state: TrainingState, position: dict[str, Any]) -> None:
+        """Write where the training is within an epoch."""
+        save_checkpoint(
+            self._run.place / "last.pt", state.state_dict() | {"position": position} | self._belongs_to
+        )
+        self._run.take_place()
 
     def finish(self, state: TrainingState) -> None:
         """Write the history as it is at the end, and draw it."""

@@ -21,6 +21,7 @@ from dien_fast.training.config import RunConfig, write_json
 from dien_fast.training.directory import RunDirectory
 from dien_fast.training.loop import fit, print_line, seed_everything
 from dien_fast.training.metrics import auc
+from dien_fast.training.position import StopRequest
 from dien_fast.training.runs import build_model, prepare_directory, schema_for
 from dien_fast.training.scoring import evaluate
 from dien_fast.training.trackers import check_trackers, start_trackers, track_epoch
@@ -49,6 +50,7 @@ def train_run(
     log: Callable[[str], None] = print_line,
     track: Sequence[str] = (),
     on_epoch: Callable[[Mapping[str, float]], None] | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Read the data, train, and report the metrics of the best epoch.
 
@@ -67,6 +69,7 @@ def train_run(
         log: takes each line of the report; under several processes rank 0 alone reports.
         track: trackers that get the settings and the metrics of each epoch: "tensorboard", "mlflow", "wandb".
         on_epoch: as in :func:`dien_fast.training.fit`.
+        stop: as in :func:`dien_fast.training.fit`.
 
     Returns:
         What ``metrics.json`` holds: best_epoch, valid_auc, valid_logloss, valid_gauc, test_auc, test_logloss,
@@ -75,6 +78,7 @@ def train_run(
 
     Raises:
         DienFastError: one of its kinds, for whatever is wrong with data, settings or directory.
+        TrainingStopped: if ``stop`` asked for it.
 
     Example:
         >>> train_run(Source("synthetic"), RunConfig(epochs=2), "runs/synthetic")  # doctest: +SKIP
@@ -110,6 +114,7 @@ def train_run(
             progress=progress,
             log=log,
             on_epoch=_each(partial(track_epoch, accelerator), on_epoch),
+            stop=stop,
         )
         scores = evaluate(prepared.model, prepared.test, aux_weight=config.aux_weight, k=RANKS, progress=progress)
         metrics = _metrics(history, scores, prepared)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from dien_fast.settings import Rule, Settings, rules
+from dien_fast.training.interval import Interval
 
 T = TypeVar("T", bound="TrainSettings")
 
@@ -34,6 +35,9 @@ class TrainSettings(Settings):
         seed: the seed of dropout; a run also seeds initial weights, negatives and shuffling with it.
         mixed_precision: "no", "bf16" or "fp16".
         gradient_accumulation: batches to an optimizer step.
+        checkpoint_every: a checkpoint is written after each epoch and, within an epoch that takes longer, after so
+            much time ("30s", "10min", "2h") or so many steps ("500steps"); with several processes after epochs
+            alone.
 
     Example:
         >>> TrainSettings(epochs=2).lr
@@ -48,6 +52,13 @@ class TrainSettings(Settings):
     seed: Annotated[int, Rule("seed of all random numbers", least=0)] = 0
     mixed_precision: Annotated[str, Rule("train with 16-bit arithmetic", choices=("no", "bf16", "fp16"))] = "no"
     gradient_accumulation: Annotated[int, Rule("batches to a step", least=1)] = 1
+    checkpoint_every: Annotated[
+        str, Rule("checkpoint within an epoch after a time or a number of steps, as in 500steps", free=True)
+    ] = "10min"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Interval(self.checkpoint_every)  # refuses what is none
 
 
 def changed(settings: T, changes: Mapping[str, Any]) -> T:

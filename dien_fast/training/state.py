@@ -83,13 +83,13 @@ class TrainingState:
         }
 
     def load_state_dict(
-        self, state: dict[str, Any], best: dict[str, Tensor], source: str | Path = "the state"
+        self, state: dict[str, Any], best: dict[str, Tensor] | None, source: str | Path = "the state"
     ) -> None:
         """Go on from a stored state.
 
         Args:
             state: as :meth:`state_dict` returns.
-            best: the weights of the best epoch.
+            best: the weights of the best epoch; None before any.
             source: where the state comes from, for the message.
 
         Raises:

@@ -229,8 +229,8 @@ def test_bf16_trains_on_the_cpu(tmp_path):
     assert main([*arguments, "--output", str(tmp_path / "run"), "--mixed-precision", "bf16"]) == 0
 
 
-# Kills its own process after step 70, in the midst of epoch 2.
-KILLED = """
+# Sends its own process a signal after a step, in the midst of an epoch of 38.
+SIGNALLED = """
 import os, signal, sys
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from dien_fast.cli import main
@@ -241,36 +241,62 @@ steps = []
 
 def count(*_):
     steps.append(0)
-    if len(steps) == 70:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if len(steps) == int(sys.argv[2]):
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
 
 register_optimizer_step_post_hook(count)
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(sys.argv[3:]))
 """
+SIGNALLED_TRAINING = ["train", "--dataset", "synthetic", "--rows", "800", "--epochs", "3", "--lr", "0.01"]
+SIGNALLED_TRAINING += ["--batch-size", "16", "--embedding-size", "8", "--cpu", "--quiet"]
+
+
+def epochs_of(lines):
+    return [int(line.partition(":")[0][6:]) for line in lines.splitlines() if line.startswith("epoch ")]
 
 
 @pytest.mark.long
-def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(tmp_path, capsys):
-    arguments = ["train", "--dataset", "synthetic", "--rows", "800", "--epochs", "3", "--lr", "0.01"]
-    arguments += ["--batch-size", "16", "--embedding-size", "8", "--cpu", "--quiet", "--output"]
-    killed = run_python("-c", KILLED, *arguments, tmp_path / "killed")
+@pytest.mark.parametrize(
+    ("step", "every", "epoch", "kept"), [(70, "10min", 2, 0), (70, "7steps", 2, 28), (20, "7steps", 1, 14)]
+)
+def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(tmp_path, capsys, step, every, epoch, kept):
+    arguments = [*SIGNALLED_TRAINING, "--checkpoint-every", every, "--output"]
+    killed = run_python("-c", SIGNALLED, "SIGKILL", step, *arguments, tmp_path / "killed")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [line[:8] for line in killed.stdout.splitlines() if line.startswith("epoch ")] == ["epoch 1:"]
-    assert load_checkpoint(tmp_path / "killed" / "last.pt")["epoch"] == 1
+    assert epochs_of(killed.stdout) == list(range(1, epoch))
+    last = load_checkpoint(tmp_path / "killed" / "last.pt")
+    assert last["epoch"] == epoch - 1
+    assert len(last.get("position", {"record": {"sizes": []}})["record"]["sizes"]) == kept
     assert not (tmp_path / "killed" / "metrics.json").exists()
     assert main([*arguments, str(tmp_path / "whole")]) == 0
     capsys.readouterr()
     assert main(["train", "--output", str(tmp_path / "killed"), "--resume", "--cpu", "--quiet"]) == 0
-    resumed = capsys.readouterr().out
-    assert [line[:8] for line in resumed.splitlines() if line.startswith("epoch ")] == ["epoch 2:", "epoch 3:"]
+    assert epochs_of(capsys.readouterr().out) == list(range(epoch, 4))
+    assert_same_runs(tmp_path / "whole", tmp_path / "killed")
+
+
+def assert_same_runs(*directories):
     timing = ["seconds", "rows_per_second"]
-    histories = [pd.read_csv(tmp_path / name / "history.csv").drop(columns=timing) for name in ("whole", "killed")]
+    histories = [pd.read_csv(directory / "history.csv").drop(columns=timing) for directory in directories]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
     for name in ("metrics.json", "config.json"):
-        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "killed" / name).read_text()
+        assert len({(directory / name).read_text() for directory in directories}) == 1
     for name in ("best.pt", "last.pt"):
-        states = [load_checkpoint(tmp_path / part / name)["model"] for part in ("whole", "killed")]
+        states = [load_checkpoint(directory / name)["model"] for directory in directories]
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.long
+def test_sigterm_stops_a_training_at_its_next_step_and_loses_nothing(tmp_path, capsys):
+    directory = tmp_path / "stopped"
+    stopped = run_python("-c", SIGNALLED, "SIGTERM", 70, *SIGNALLED_TRAINING, "--output", directory)
+    assert stopped.returncode == 0, stopped.stderr
+    assert stopped.stdout.splitlines()[-1] == (
+        f"stopped after step 32 of 38 of epoch 2; go on with: dien-fast train --output {directory} --resume"
+    )
+    assert main([*SIGNALLED_TRAINING, "--output", str(tmp_path / "whole")]) == 0
+    assert main(["train", "--output", str(directory), "--resume", "--cpu", "--quiet"]) == 0
+    assert_same_runs(tmp_path / "whole", directory)
 
 
 @pytest.mark.long

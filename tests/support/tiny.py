@@ -28,9 +28,10 @@ class TinyLoader:
     def __init__(self, dataset, batch_size, shuffle=False, seed=0, rank=0, world_size=1):
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
         self.batches, self.epoch = SimpleNamespace(rank=rank, world_size=world_size), 0
+        self.first_batch = 0
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
+    def set_epoch(self, epoch, first_batch=0):
+        self.epoch, self.first_batch = epoch, first_batch
 
     def __len__(self):
         return -(-len(self.dataset) // self.batch_size)
@@ -39,7 +40,7 @@ class TinyLoader:
         order = np.arange(len(self.dataset))
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        for begin in range(0, len(order), self.batch_size):
+        for begin in range(self.first_batch * self.batch_size, len(order), self.batch_size):
             rows = torch.from_numpy(order[begin : begin + self.batch_size])
             labels = torch.from_numpy(self.dataset.labels)[rows]
             yield {"x": self.dataset.x[rows], "label": labels, "__row__": rows}

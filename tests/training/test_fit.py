@@ -2,6 +2,7 @@
 
 import re
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,11 @@ from tiny import TinyDataset, TinyLoader, TinyModel, loaders
 
 from dien_fast import progress
 from dien_fast.errors import CheckpointError, DataError, DienFastError
-from dien_fast.training import TrainSettings, evaluate, fit, make_accelerator, predict
+from dien_fast.training import TrainSettings, evaluate, fit, interval, make_accelerator, predict
 from dien_fast.training import loop as training
 from dien_fast.training.checkpoints import load_checkpoint
 from dien_fast.training.metrics import auc, gauc, log_loss
+from dien_fast.training.position import EpochRecord, TrainingStopped
 from dien_fast.training.scoring import collect, labels_of
 from dien_fast.training.state import TrainingState
 
@@ -132,6 +134,79 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path, stop):
         for name, value in state.items():
             assert torch.equal(value, right["optimizer"]["state"][number][name])
     assert [path.name for path in (tmp_path / "parts").glob(".*")] == [".lock"]
+
+
+class StopAfter:
+    """Asks for a stop after so many steps of the whole training."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    @property
+    def asked(self):
+        self.steps -= 1
+        return self.steps <= 0
+
+    def hearing(self):
+        return nullcontext()
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("aux", [None, 0.5])
+@pytest.mark.parametrize("step", [1, 4, 11])
+def test_a_run_that_was_stopped_within_an_epoch_ends_as_an_undisturbed_one(tmp_path, step, aux, accumulation):
+    options = {"epochs": 3, "patience": 9, "gradient_accumulation_steps": accumulation}
+    whole_model = TinyModel(aux=aux)
+    whole = quiet(whole_model, *loaders(), run_directory=tmp_path / "whole", **options)
+    stopped = re.compile(r"stopped after step \d+ of \d+ of epoch \d$")
+    with pytest.raises(TrainingStopped, match=stopped):
+        quiet(TinyModel(aux=aux), *loaders(), run_directory=tmp_path / "parts", stop=StopAfter(step), **options)
+    position = load_checkpoint(tmp_path / "parts" / "last.pt")["position"]
+    assert len(position["record"]["sizes"]) % accumulation == 0
+    torch.manual_seed(99)
+    model = TinyModel(aux=aux, seed=5)
+    resumed = quiet(model, *loaders(), run_directory=tmp_path / "parts", resume=True, **options)
+    assert_same_history(resumed, whole)
+    for name, value in whole_model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert "position" not in load_checkpoint(tmp_path / "parts" / "last.pt")
+
+
+def test_checkpoints_within_an_epoch_come_as_often_as_asked_for(tmp_path, monkeypatch):
+    steps = []
+    save = training._RunFiles.save_position
+    monkeypatch.setattr(
+        training._RunFiles,
+        "save_position",
+        lambda self, state, position: (
+            steps.append((state.epoch + 1, len(position["record"]["sizes"]))) or save(self, state, position)
+        ),
+    )
+    train, valid = loaders()
+    quiet(TinyModel(), train, valid, run_directory=tmp_path, epochs=2, checkpoint_every="2steps")
+    # Each epoch begins to count anew, and its last step is followed by the checkpoint of the epoch.
+    assert steps == [(epoch, step) for epoch in (1, 2) for step in range(2, len(train), 2)]
+    steps.clear()
+    quiet(TinyModel(), train, valid, run_directory=tmp_path, epochs=2)
+    assert steps == []
+
+
+def test_a_training_without_a_directory_says_what_is_lost():
+    with pytest.raises(TrainingStopped, match="of epoch 1; what it learnt in this epoch is lost"):
+        quiet(TinyModel(), *loaders(), epochs=1, stop=StopAfter(1))
+
+
+@pytest.mark.parametrize("text", ["", "10", "min", "0s", "-1min", "1.5steps", "10 minutes", "0steps"])
+def test_intervals_that_are_none_are_refused(text):
+    with pytest.raises(DienFastError, match="checkpoint_every must be a time or a number of steps, such as 10min"):
+        TrainSettings(checkpoint_every=text)
+
+
+def test_intervals_of_time(monkeypatch):
+    now = iter([0.0, 89.0, 91.0, 91.0, 92.0])
+    monkeypatch.setattr(interval.time, "monotonic", lambda: next(now))
+    every = interval.Interval("1.5min")
+    assert [every.is_due(), every.is_due(), every.is_due()] == [False, True, False]
 
 
 def test_resuming_a_finished_run_trains_no_more(tmp_path):
@@ -310,7 +385,7 @@ def test_a_log_file_gets_lines_with_loss_and_auc(monkeypatch, capsys):
 
 def test_the_recent_loss_and_auc_are_those_of_the_last_batches():
     def recent(logits, loss):
-        record = training._EpochRecord(np.float32([0, 1, 0, 1]))
+        record = EpochRecord(np.float32([0, 1, 0, 1]))
         record.add({"__row__": torch.arange(4)}, logits, torch.tensor(loss), None)
         return record.recent()
 
