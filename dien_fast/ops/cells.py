@@ -9,10 +9,12 @@ from torch import Tensor
 
 from dien_fast.ops.layouts import check_shape
 
-# The numbers by which the operator knows the cells; csrc has the same.
-CELLS = {"augru": 0, "augru_official": 1, "augru_inverted": 2, "agru": 3, "gru": 4}
+# The order in which each cell has the blocks of rows of its gates: u update, r reset, n candidate. A cell's place
+# is the number by which the operator knows it, so a new one goes to the end; csrc/cells.h has the same table.
+ORDERS = {"augru": "urn", "augru_official": "urn", "augru_inverted": "urn", "agru": "rn", "gru": "run"}
 
-GATES = {cell: 2 if cell == "agru" else 3 for cell in CELLS}
+CELLS = {cell: number for number, cell in enumerate(ORDERS)}
+GATES = {cell: len(order) for cell, order in ORDERS.items()}
 
 
 class Weights(NamedTuple):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dien_fast.nn.native_layers import is_watched
+from dien_fast.ops.cells import ORDERS
 
 Stacked = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """weight_ih ``[G * H, I]``, weight_hh ``[G * H, H]``, bias_ih, bias_hh ``[G * H]``: gates in the cell's order."""
@@ -31,9 +32,8 @@ class CellRule(NamedTuple):
     reset: str = "after"
 
     def __str__(self) -> str:
-        gates = {"agru": "rn", "gru": "run"}.get(self.cell, "urn")
         order = ["-"] * self.blocks
-        for gate, block in zip(gates, self.take, strict=True):
+        for gate, block in zip(ORDERS[self.cell], self.take, strict=True):
             order[block] = gate
         return f"{self.cell}, reset {self.reset} the product, gates ({' | '.join(order)})"
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dien_fast.ops.backend import LIBRARY, use_backend
+from dien_fast.ops.cells import GATES, ORDERS
 from dien_fast.patches.cells import LAYOUTS, CellLayout, CellRule, Stacked, layout_of
 from dien_fast.patches.swap import Recipe, swap
 from dien_fast.patches.trial import (
@@ -43,12 +44,9 @@ class RefusedError(Exception):
 def _candidates(blocks: int) -> Iterator[CellRule]:
     """Yield every rule and order of gates that a cell with so many blocks of rows can have."""
     for reset in ("after", "before"):
-        for take in itertools.permutations(range(blocks), 2):
-            yield CellRule("agru", take, blocks, reset)
-        if blocks == 3:
-            for cell in ("augru", "augru_official", "augru_inverted", "gru"):
-                for order in itertools.permutations(range(3)):
-                    yield CellRule(cell, order, blocks, reset)
+        for cell, gates in GATES.items():
+            for take in itertools.permutations(range(blocks), gates):
+                yield CellRule(cell, take, blocks, reset)
 
 
 class _OneStep:
@@ -65,10 +63,9 @@ class _OneStep:
 
     def run(self, rule: CellRule, att: Tensor) -> Tensor:
         """Return the states ``[B, H]`` after a step with attention ``[B]``."""
-        *first, n_block = rule.take
-        r_block, u_block = first[-1], first[0]
-        if rule.cell == "gru":
-            r_block, u_block = u_block, r_block
+        block = dict(zip(ORDERS[rule.cell], rule.take, strict=True))
+        r_block, n_block = block["r"], block["n"]
+        u_block = block.get("u", r_block)  # without u, the rule does not read it
         r = torch.sigmoid(self.from_x[r_block] + self.from_h[r_block])
         u = torch.sigmoid(self.from_x[u_block] + self.from_h[u_block])
         if rule.reset == "after":
@@ -79,8 +76,7 @@ class _OneStep:
                 self.reset_first[r_block, n_block] = product
             inner = self.reset_first[r_block, n_block]
         n = torch.tanh(self.from_x[n_block] + inner)
-        a = att.unsqueeze(1)
-        z = a if rule.cell == "agru" else replaced_share(rule.cell, u, a)
+        z = replaced_share(rule.cell, u, att.unsqueeze(1))
         return self.h + z * (n - self.h)
 
 
@@ -137,8 +133,8 @@ def rule_of(cell: nn.Module) -> CellRule:
     if len(matches) != 1:
         found = "none" if not matches else " and ".join(map(str, matches))
         raise RefusedError(
-            f"{kind} was compared with the rules augru, augru_official, augru_inverted, "
-            f"agru and gru in every order of gates, forward and backward; {found} agrees to {TOLERANCE:g}"
+            f"{kind} was compared with the rules {', '.join(GATES)} in every order of gates, forward and "
+            f"backward; {found} agrees to {TOLERANCE:g}"
         )
     (rule,) = matches
     if rule.reset == "before" or rule.cell == "gru":

@@ -211,14 +211,12 @@ def attention_gru(
             gh = F.linear(h, weight_hh[:-hidden], None if bias_hh is None else bias_hh[:-hidden])
         else:
             gh = F.linear(h, weight_hh, bias_hh)
-        if cell == "agru":
-            r = torch.sigmoid(gi[:, :hidden] + gh[:, :hidden])
-            z = a
-        else:
-            first = torch.sigmoid(gi[:, :hidden] + gh[:, :hidden])
+        r = torch.sigmoid(gi[:, :hidden] + gh[:, :hidden])
+        u = r  # of two gates none is u, and the rule does not read it
+        if weight_hh.size(0) > 2 * hidden:
             second = torch.sigmoid(gi[:, hidden : 2 * hidden] + gh[:, hidden : 2 * hidden])
-            u, r = (second, first) if cell == "gru" else (first, second)
-            z = replaced_share(cell, u, a)
+            u, r = (second, r) if cell == "gru" else (r, second)
+        z = replaced_share(cell, u, a)
         if reset_before:
             n_h = F.linear(r * h, weight_hh[-hidden:], None if bias_hh is None else bias_hh[-hidden:])
         else:

@@ -16,8 +16,11 @@ from selection import slow_but
 from dien_fast.functional import GATES
 from dien_fast.ops.cells import CELLS
 
-# 7 shapes, 3 layouts, 4 types and 5 cells meet each other as the number of the case grows.
-FEW = [(tuple(GATES)[i % 5], LAYOUTS[i % 3], DTYPES[0 if i % 2 else i // 2 % 4], SHAPES[i % 7]) for i in range(42)]
+# 7 shapes, 3 layouts, 4 types and the cells meet each other as the number of the case grows.
+NAMES = tuple(GATES)
+FEW = [
+    (NAMES[i % len(NAMES)], LAYOUTS[i % 3], DTYPES[0 if i % 2 else i // 2 % 4], SHAPES[i % 7]) for i in range(42)
+]
 CASES = FEW + [case for case in itertools.product(GATES, LAYOUTS, DTYPES, SHAPES) if case not in FEW]
 
 

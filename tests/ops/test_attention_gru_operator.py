@@ -156,7 +156,7 @@ class TestDispatcher:
             ({10: torch.full((5,), 2**63 - 1)}, f"inside the 20 rows of x, got {2**63 - 1} for 4 steps"),
             ({10: torch.zeros(4, dtype=torch.int64)}, r"x_start must have shape \(5,\), got \(4,\)"),
             ({8: None, 9: torch.tensor([5] * 4), 10: torch.arange(5)}, "x_start must come with offsets"),
-            ({11: 5}, r"cell must lie in \[0, 4\], got 5"),
+            ({11: len(CELLS)}, rf"cell must lie in \[0, {len(CELLS) - 1}\], got {len(CELLS)}"),
             ({1: torch.zeros(19)}, r"att must have shape \(20,\), got \(19,\)"),
             ({1: None}, "att must be given for this cell, got none"),
             ({2: torch.zeros(18, 4)}, r"x must have shape \(\*, 4\), got \(20, 3\)"),

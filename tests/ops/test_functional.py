@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dien_fast.functional import attention_gru
+from dien_fast.ops.cells import ORDERS
 from dien_fast.reference.gru import attention_gru as packed_loop
 
 CELLS = {"augru": "urn", "augru_official": "urn", "augru_inverted": "urn", "agru": "rn", "gru": "run"}
@@ -93,6 +94,7 @@ def numpy_loop(cell, reset, x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, 
             elif cell == "agru":
                 h = (1 - a) * h + a * n
             else:
+                assert cell == "gru", f"no equation for {cell}"
                 h = u * h + (1 - u) * n
             states[b, t] = last[b] = h
     return torch.from_numpy(states), torch.from_numpy(last)
@@ -100,6 +102,10 @@ def numpy_loop(cell, reset, x, att, weight_ih, weight_hh, bias_ih, bias_hh, h0, 
 
 def close(got, want, **tolerance):
     torch.testing.assert_close(got, want, **({"rtol": 1e-12, "atol": 1e-12} | tolerance))
+
+
+def test_no_cell_is_forgotten():
+    assert CELLS == ORDERS
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
