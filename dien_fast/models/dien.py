@@ -23,7 +23,9 @@ class DIENOptions(Settings):
         gru_type: how the interest evolves: "AUGRU", "AGRU", "AIGRU" or "GRU".
     """
 
-    gru_type: Annotated[str, Rule("how the interest evolves", choices=("AUGRU", "AGRU", "AIGRU", "GRU"))] = "AUGRU"
+    gru_type: Annotated[
+        str, Rule("how the interest evolves", choices=tuple(reversed(Interest.SUPPORTED_GRU_TYPE)))
+    ] = "AUGRU"
 
 
 class DIEN(ClickModel, reference.DIEN):

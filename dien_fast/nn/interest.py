@@ -226,7 +226,7 @@ class Interest(reference.Interest):
         _, interest = recurrence.native_attention_gru(
             Inputs(states.values, scores.values, *Weights.of_cell(evolution.rnn), None),
             Layout(offsets=scores.offsets),
-            self.gru_type.lower(),
+            evolution.rnn.cell,
             return_states=False,
             x_start=states.offsets[:-1][owner],
         )
@@ -347,7 +347,7 @@ class Interest(reference.Interest):
         assert isinstance(evolution, DynamicGRU)
         weights = Weights.of_cell(evolution.rnn)
         _, interest = attention_gru(
-            states, scores, *weights, lengths=lengths, cell=self.gru_type.lower(), return_states=False
+            states, scores, *weights, lengths=lengths, cell=evolution.rnn.cell, return_states=False
         )
         return interest, auxiliary_loss
 

@@ -125,7 +125,7 @@ class Interest(nn.Module):
         NotImplementedError: for any other ``gru_type``.
     """
 
-    SUPPORTED_GRU_TYPE: ClassVar[list[str]] = ["GRU", "AIGRU", "AGRU", "AUGRU"]
+    SUPPORTED_GRU_TYPE: ClassVar[list[str]] = ["GRU", "AIGRU", *DynamicGRU.cells]
     attention_type: ClassVar[type[Attention]] = Attention
     auxiliary_net_type: ClassVar[type[AuxiliaryNet]] = AuxiliaryNet
     dynamic_gru_type: ClassVar[type[DynamicGRU]] = DynamicGRU
