@@ -29,11 +29,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import dien_fast
+from dien_fast.patches.recurrence import Loop
 from dien_fast.patches.registry import LIBRARIES
+from dien_fast.patches.swap import Accelerated
 
 DEFAULT_SIZES = [(128, 50, 32), (256, 100, 36), (1024, 100, 64)]
 ITEMS = 10_000
-LOOPS = ("DynamicGRU", "DynamicRNN", "AUGRU")
 
 
 def build(library: str, size: tuple[int, int, int]) -> tuple[Peer, nn.Module]:
@@ -80,16 +81,27 @@ def step_of(peer: Peer, model: nn.Module) -> Callable[[int], object]:
     return step
 
 
-def recurrence_of(model: nn.Module, size: tuple[int, int, int]) -> Callable[[int], object]:
-    """Return what runs a model's AUGRU forward and backward on a random batch."""
+def loop_of(fast: nn.Module) -> tuple[str, Loop]:
+    """Return the path of the loop that runs as one operator in an accelerated model, and what it computes."""
+    found = [
+        (path, module._dien_fast.details)
+        for path, module in fast.named_modules()
+        if isinstance(module, Accelerated) and isinstance(module._dien_fast.details, Loop)
+    ]
+    if len(found) != 1:
+        raise RuntimeError(f"the model must have one loop as one operator, found {[path for path, _ in found]}")
+    return found[0]
+
+
+def recurrence_of(loop: nn.Module, details: Loop, size: tuple[int, int, int]) -> Callable[[int], object]:
+    """Return what runs a loop forward and backward on a random batch."""
     batch, steps, hidden = size
-    (loop,) = [module for module in model.modules() if type(module).__name__ in LOOPS]
     lengths = lengths_of(batch, steps)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, steps, hidden, generator=generator, requires_grad=True)
     att = torch.rand(batch, steps, generator=generator, requires_grad=True)
     dstates = torch.randn(batch, hidden, generator=generator)
-    if type(loop).__name__ == "AUGRU":
+    if details.arguments == ("x", "item", "mask"):  # torch-rechub's, whose loop has the attention in it
         item, mask = dstates.clone().requires_grad_(), torch.arange(steps) < lengths.unsqueeze(1)
 
         def run(_: int) -> None:
@@ -116,8 +128,10 @@ def measure(library: str, size: tuple[int, int, int], rounds: int) -> dict[str, 
     peer, fast = build(library, size)
     check(peer, fast)
     found: dict[str, Any] = {"size": list(size)}
+    path, details = loop_of(fast)
+    loops = [model.get_submodule(path) for model in (peer.model, fast)]
     for name, runs in (
-        ("recurrence", [recurrence_of(model, size) for model in (peer.model, fast)]),
+        ("recurrence", [recurrence_of(loop, details, size) for loop in loops]),
         ("step", [step_of(peer, model) for model in (peer.model, fast)]),
     ):
         times = interleaved(dict(zip(("library", "accelerated"), runs, strict=True)), rounds)

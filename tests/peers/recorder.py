@@ -1,4 +1,4 @@
-"""What the five trainings share: their arguments, and a recorder of what a training did."""
+"""What the trainings share: their arguments, and a recorder of what a training did."""
 
 import argparse
 import json
