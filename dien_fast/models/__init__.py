@@ -8,7 +8,7 @@ from dien_fast.reference.groups import AttentionGroup
 
 __all__ = ["DIEN", "DIN", "DSIN", "MODELS", "AttentionGroup", "ClickModel"]
 
-# By the name that the command and config.json have for them; the first is the default.
+#: The models by the name that the command and ``config.json`` have for them; the first is the default.
 MODELS: dict[str, type[ClickModel]] = {
     "dien": DIEN,
     "din": DIN,

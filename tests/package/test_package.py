@@ -26,6 +26,8 @@ CORE = [
     "Ragged",
 ]
 LAZY = ["CategoryEncoder", "SequenceEncoder", "load"]
+OTHERS = ["__version__", "backend", "use_backend", "accelerate", "restore"]
+OTHERS += ["DienFastError", "DataError", "CheckpointError"]
 REFERENCE = [
     "ClickModel",
     "AttentionGRUCell",
@@ -50,7 +52,8 @@ def test_reference_names():
     assert all(hasattr(dien_fast.reference, name) for name in REFERENCE)
 
 
-def test_every_exported_name_exists():
+def test_no_other_name_is_public():
+    assert sorted(dien_fast.__all__) == sorted([*CORE, *LAZY, *OTHERS])
     assert all(hasattr(dien_fast, name) for name in dien_fast.__all__)
 
 
