@@ -1,5 +1,8 @@
 """The operators without the native library have its schemas and numbers."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from recurrence_cases import problem
@@ -13,6 +16,18 @@ from dien_fast.ops.cells import CELLS
 
 OFFSETS = torch.tensor([0, 5, 5, 12])
 SCHEMAS = [recurrence.SCHEMA, attention_scores.SCHEMA, auxiliary_loss.SCHEMA, *rows.SCHEMAS.values()]
+
+WITHOUT_FALLBACK = {"add_rows_", "cpu_capability", "vector_bytes"}  # nobody exports or scripts these
+SOURCES = Path(__file__).resolve().parents[2] / "csrc"
+
+
+def test_no_operator_is_forgotten():
+    defined = set(re.findall(r'm\.def\(\s*"(\w+)\(', (SOURCES / "library.cpp").read_text()))
+    forward = {name for name in defined if not name.endswith("_backward")}
+    assert forward - WITHOUT_FALLBACK == {schema.partition("(")[0] for schema in SCHEMAS}
+    for name in defined - {"cpu_capability", "vector_bytes"}:
+        for key in ("CPU", "Meta"):  # its kernel, and its fake implementation
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dien_fast::{name}", key), (name, key)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,11 @@ import pytest
 import run_sanitized
 
 
+def test_no_file_is_forgotten():
+    here = {f"ops/{path.name}" for path in Path(__file__).parent.glob("test_*.py")}
+    assert here == {*run_sanitized.FILES, *run_sanitized.OTHERS}
+
+
 @pytest.mark.long
 @pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
