@@ -132,8 +132,8 @@ class SessionInterest(nn.Module):
 
         Args:
             query: candidates ``[B, D]``.
-            interests: of each session, ragged ``[S, D]``; for many candidates of a user, :meth:`Ragged.take`
-                repeats them.
+            interests: of each session, ragged ``[S, D]``; for many candidates of a user,
+                :meth:`dien_fast.Ragged.take` repeats them.
             evolved: the Bi-LSTM's states, likewise.
 
         Returns:
