@@ -178,8 +178,9 @@ def _ranks(column: pa.ChunkedArray, name: str, source: str) -> np.ndarray:
     """Return ``[N]`` int64 that rise with the times."""
     column = as_column(column)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        row = int(np.argmin(np.asarray(pc.match_substring_regex(column, r"^\d+$"))))
         raise DataError(
-            f"{source}: column {name!r}: times must be numbers or dates, got text such as {column[0].as_py()!r}"
+            f"{source}: column {name!r}: times must be numbers or dates, got text: {column[row].as_py()!r} in row {row}"
         )
     return pc.rank(column, tiebreaker="dense").to_numpy().astype(np.int64)
 

@@ -129,7 +129,7 @@ def test_nothing_is_left_out_in_silence():
         ),
         ({"item": [1, 1]}, "log: user 'a' has all 1 items, so no other can be drawn"),
         ({"item": [1, None]}, "log: column 'item': an event needs a value, row 1 has none"),
-        ({"time": ["1", "2"]}, "log: column 'time': times must be numbers or dates, got text such as '1'"),
+        ({"time": ["1", "2"]}, "log: column 'time': times must be numbers or dates, got text: '1' in row 0"),
     ],
 )
 def test_what_is_wrong_is_said(columns, message):

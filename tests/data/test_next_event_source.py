@@ -155,7 +155,7 @@ def test_who_is_left_out_is_told(shop):
         ({"schema": 'label = "x"\n' + EVENTS}, "the schema of events has no setting 'label'"),
         ({"schema": 'negatives = "columns"\n' + EVENTS}, "reads them from rows of clicks, which events are not"),
         ({"schema": "events = 3"}, r"\[events\] must be a table of settings, got 3"),
-        ({"schema": EVENTS.replace('"when"', '"brand"').replace('["brand"]', "[]")}, "got text such as 'b"),
+        ({"schema": EVENTS.replace('"when"', '"brand"').replace('["brand"]', "[]")}, r"got text: 'b\d' in row 0"),
     ],
 )
 def test_faults_are_named(shop, change, message):
