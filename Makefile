@@ -38,11 +38,11 @@ PYTEST := $(BIN)/python -m pytest -p no:benchmark --numprocesses $(WORKERS) --di
 COVERAGE := --cov --cov-report=term --cov-fail-under=90
 
 .PHONY: test
-test: $(READY) ## run the tests with branch coverage, but for slow ones; WORKERS=1 uses one core
-	$(PYTEST) $(COVERAGE) $(ARGS)
+test: $(READY) ## run the tests, but for slow ones; WORKERS=1 uses one core
+	$(PYTEST) $(ARGS)
 
 .PHONY: test-all
-test-all: $(READY) ## run all tests: slow ones, every emulated case and the whole of make sanitize too
+test-all: $(READY) ## run all tests with branch coverage: slow ones, every emulated case and the whole of make sanitize too
 	$(PYTEST) $(COVERAGE) -m '' $(ARGS)
 
 PEERS := .venv-peers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -147,6 +147,54 @@ def sequence_lengths(rows: pa.Array, separator: str) -> np.ndarray:
     words = pc.add(pc.count_substring(rows, separator), 1)
     words = pc.if_else(pc.equal(rows, ""), 0, words)
     return pc.fill_null(words, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+class Sequences(NamedTuple):
+    """Sequences as pieces of one array; the pieces may overlap.
+
+    Attributes:
+        values: ``[N]``.
+        starts: ``[B]`` int64, where each sequence begins.
+        lengths: ``[B]`` int64.
+    """
+
+    values: Any
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    def cut(self, width: int, keep: str) -> Sequences:
+        """Return the sequences with at most ``width`` elements, the ``"newest"`` (last) or ``"oldest"``."""
+        kept = np.minimum(self.lengths, width)
+        starts = self.starts + (self.lengths - kept) if keep == "newest" else self.starts
+        return Sequences(self.values, starts, kept)
+
+    def total(self, numbers: np.ndarray) -> int:
+        """Return the sum of ``numbers`` ``[N]`` over all elements of all sequences."""
+        sums = offsets_of(numbers)
+        return int((sums[self.starts + self.lengths] - sums[self.starts]).sum())
+
+
+def views(column: pa.Array | pa.ChunkedArray) -> Sequences | None:
+    """Return the rows of a column of Arrow's list views, which share one array of values; None for other columns.
+
+    Args:
+        column: ``[B]``; of one chunk, since the values of several would be several logs.
+    """
+    if not (pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type)):
+        return None
+    rows = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    lengths = pc.fill_null(pc.list_value_length(rows), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return Sequences(rows.values, rows.offsets.to_numpy().astype(np.int64), lengths)
+
+
+def as_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return the column with a copy of its values for each row, where these are views."""
+    found = views(column)
+    if found is None:
+        return column
+    offsets = offsets_of(found.lengths)
+    index = pa.array(gather_index(found.starts, offsets))
+    return pa.LargeListArray.from_arrays(pa.array(offsets), found.values.take(index))
 
 
 def _holds_only_nan(rows: pa.Array) -> bool:

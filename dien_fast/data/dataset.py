@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dien_fast.data.checks import check_labels, check_table
-from dien_fast.data.columns import as_column, codes, count_missing, gather_index, offsets_of
-from dien_fast.data.encoders import CategoryEncoder, SequenceEncoder, cut
+from dien_fast.data.columns import Sequences, as_column, codes, count_missing, gather_index, offsets_of
+from dien_fast.data.encoders import CategoryEncoder, SequenceEncoder
 from dien_fast.data.fitting import Encoders
 from dien_fast.data.negatives import NegativeSampler
 from dien_fast.data.schema import ROW_KEY, Group, Schema
@@ -113,7 +113,7 @@ class ClickDataset(Dataset[Batch]):
         self._epoch = 0
         self._negatives = negatives if schema.negatives in ("uniform", "popularity") else None
         self._scalars: dict[str, np.ndarray] = {}
-        self._sequences: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._sequences: dict[str, Sequences] = {}
         self._widths: dict[str, int] = {}
         self.unknown: dict[str, UnknownWords] = {}
         for feature in schema.numeric:
@@ -125,7 +125,8 @@ class ClickDataset(Dataset[Batch]):
                 encoder = encoders.category(feature)
                 self._scalars[feature] = encoder.transform(column)
                 missing = count_missing(as_column(column))
-                self._count_unknown(feature, encoder, self._scalars[feature], missing)
+                unknown = int(np.count_nonzero(self._scalars[feature] == encoder.vocabulary_.unknown))
+                self._note_unknown(feature, encoder, table.num_rows - missing, unknown - missing)
             step()
         read_negatives = require_label and schema.negatives == "columns"
         for feature in [*schema.sequences, *(schema.negative_features() if read_negatives else [])]:
@@ -154,45 +155,47 @@ class ClickDataset(Dataset[Batch]):
     def _encode_sequence(self, table: pa.Table, feature: str, encoders: Encoders, source: str) -> None:
         with reading(table, feature, source) as column:
             encoder = encoders.sequence(feature)
-            values, lengths = encoder.transform_ragged(column)
-            # int32 takes half the memory; a batch holds int64.
-            self._sequences[feature] = (values.astype(np.int32), offsets_of(lengths))
+            found = encoder.transform_sequences(column)
+            self._sequences[feature] = found
             self._widths[feature] = encoder.max_length()
-            self._count_unknown(feature, encoder, values)
+            unknown = found.total(found.values == encoder.vocabulary_.unknown)
+            self._note_unknown(feature, encoder, int(found.lengths.sum()), unknown)
 
-    def _count_unknown(
-        self, feature: str, encoder: CategoryEncoder | SequenceEncoder, ids: np.ndarray, missing: int = 0
+    def _note_unknown(
+        self, feature: str, encoder: CategoryEncoder | SequenceEncoder, words: int, unknown: int
     ) -> None:
-        unknown = int(np.count_nonzero(ids == encoder.vocabulary_.unknown)) - missing
         training = None if encoder.coverage_ is None else encoder.coverage_.unknown
-        self.unknown[feature] = UnknownWords(len(ids) - missing, unknown, training)
+        self.unknown[feature] = UnknownWords(words, unknown, training)
 
     def _share_offsets(self, read_negatives: bool) -> None:
-        """Let the sequences of a group share one offsets array, so that a batch finds their events once."""
+        """Let the sequences of a group share one array of starts, so that a batch finds their events once."""
         for group in self.schema.groups:
             names = [pair.pos_hist for pair in group.pairs]
             if read_negatives:
                 names += [pair.neg_hist for pair in group.pairs]
-            first = self._sequences[names[0]][1]
+            first = self._sequences[names[0]]
             for name in names[1:]:
-                values, offsets = self._sequences[name]
-                if not np.array_equal(first, offsets):
+                other = self._sequences[name]
+                if not np.array_equal(first.lengths, other.lengths):
                     raise DataError(
                         f"the encoders of {names[0]!r} and {name!r} keep different numbers of events, "
                         f"{self._widths[names[0]]} and {self._widths[name]}"
                     )
-                self._sequences[name] = (values, first)
+                if np.array_equal(first.starts, other.starts):
+                    self._sequences[name] = first._replace(values=other.values)
 
     def _divide_into_sessions(self, table: pa.Table, group: Group, encoders: Encoders, source: str) -> None:
         """Number the sessions of the events that are kept of a group's histories."""
         history = group.pairs[0].pos_hist
-        encoder, offsets = encoders.sequence(history), self._sequences[history][1]
+        encoder, events = encoders.sequence(history), self._sequences[history]
         with reading(table, group.time, source) as column:
-            times, lengths = event_times(column, self.schema.separator)
-            times, lengths = cut(times, lengths, encoder.max_length(), encoder.keep)
-            if not np.array_equal(offsets_of(lengths), offsets):
+            times = event_times(column, self.schema.separator).cut(encoder.max_length(), encoder.keep)
+            if not np.array_equal(times.lengths, events.lengths):
                 raise DataError(f"expected a time for each event of {history!r}")
-        self._sequences[session_key(group.name)] = (session_numbers(times, offsets, group.session_gap), offsets)
+        sessions = times._replace(values=session_numbers(times.values, group.session_gap))
+        if np.array_equal(sessions.starts, events.starts):
+            sessions = events._replace(values=sessions.values)
+        self._sequences[session_key(group.name)] = sessions
         self._widths[session_key(group.name)] = self._widths[history]
 
     def __len__(self) -> int:
@@ -200,15 +203,25 @@ class ClickDataset(Dataset[Batch]):
 
     def lengths(self, feature: str) -> np.ndarray:
         """Return the ``[rows]`` int64 lengths of a sequence feature, in events, after the cut."""
-        return np.diff(self._sequences[feature][1])
+        return self._sequences[feature].lengths
 
     def category_ids(self, feature: str) -> np.ndarray:
         """Return the ``[rows]`` int64 ids of a categorical feature."""
         return self._scalars[feature]
 
-    def events(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of a sequence feature: int32 ``[N]`` row after row, and int64 ``[rows + 1]`` offsets."""
-        return self._sequences[feature]
+    def events(self, feature: str, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of a sequence feature in some rows, and where each row's begin.
+
+        Args:
+            feature: its name, or the key of a group's sessions.
+            rows: which rows.
+
+        Returns:
+            int32 ``[N]`` row after row, and int64 ``[B + 1]`` offsets.
+        """
+        values, starts, lengths = self._sequences[feature]
+        offsets = offsets_of(lengths[rows])
+        return values[gather_index(starts[rows], offsets)], offsets
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch whose negatives ``dataset[rows]`` draws."""
@@ -233,13 +246,14 @@ class ClickDataset(Dataset[Batch]):
         batch: Batch = {name: torch.from_numpy(values[rows]) for name, values in self._scalars.items()}
         gathers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         gathered: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for name, (values, source_offsets) in self._sequences.items():
-            if id(source_offsets) not in gathers:
-                starts = source_offsets[rows]
-                offsets = offsets_of(source_offsets[rows + 1] - starts)
-                gathers[id(source_offsets)] = (gather_index(starts, offsets), offsets)
-            index, offsets = gathers[id(source_offsets)]
+        for name, (values, starts, lengths) in self._sequences.items():
+            if id(starts) not in gathers:
+                offsets = offsets_of(lengths[rows])
+                gathers[id(starts)] = (gather_index(starts[rows], offsets), offsets)
+            index, offsets = gathers[id(starts)]
             gathered[name] = (values[index].astype(np.int64), offsets)
+        for group in [group for group in self.schema.groups if group.time]:
+            gathered[session_key(group.name)] = _from_zero(*gathered[session_key(group.name)])
         if self._negatives is not None:
             for group in self.schema.groups:
                 offsets = gathered[group.pairs[0].pos_hist][1]
@@ -253,6 +267,13 @@ class ClickDataset(Dataset[Batch]):
             batch[self.schema.label] = torch.from_numpy(self.labels[rows])
         batch[ROW_KEY] = torch.from_numpy(rows)
         return batch
+
+
+def _from_zero(sessions: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sessions ``[N]`` of the histories of a batch, counted from 0 for the oldest event of each."""
+    lengths = np.diff(offsets)
+    filled = lengths > 0
+    return sessions - np.repeat(sessions[offsets[:-1][filled]], lengths[filled]), offsets
 
 
 def _number_rows(table: pa.Table, column: str, what: str, source: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -111,6 +111,7 @@ def next_clicks(
     by: str = "uniform",
     max_length: int | None = 50,
     seed: int = 0,
+    views: bool = False,
 ) -> NextClicks:
     """Make a table of clicks: which item came next, told from items that were drawn.
 
@@ -122,6 +123,8 @@ def next_clicks(
         by: ``"uniform"`` draws every item of the log equally often, ``"popularity"`` as often as it has events.
         max_length: events kept of a longer history, the newest; None keeps all.
         seed: equal seeds draw equal items.
+        views: give the histories as views of the log (Arrow's large_list_view) instead of copies. They take the
+            memory of one log, however many rows there are, but not every library reads them.
 
     Returns:
         The rows, sorted by user and time, the drawn items before the true one.
@@ -168,9 +171,7 @@ def next_clicks(
     begin = at - position[at]
     if max_length is not None:
         begin = np.maximum(begin, at - max_length)
-    offsets = offsets_of(at - begin)
-    before = gather_index(begin, offsets)
-    table = _table(events, label, at, of_item, before, offsets)
+    table = _table(events, label, at, of_item, _History(begin, at - begin, views))
     return NextClicks(table, _schema(events, max_length), _notes(events, first, count, user, by))
 
 
@@ -180,7 +181,8 @@ def _ranks(column: pa.ChunkedArray, name: str, source: str) -> np.ndarray:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         row = int(np.argmin(np.asarray(pc.match_substring_regex(column, r"^\d+$"))))
         raise DataError(
-            f"{source}: column {name!r}: times must be numbers or dates, got text: {column[row].as_py()!r} in row {row}"
+            f"{source}: column {name!r}: times must be numbers or dates, got text: {column[row].as_py()!r} "
+            f"in row {row}"
         )
     return pc.rank(column, tiebreaker="dense").to_numpy().astype(np.int64)
 
@@ -229,19 +231,39 @@ def _draw(
     return drawn.reshape(len(of), negatives)
 
 
-def _table(
-    events: Events, label: np.ndarray, at: np.ndarray, of_item: np.ndarray, before: np.ndarray, offsets: np.ndarray
-) -> pa.Table:
+class _History(NamedTuple):
+    """Which events of the log come before each row.
+
+    Attributes:
+        begin: ``[rows]`` int64, the first of them.
+        lengths: ``[rows]`` int64, how many.
+        views: whether they are to be views of the log.
+    """
+
+    begin: np.ndarray
+    lengths: np.ndarray
+    views: bool
+
+    def of(self, values: pa.Array) -> pa.Array:
+        """Return the values ``[events]`` of these events, a list for each row."""
+        if self.views:
+            return pa.LargeListViewArray.from_arrays(pa.array(self.begin), pa.array(self.lengths), values)
+        offsets = offsets_of(self.lengths)
+        return pa.LargeListArray.from_arrays(
+            pa.array(offsets), values.take(pa.array(gather_index(self.begin, offsets)))
+        )
+
+
+def _table(events: Events, label: np.ndarray, at: np.ndarray, of_item: np.ndarray, history: _History) -> pa.Table:
     columns: dict[str, pa.Array | pa.ChunkedArray] = {"label": pa.array(label), "event": pa.array(at)}
     for name in (events.user, *([events.time] if events.time else []), *events.user_columns):
         columns[name] = events.table[name].take(pa.array(at))
     for name in (events.item, *events.item_columns):
         values = events.table[name].combine_chunks()
         columns[name] = values.take(pa.array(of_item))
-        columns[f"hist_{name}"] = pa.LargeListArray.from_arrays(pa.array(offsets), values.take(pa.array(before)))
+        columns[f"hist_{name}"] = history.of(values)
     if events.time is not None:
-        times = events.table[events.time].combine_chunks().take(pa.array(before))
-        columns[f"hist_{events.time}"] = pa.LargeListArray.from_arrays(pa.array(offsets), times)
+        columns[f"hist_{events.time}"] = history.of(events.table[events.time].combine_chunks())
     return pa.table(columns)
 
 

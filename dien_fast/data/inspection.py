@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -142,9 +142,12 @@ def _session_lines(dataset: ClickDataset, group: Group, name: str) -> list[str]:
     """Return a line if the times of a group's events do not divide its histories, or divide every two events."""
     if not group.time:
         return []
-    numbers, offsets = dataset.events(session_key(group.name))
-    pauses = int(np.maximum(np.diff(offsets) - 1, 0).sum())
-    long = int(numbers[offsets[1:][np.diff(offsets) > 0] - 1].sum())
+    pauses = long = 0
+    for rows in _slices(len(dataset)):
+        numbers, offsets = dataset.events(session_key(group.name), rows)
+        filled = np.diff(offsets) > 0
+        pauses += int(np.maximum(np.diff(offsets) - 1, 0).sum())
+        long += int((numbers[offsets[1:][filled] - 1] - numbers[offsets[:-1][filled]]).sum())
     if not pauses or 0 < long < pauses:
         return []
     found = "none of the pauses" if not long else "every pause"
@@ -170,12 +173,15 @@ def _clicked_before(dataset: ClickDataset, encoders: Encoders, group: Group) -> 
     candidates = dataset.category_ids(pair.ad)
     if ad.words != history.words:
         candidates = ad.translation(history)[candidates]
-    events, offsets = dataset.events(pair.pos_hist)
     inside = np.zeros(len(candidates), bool)
-    # Slice by slice, because the row of each event takes twice the memory of all events.
-    for start in range(0, len(candidates), SLICE_ROWS):
-        bounds = offsets[start : start + SLICE_ROWS + 1]
-        rows = np.repeat(np.arange(start, start + len(bounds) - 1), np.diff(bounds))
-        part = events[bounds[0] : bounds[-1]]
-        inside[rows[(part == candidates[rows]) & (part != history.unknown)]] = True
+    for rows in _slices(len(candidates)):
+        events, offsets = dataset.events(pair.pos_hist, rows)
+        row_of = np.repeat(np.arange(rows.start, rows.start + len(offsets) - 1), np.diff(offsets))
+        inside[row_of[(events == candidates[row_of]) & (events != history.unknown)]] = True
     return pair.ad, pair.pos_hist, inside
+
+
+def _slices(count: int) -> Iterator[slice]:
+    """Yield slices of ``count`` rows: the events of all rows at once would take many times the memory of a log."""
+    for start in range(0, count, SLICE_ROWS):
+        yield slice(start, start + SLICE_ROWS)

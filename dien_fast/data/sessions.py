@@ -8,7 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dien_fast.data.columns import as_column, first_without_number, is_text, offsets_of, row_slices, split_words
+from dien_fast.data.columns import (
+    Sequences,
+    as_column,
+    first_without_number,
+    is_text,
+    offsets_of,
+    row_slices,
+    split_words,
+    views,
+)
 from dien_fast.errors import DataError
 
 
@@ -36,7 +45,7 @@ def check_times(column: pa.Array | pa.ChunkedArray, separator: str) -> None:
             )
 
 
-def event_times(column: pa.Array | pa.ChunkedArray, separator: str) -> tuple[np.ndarray, np.ndarray]:
+def event_times(column: pa.Array | pa.ChunkedArray, separator: str) -> Sequences:
     """Return the time of each event.
 
     Args:
@@ -44,36 +53,37 @@ def event_times(column: pa.Array | pa.ChunkedArray, separator: str) -> tuple[np.
         separator: what divides the seconds of text.
 
     Returns:
-        ``[N]`` float64 seconds row after row, NaN where one is missing, and ``[B]`` int64 numbers of events.
+        Pieces of ``[N]`` float64 seconds, NaN where one is missing; views of one log stay views of one log.
 
     Raises:
         DataError: the column holds something else; the message names the row.
     """
+    log = views(as_column(column))
+    if log is not None:
+        whole = pa.LargeListArray.from_arrays(pa.array([0, len(log.values)]), log.values)
+        return log._replace(values=event_times(whole, separator).values)
     times, lengths = [np.zeros(0)], [np.zeros(0, np.int64)]
     for _, found, counts in _slices(column, separator):
         times.append(found)
         lengths.append(counts)
-    return np.concatenate(times), np.concatenate(lengths)
+    counts = np.concatenate(lengths)
+    return Sequences(np.concatenate(times), offsets_of(counts)[:-1], counts)
 
 
-def session_numbers(times: np.ndarray, offsets: np.ndarray, gap: float) -> np.ndarray:
-    """Return the session of each event, ``[N]`` int32, from 0 for the oldest of a history.
+def session_numbers(times: np.ndarray, gap: float) -> np.ndarray:
+    """Return a number for the session of each event, ``[N]`` int32, which grows by 1 with each session.
 
     Args:
-        times: ``[N]`` seconds, not decreasing within a history.
-        offsets: ``[B + 1]`` int64 offsets of the histories.
+        times: ``[N]`` seconds of histories one behind the other, not decreasing within one.
         gap: seconds; a longer pause begins a new session.
 
     Example:
-        >>> session_numbers(np.array([0, 60, 4000, 4060, 0]), np.array([0, 4, 5]), gap=1800).tolist()
-        [0, 0, 1, 1, 0]
+        >>> session_numbers(np.array([0, 60, 4000, 4060, 0]), gap=1800).tolist()
+        [0, 0, 1, 1, 1]
     """
-    # What stands between two histories does not matter: each counts from its own beginning.
+    # What stands between two histories does not matter: a batch counts each from its own beginning.
     pauses = np.concatenate([np.zeros(min(len(times), 1)), np.diff(times)])
-    total = np.cumsum(pauses > gap, dtype=np.int64)
-    lengths = np.diff(offsets)
-    filled = lengths > 0
-    return (total - np.repeat(total[offsets[:-1][filled]], lengths[filled])).astype(np.int32)
+    return np.cumsum(pauses > gap).astype(np.int32)
 
 
 def _slices(column: pa.Array | pa.ChunkedArray, separator: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from dien_fast.data.columns import gather_index, offsets_of
+from dien_fast.data.columns import as_lists, gather_index, offsets_of
 from dien_fast.data.schema import Group, Pair, Schema
 from dien_fast.data.tables import get_column
 
@@ -155,7 +155,9 @@ def shuffle_histories(table: pa.Table, column: str = "histItemIds", seed: int = 
     Raises:
         DataError: there is no such column.
     """
-    history = get_column(table, column, "table").combine_chunks()
+    history = as_lists(get_column(table, column, "table"))
+    if isinstance(history, pa.ChunkedArray):
+        history = history.combine_chunks()
     values = history.flatten()
     lengths = np.diff(history.offsets.to_numpy())
     keys = np.random.default_rng(seed).random(len(values))

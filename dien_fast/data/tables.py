@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.parquet
 
-from dien_fast.data.columns import as_column, first_line, is_list, refuse_sets
+from dien_fast.data.columns import as_column, as_lists, first_line, is_list, refuse_sets
 from dien_fast.data.schema import Schema
 from dien_fast.data.text_files import read_text_table
 from dien_fast.errors import DataError
@@ -208,7 +208,7 @@ def _lists_as_text(table: pa.Table, path: str | Path, separator: str) -> pa.Tabl
     for number, column in enumerate(table.schema):
         try:
             if is_list(column.type):
-                words = table[number].cast(pa.large_list(pa.large_string()))
+                words = as_lists(table[number]).cast(pa.large_list(pa.large_string()))
                 joined = pc.binary_join(words, pa.scalar(separator, pa.large_string()))
                 table = table.set_column(number, column.name, joined)
             elif pa.types.is_nested(column.type):

@@ -257,7 +257,12 @@ def epochs_of(lines):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("step", "every", "epoch", "kept"), [(70, "10min", 2, 0), (70, "7steps", 2, 28), (20, "7steps", 1, 14)]
+    ("step", "every", "epoch", "kept"),
+    [
+        (70, "7steps", 2, 28),
+        pytest.param(70, "10min", 2, 0, marks=pytest.mark.slow),
+        pytest.param(20, "7steps", 1, 14, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(tmp_path, capsys, step, every, epoch, kept):
     arguments = [*SIGNALLED_TRAINING, "--checkpoint-every", every, "--output"]

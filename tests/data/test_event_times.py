@@ -98,7 +98,7 @@ def moments(kind: pa.DataType) -> pa.Array:
 def test_every_kind_of_time(column: pa.Array, monkeypatch: pytest.MonkeyPatch) -> None:
     for rows in (1 << 17, 2):
         monkeypatch.setattr(columns_module, "SLICE_ROWS", rows)
-        times, lengths = event_times(column, "|")
+        times, _, lengths = event_times(column, "|")
         assert lengths.tolist() == [0, 0, 3, 2]
         first = times[0]
         assert (times - first).tolist()[:3] == [0, 60, 60]
@@ -111,7 +111,7 @@ def test_dates_are_days() -> None:
 
 
 def test_sessions_of_no_events() -> None:
-    assert session_numbers(np.zeros(0), np.zeros(4, np.int64), 60).tolist() == []
+    assert session_numbers(np.zeros(0), 60).tolist() == []
 
 
 @pytest.mark.parametrize(

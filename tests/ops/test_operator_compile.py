@@ -109,6 +109,7 @@ def test_lengths_alone_never_compile_again(layout):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_compile_with_inductor():
     module = Recurrence("ragged")
     arguments = inputs("ragged", PATTERNS[0])

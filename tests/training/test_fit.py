@@ -151,9 +151,7 @@ class StopAfter:
         return nullcontext()
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("aux", [None, 0.5])
-@pytest.mark.parametrize("step", [1, 4, 11])
+@pytest.mark.parametrize(("step", "aux", "accumulation"), [(1, None, 1), (11, 0.5, 1), (4, 0.5, 3)])
 def test_a_run_that_was_stopped_within_an_epoch_ends_as_an_undisturbed_one(tmp_path, step, aux, accumulation):
     options = {"epochs": 3, "patience": 9, "gradient_accumulation_steps": accumulation}
     whole_model = TinyModel(aux=aux)

@@ -31,7 +31,7 @@ def trained_auc(table, schema, epochs, model="dien", seed=0, aux_weight=0.3):
     return evaluate(network, test)["auc"], parts[2]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_dien_reaches_the_best_auc_within_0_01_and_not_with_shuffled_histories():
     clicks = synthetic_clicks(rows=48_000, items=30, topics=5, drift=0.15)
     reached, test = trained_auc(clicks.table, clicks.schema, epochs=5)
@@ -78,7 +78,7 @@ def test_the_auxiliary_loss_helps_where_only_the_last_event_is_a_sample():
     assert mean(gains) > 0.005
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_dsin_learns_the_drift_from_sessions_that_din_does_not_see():
     clicks = synthetic_clicks(rows=16_000, items=30, topics=5, drift=0.15)
     reached, test = trained_auc(clicks.table, clicks.schema, epochs=3, model="dsin")

@@ -33,6 +33,7 @@ class NextEventSource(SourceKind):
             by=settings.sampling,
             max_length=settings.overrides.get("max_length", events.settings.get("max_length", 50)),
             seed=seed,
+            views=True,
         )
         reason = "since the next event of users is predicted whom training does not know, as in the official code"
         return SourceRows(clicks.table, clicks.schema, split=("users", reason), notes=clicks.notes)
