@@ -5,11 +5,14 @@ Importing this package needs torch and numpy alone; what needs the ``train`` ext
 
 from dien_fast.training.accelerator import make_accelerator
 from dien_fast.training.loop import epoch_line, fit, print_line, seed_everything
+from dien_fast.training.position import StopRequest, TrainingStopped
 from dien_fast.training.scoring import evaluate, predict
 from dien_fast.training.settings import TrainSettings
 
 __all__ = [
+    "StopRequest",
     "TrainSettings",
+    "TrainingStopped",
     "epoch_line",
     "evaluate",
     "fit",

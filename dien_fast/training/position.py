@@ -27,6 +27,11 @@ class StopRequest:
     Attributes:
         asked: whether somebody wants to stop.
         is_heard: whether somebody looks at ``asked`` now and then, as a training does while it takes steps.
+
+    Example:
+        >>> stop = StopRequest()
+        >>> signal.signal(signal.SIGUSR1, lambda *_: setattr(stop, "asked", True))  # doctest: +SKIP
+        >>> fit(model, train_loader, stop=stop)  # doctest: +SKIP
     """
 
     def __init__(self) -> None:
