@@ -126,7 +126,7 @@ def summary(results: pd.DataFrame, baseline: str) -> pd.DataFrame:
         variant; seeds; auc and auc_std (of one seed, NaN); gauc; logloss; difference: the mean difference in AUC
         from the baseline with the same seed; low and high: its 95 % interval by Student's t (NaN where there are
         not two common seeds); improvement: the relative improvement in percent, (AUC - 0.5) / (baseline's AUC -
-        0.5) - 1, over the common seeds (equation 6 of the DIN paper, arXiv 1706.06978); epochs; epoch_seconds.
+        0.5) - 1, over the common seeds (RelaImpr of the DIN paper, arXiv 1706.06978); epochs; epoch_seconds.
 
     Example:
         >>> import pandas as pd
