@@ -30,8 +30,8 @@ dien-fast COMMAND --help explains each command.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    It is 0, 2 for an error of the input, 130 after Ctrl-C and 143 after SIGTERM, which ends a training in the
-    same way.
+    It is 0, 2 for an error of the input, 130 after Ctrl-C and 143 after SIGTERM; where ``train`` takes steps,
+    SIGTERM lets it write a checkpoint, and the status is 0.
 
     Args:
         argv: the words after ``dien-fast``; None takes those of this process.
