@@ -37,13 +37,11 @@ FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -fno-
 FLAGS += " -Werror=switch -Werror=return-type"  # a variant that a switch forgets must not compile
 # DIEN_FAST_SANITIZE=1 builds what reports every wrong access and undefined operation; `make sanitize` uses it.
 # Without optimisation, which takes minutes over the checks and could remove what they are to find.
-# "baseline" builds that instruction set alone and without the three checks that take most of the compiler's time,
-# in a sixth of the whole. Of what they find, AddressSanitizer misses misaligned accesses alone.
 SANITIZE = os.environ.get("DIEN_FAST_SANITIZE", "0")
 SANITIZERS = "" if SANITIZE == "0" else "-fsanitize=address,undefined"
-if SANITIZE not in ("0", "1", "baseline"):
-    raise SystemExit(f"DIEN_FAST_SANITIZE must be 0, 1 or baseline, got {SANITIZE}")
-if SANITIZE != "0":
+if SANITIZE not in ("0", "1"):
+    raise SystemExit(f"DIEN_FAST_SANITIZE must be 0 or 1, got {SANITIZE}")
+if SANITIZE == "1":
     FLAGS = FLAGS.replace(
         "-O3",
         f"-O0 -g1 -DDIEN_FAST_SANITIZED -fno-omit-frame-pointer {SANITIZERS} -fno-sanitize-recover",
@@ -55,10 +53,6 @@ if platform.machine() in ("x86_64", "AMD64"):
     CAPABILITIES["avx2"] = "-mavx2 -mfma"
     CAPABILITIES["avx512"] = "-mavx512f -mavx512vl -mavx512dq -mavx512bw"
     CAPABILITIES["avx512vl"] = CAPABILITIES["avx512"] + " -DDIEN_FAST_HALF_VECTORS"
-if SANITIZE == "baseline":
-    CAPABILITIES = {"baseline": ""}
-    FLAGS += " -DDIEN_FAST_BASELINE_ALONE -fno-sanitize=null,alignment,object-size"
-
 
 # What torch's own variable of this name says, else every architecture from Ampere to Hopper, and later ones by
 # the PTX of the last.

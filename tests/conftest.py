@@ -1,11 +1,15 @@
+import os
+
 import pytest
 import torch
 
 # Doctests would import these, which have one module name, after another was loaded under it.
 collect_ignore_glob = ["*/conftest.py"]
 
-# The tensors are tiny: a second thread only waits at barriers, 30 times as long on a busy machine.
+# The tensors are tiny: a second thread only waits at barriers, 30 times as long on a busy machine. This holds for
+# processes that tests start, too.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):

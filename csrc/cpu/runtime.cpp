@@ -19,7 +19,7 @@ constexpr std::pair<const char*, Capability> kNames[] = {{"baseline", Capability
                                                          {"avx512", Capability::kAvx512}};
 
 Capability machine_capability() {
-#if defined(__x86_64__) && !defined(DIEN_FAST_BASELINE_ALONE)
+#if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))

@@ -23,7 +23,7 @@ enum class Capability { kBaseline, kAvx2, kAvx512vl, kAvx512 };
 Capability capability(const int64_t* widths, size_t count);
 
 // The object called `name` of the namespace of an instruction set.
-#if defined(__x86_64__) && !defined(DIEN_FAST_BASELINE_ALONE)
+#if defined(__x86_64__)
 #define DIEN_FAST_CHOOSE(capability, name)                               \
     (capability == Capability::kAvx512     ? ::dien_fast::avx512::name   \
      : capability == Capability::kAvx512vl ? ::dien_fast::avx512vl::name \

@@ -1,6 +1,7 @@
 """DIEN over ragged and padded batches against the reference, and what it refuses."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -19,6 +20,7 @@ from random_batches import (
     random_batch,
     random_ids,
 )
+from selection import slow_but
 
 from dien_fast import DIEN, DIN, Ragged, reference
 
@@ -29,7 +31,10 @@ def layout_of(layout, batch):
     return pad(batch) if layout == "padded" else batch
 
 
-@pytest.mark.parametrize(("gru_type", "layout"), [*((name, "ragged") for name in GRU_TYPES), ("AUGRU", "padded")])
+@pytest.mark.parametrize(
+    ("gru_type", "layout"),
+    slow_but([("GRU", "ragged"), ("AUGRU", "padded")], itertools.product(GRU_TYPES, ["ragged", "padded"])),
+)
 def test_fifty_steps_of_adam(gru_type, layout):
     models = [make_model(kind, gru_type, shared_embeddings=SHARED) for kind in (reference.DIEN, DIEN)]
     optimizers = [torch.optim.Adam(model.parameters(), lr=5e-3) for model in models]

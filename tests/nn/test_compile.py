@@ -56,10 +56,10 @@ def padded(batch):
 
 
 LAYOUTS = {"ragged": (RaggedInterest, ragged), "padded": (PaddedInterest, padded)}
-# Each layout and each way to use attention: as weights of a sum, or in the recurrence.
+# tests/nn/test_native_compile.py compiles ragged histories, and attention inside the recurrence.
 CASES = pytest.mark.parametrize(
     ("gru_type", "layout"),
-    slow_but([("AUGRU", "ragged"), ("GRU", "padded")], itertools.product(Interest.SUPPORTED_GRU_TYPE, LAYOUTS)),
+    slow_but([("GRU", "padded")], itertools.product(Interest.SUPPORTED_GRU_TYPE, LAYOUTS)),
 )
 
 
@@ -133,6 +133,7 @@ def dien():
     )
 
 
+@pytest.mark.slow
 def test_compile_dien():
     model, other = dien(), dien()
     other.load_state_dict(model.state_dict())

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from native_cases import needs_native
+from selection import slow_but
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
@@ -104,7 +105,7 @@ class TestCompile:
         assert not torch.equal(found[0], found[2])
         assert torch.equal(found[0], found[3])
 
-    @pytest.mark.parametrize("layout", ["padded", "ragged"])
+    @pytest.mark.parametrize("layout", slow_but(["ragged"], ["padded", "ragged"]))
     def test_export(self, layout):
         """In evaluation, one program serves every batch and refuses wrong lengths."""
         module = Whole(layout, gru_type="AUGRU", att_activation="dice").eval()

@@ -1,4 +1,4 @@
-"""The kernels under AddressSanitizer and UndefinedBehaviorSanitizer: a part of `make sanitize`."""
+"""The kernels under AddressSanitizer and UndefinedBehaviorSanitizer: `make sanitize`."""
 
 import os
 import subprocess
@@ -14,18 +14,16 @@ def test_no_file_is_forgotten():
     assert here == {*run_sanitized.FILES, *run_sanitized.OTHERS}
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
 )
-@pytest.mark.parametrize(
-    "options", [["--reduced"], pytest.param([], marks=pytest.mark.slow)], ids=["reduced", "whole"]
-)
-def test_nothing_is_reported(options):
+def test_nothing_is_reported():
     """Builds are kept under build; ninja renews what changed."""
     if not Path(run_sanitized.runtime("libasan.so")).is_absolute():
         pytest.skip("this compiler has no AddressSanitizer")
-    command = [sys.executable, run_sanitized.__file__, *options]
+    command = [sys.executable, run_sanitized.__file__]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COV_", "COVERAGE_"))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -263,7 +263,7 @@ def test_functional_call(model):
         torch.testing.assert_close(ours, theirs)
 
 
-@ONE_KIND
+@pytest.mark.slow
 def test_compile(model):
     plain = copy.deepcopy(model)
     dien_fast.accelerate(model)

@@ -7,6 +7,7 @@ status 3, and "not this machine's" on the standard error, where the machine lack
 import os
 import sys
 
+import pytest
 import recurrence_cases as recurrence
 import torch
 from comparison import assert_same, assert_within_twice
@@ -18,6 +19,7 @@ from interest_cases import (
     LOSS_SHAPES,
     ROW_LENGTHS,
     SHAPES,
+    SOME,
     loss_outcome,
     native,
     native_loss,
@@ -31,6 +33,15 @@ from interest_cases import (
 from interest_checks import check_copies, check_large_batch, check_scores, check_shared_keys, check_weighted_sum
 
 from dien_fast.functional import GATES
+
+
+def check_keys_without_channels():
+    """A depth of 0 is refused; a division by 0 would end the process."""
+    s = scoring(SOME)
+    query, keys, weight = (torch.zeros(rows, 0).double().requires_grad_() for rows in (6, 18, 7))
+    s = s.with_parameters(query, keys, weight, *s.mlp.parameters[1:])
+    with pytest.raises(RuntimeError, match="query must have at least one channel"):
+        outcome(native, s)
 
 
 def check_recurrence():
@@ -89,6 +100,7 @@ def main(capability):
         print(f"{capability}: not this machine's", file=sys.stderr)
         return 3
     assert found == capability, found
+    check_keys_without_channels()
     check_recurrence()
     check_interest()
     print(f"checked {found}")

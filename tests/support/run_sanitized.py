@@ -1,8 +1,7 @@
 """Builds the package with sanitizers and runs the operators' tests on it, once an instruction set of this machine.
 
 `make sanitize` and `make test-all` run this. A wrong access or an undefined operation ends the process with a
-report. With ``--reduced``, as in `make test`: fewer tests, on the baseline instruction set alone, without the
-checks that take longest to compile.
+report.
 """
 
 import os
@@ -39,9 +38,6 @@ OTHERS = (
 )
 # Threads of their own and compilers: nothing that the kernels see, and slow here.
 LEFT_OUT = "opcheck or script or Backend or 257"
-# The generated cases take float64, and calls without biases, through the same lines.
-REDUCED_FILES = tuple(name for name in FILES if name != "ops/test_functional.py")
-REDUCED_LEFT_OUT = f"{LEFT_OUT} or test_float64 or neither"
 PROBE = "import dien_fast, torch; print(dien_fast.ops.backend.LIBRARY, torch.ops.dien_fast.cpu_capability())"
 
 
@@ -51,17 +47,17 @@ def runtime(name: str) -> str:
     return subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
 
 
-def build(checks: str) -> Path:
+def build() -> Path:
     """Build what has changed since the last time; return the folder of the package."""
-    package = ROOT / "build" / f"sanitize-{checks}"
+    package = ROOT / "build" / "sanitize"
     command = ["setup.py", "-q", "build", "--build-lib", str(package), "--build-temp", str(package / "temp")]
-    environment = os.environ | {"DIEN_FAST_SANITIZE": checks}
+    environment = os.environ | {"DIEN_FAST_SANITIZE": "1"}
     subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
     return package
 
 
-def main(reduced: bool) -> int:
-    package = build("baseline" if reduced else "1")
+def main() -> int:
+    package = build()
     environment = os.environ | {
         # Python is not sanitized, so the runtimes come first by preloading; torch's exceptions need libstdc++.
         "LD_PRELOAD": " ".join(runtime(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")),
@@ -69,7 +65,6 @@ def main(reduced: bool) -> int:
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
     }
-    files, left_out = (REDUCED_FILES, REDUCED_LEFT_OUT) if reduced else (FILES, LEFT_OUT)
     # Started inside the package's folder, Python imports that package and not the installed one.
     options = {"cwd": package, "env": environment}
     environment.pop("DIEN_FAST_CPU_CAPABILITY", None)
@@ -83,9 +78,9 @@ def main(reduced: bool) -> int:
     for capability in tested:
         print(f"{capability}:", flush=True)
         environment["DIEN_FAST_CPU_CAPABILITY"] = capability
-        tests = [str(TESTS / name) for name in files]
-        pytest = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-k", f"not ({left_out})"]
-        pytest += ["-m", "not slow" if reduced else ""]
+        tests = [str(TESTS / name) for name in FILES]
+        pytest = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-m", ""]
+        pytest += ["-k", f"not ({LEFT_OUT})"]
         if subprocess.run([*pytest, *tests], **options).returncode != 0:
             return 1
     print(f"sanitized: {', '.join(tested)}")
@@ -93,4 +88,4 @@ def main(reduced: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(reduced="--reduced" in sys.argv))
+    sys.exit(main())
