@@ -17,7 +17,7 @@ from dien_fast.cli import train
 from dien_fast.cli.signals import sigterm_as_interrupt
 from dien_fast.errors import CheckpointError, DienFastError
 from dien_fast.files import write_atomically
-from dien_fast.training.comparison import Variant, markdown, result_of, summary, variants
+from dien_fast.training.comparison import Variant, markdown, options, result_of, summary, variants
 
 _DESCRIPTION = """\
 Train each model, with each combination of the settings named by --vary, with each seed, and compare the test AUC.
@@ -30,6 +30,7 @@ examples:
   dien-fast compare --models din,dien --seeds 3 --output compared
   dien-fast compare --models din,dien --vary gru_type=AUGRU,AGRU negatives=uniform,none --seeds 5 \\
       --task next --first-event 5 --output compared
+  dien-fast compare --models din,dien --for din lr=0.004 --for dien lr=0.002 aux_weight=0.5 --output compared
 """
 
 # What the comparison decides for each training.
@@ -66,6 +67,15 @@ def add_parser(commands: Any) -> None:
         "with a plus, as in mlp_hidden=32+16,64+32; flags are true or false",
     )
     parser.add_argument(
+        "--for",
+        nargs="+",
+        action="append",
+        default=[],
+        dest="own",
+        metavar=("MODEL", "NAME=VALUE"),
+        help="settings of one model in all its trainings, such as those that tune found; may be repeated",
+    )
+    parser.add_argument(
         "--baseline",
         metavar="NAME",
         help="variant that the others are compared with, by its name in the table (default: the first)",
@@ -86,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise DienFastError(f"baseline must be one of {'; '.join(names)}, got {baseline!r}")
     directory = Path(arguments.output)
     directory.mkdir(parents=True, exist_ok=True)
-    _check_same_options(directory, arguments.more)
+    _check_same_options(directory, arguments.more, _own_settings(arguments))
     finished = _Results(directory / "results.csv")
     missing = [training for training in trainings if not finished.has(training)]
     print(f"{len(trainings)} trainings, {len(trainings) - len(missing)} of them finished before", flush=True)
@@ -116,37 +126,64 @@ def _trainings(arguments: argparse.Namespace) -> list[_Training]:
     for word in arguments.more:
         if word.partition("=")[0] in _OWN:
             raise DienFastError(f"{word} is decided by compare itself; see --models, --seeds and --output")
-    vary: dict[str, list[str]] = {}
-    for setting in arguments.vary:
-        name, equals, values = setting.partition("=")
-        if not (name and equals and values):
-            raise DienFastError(f"vary must be NAME=A,B, got {setting!r}")
-        vary[name.replace("-", "_")] = values.split(",")
+    own = _own_settings(arguments)
+    vary = {name: values.split(",") for name, values in (_assignment(word, "vary") for word in arguments.vary)}
+    for model, settings in own.items():
+        for name in settings:
+            if name in vary or f"--{name}" in _OWN:
+                raise DienFastError(f"{name} is decided by compare itself, so it cannot be fixed for {model}")
     found = []
     for seed in range(arguments.seeds):
         for variant in variants(arguments.models.split(","), vary):
             directory = Path(arguments.output) / variant.slug / f"seed-{seed}"
-            words = [*arguments.more, *variant.options(), "--seed", str(seed), "--output", str(directory)]
+            fixed = options(own.get(variant.model, {}).items())
+            words = [*arguments.more, *fixed, *variant.options(), "--seed", str(seed), "--output", str(directory)]
             # Parsed now, so that a wrong option is named before the first training.
             train.settings(train.parse(words, "dien-fast compare"), directory)
             found.append(_Training(variant, seed, directory, tuple(words)))
     return found
 
 
-def _check_same_options(directory: Path, more: list[str]) -> None:
+def _assignment(word: str, option: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not (name and equals and value):
+        raise DienFastError(f"{option} must be NAME={'A,B' if option == 'vary' else 'VALUE'}, got {word!r}")
+    return name.replace("-", "_"), value
+
+
+def _own_settings(arguments: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """Return what --for says: the settings of each model."""
+    models = arguments.models.split(",")
+    found: dict[str, dict[str, str]] = {}
+    for model, *settings in arguments.own:
+        if model not in models:
+            raise DienFastError(f"for must name one of the models {', '.join(models)}, got {model!r}")
+        found.setdefault(model, {}).update(_assignment(word, "for") for word in settings)
+    return found
+
+
+def _check_same_options(directory: Path, more: list[str], own: dict[str, dict[str, str]]) -> None:
     """Refuse to add trainings with other options to a comparison."""
     from dien_fast.training.config import read_json, write_json
 
     path = directory / "compare.json"
     if not path.exists():
-        write_json(path, {"options": more})
+        write_json(path, {"options": more, "for": own})
         return
-    before = read_json(path)["options"]
-    if before != more:
+    content = read_json(path)
+    before, now = (
+        " ".join([*shared, *(word for model, given in fixed.items() for word in _spelled(model, given))])
+        for shared, fixed in ((content["options"], content.get("for", {})), (more, own))
+    )
+    if before != now:
         raise CheckpointError(
-            f"{directory} holds a comparison with the options {' '.join(before) or '(none)'}, "
-            f"not {' '.join(more) or '(none)'}; choose another --output"
+            f"{directory} holds a comparison with the options {before or '(none)'}, "
+            f"not {now or '(none)'}; choose another --output"
         )
+
+
+def _spelled(model: str, settings: dict[str, str]) -> list[str]:
+    return ["--for", model, *(f"{name}={value}" for name, value in settings.items())]
 
 
 def _outcomes(trainings: list[_Training], jobs: int) -> Iterator[tuple[_Training, float, str | None]]:

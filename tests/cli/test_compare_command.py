@@ -6,6 +6,7 @@ from shop import SCHEMA, failure, shop_table
 
 from dien_fast.cli import compare, main
 from dien_fast.training import pipeline
+from dien_fast.training.config import RunConfig
 
 OPTIONS = ["--epochs", "1", "--embedding-size", "4", "--cpu"]
 
@@ -99,6 +100,14 @@ def test_one_that_fails_does_not_end_the_others(command, tmp_path, capsys):
         (["--vary", "lr"], "vary must be NAME=A,B, got 'lr'"),
         (["--vary", "lr=-1"], "lr must be a finite number of at least 0, got -1.0"),
         (["--models", "dino"], "models must be among dien, din"),
+        (["--for", "din", "lr"], "for must be NAME=VALUE, got 'lr'"),
+        (["--for", "din", "lr=-1"], "lr must be a finite number of at least 0, got -1.0"),
+        (["--for", "dsin", "lr=0.1"], "for must name one of the models din, dien, got 'dsin'"),
+        (
+            ["--for", "dien", "gru_type=GRU"],
+            "gru_type is decided by compare itself, so it cannot be fixed for dien",
+        ),
+        (["--for", "dien", "seed=3"], "seed is decided by compare itself"),
         (["--seed", "3"], "--seed is decided by compare itself"),
         (["--baseline", "DINO"], "baseline must be one of DIN; "),
     ],
@@ -106,6 +115,17 @@ def test_one_that_fails_does_not_end_the_others(command, tmp_path, capsys):
 def test_wrong_arguments_are_named_before_anything_is_trained(command, capsys, monkeypatch, change, message):
     monkeypatch.setattr(pipeline, "train_run", lambda *_, **__: pytest.fail("trained"))
     assert message in failure(capsys, *command, *change)
+
+
+def test_each_model_may_have_settings_of_its_own(command, tmp_path, capsys):
+    command = [*command, "--seeds", "1", "--for", "din", "lr=0.02", "mlp-hidden=8+4", "--for", "dien", "lr=0.01"]
+    assert main(command) == 0
+    for slug, lr, hidden in (("din", 0.02, [8, 4]), ("dien-gru_type=AGRU", 0.01, [32, 16])):
+        config = RunConfig.load(tmp_path / "compared" / slug / "seed-0" / "config.json")
+        assert (config.lr, config.mlp_hidden) == (lr, hidden)
+    assert digits(tmp_path / "compared")["variant"].tolist() == ["DIN", "DIEN, gru_type AGRU"]
+    capsys.readouterr()
+    assert "--for din lr=0.02 mlp_hidden=8+4 --for dien" in failure(capsys, *command, "--for", "din", "lr=0.03")
 
 
 def test_other_options_are_not_mixed_in(command, tmp_path, capsys):
