@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import dien_fast
-from dien_fast.cli import compare, evaluate, info, predict, train, tune
+from dien_fast.cli import compare, evaluate, info, predict, prepare, train, tune
 from dien_fast.cli.signals import Terminated
 from dien_fast.errors import DienFastError
 
@@ -17,6 +17,7 @@ examples:
   dien-fast train                                   DIEN on MovieLens-100K, which is fetched
   dien-fast train --dataset synthetic               no data at all: clicks with planted interests
   dien-fast train --dataset clicks.csv --schema clicks.toml --output runs/clicks
+  dien-fast prepare --dataset 'clicks/**/*.parquet' --schema clicks.toml --output prepared/     for any size
   dien-fast evaluate runs/clicks                    metrics on its test rows
   dien-fast predict runs/clicks new.csv --output scored.csv
   dien-fast info runs/clicks                        its settings and metrics
@@ -76,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dien-fast {dien_fast.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, evaluate, predict, compare, tune, info):
+    for module in (train, prepare, evaluate, predict, compare, tune, info):
         module.add_parser(commands)
     return parser
 

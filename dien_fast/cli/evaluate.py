@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from dien_fast.cli.runs import add_run, named_table, report_unknown, test_rows
+from dien_fast.cli.runs import PARTS, add_run, named_table, report_unknown, test_rows
 from dien_fast.errors import DienFastError
 
 
@@ -24,7 +24,14 @@ def add_parser(commands: Any) -> None:
         "table",
         nargs="?",
         metavar="TABLE",
-        help="CSV, TSV or Parquet file with labels, or - for standard input; default: the run's test rows",
+        help="CSV, TSV or Parquet file with labels, prepared data, or - for standard input; default: the run's "
+        "test rows",
+    )
+    parser.add_argument(
+        "--part",
+        choices=PARTS,
+        default="test",
+        help="of prepared data, which rows (default: test)",
     )
     parser.add_argument("--k", type=int, default=10, metavar="K", help="places of HR and NDCG (default: 10)")
     parser.add_argument("--json", action="store_true", help="print one JSON object; undefined metrics are null")
@@ -51,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         allow_unknown=arguments.allow_unknown,
         progress=not arguments.quiet,
         source=source,
+        part=arguments.part,
     )
     report_unknown(dataset)
     for line in warning_lines(dataset, trained.encoders, "evaluated"):

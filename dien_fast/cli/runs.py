@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from dien_fast.training.config import RunConfig
 
 
+PARTS = ("train", "valid", "test")
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of a command that scores a table with a run."""
     parser.add_argument("run", metavar="RUN", help="run directory that train wrote")
@@ -28,18 +31,18 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def test_rows(config: RunConfig, directory: Path) -> pa.Table:
-    """Return the test rows of a run, read again from where its rows came from.
+def test_rows(config: RunConfig, directory: Path) -> pa.Table | Path:
+    """Return the test rows of a run, read again from where its rows came from, or the prepared data with them.
 
     Raises:
         DataError: if they are no longer what they were.
     """
-    from dien_fast.data import fit_encoders
-    from dien_fast.data.sources import Source
+    from dien_fast.data.sources import PreparedParts, Source
 
-    tables = Source.from_dict(config.data, directory).load(config.seed)
-    encoders = fit_encoders(tables.train, config.click_schema, source=tables.names[0], checked=tables.checked[0])
-    if encoders.fingerprint() != config.fingerprint:
+    tables = Source.from_dict(config.data, directory).open(config.seed)
+    if isinstance(tables, PreparedParts):
+        return tables.data.directory
+    if tables.learn(config.click_schema).fingerprint() != config.fingerprint:
         raise DataError(
             f"{config.data['dataset']} has changed since {directory} was trained on it, so its test rows are not "
             "known; name a table"

@@ -124,9 +124,9 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         "--dataset",
         metavar="DATA",
         help="ml-100k (fetched), synthetic, a MovieLens directory in any layout, a directory that the official "
-        "code has prepared, or a CSV or Parquet file (default: ml-100k); for --task next also Amazon reviews "
-        "(reviews_X.json.gz, with meta_X.json.gz beside it), RecBole's X.inter, or X.txt with a user and an item "
-        "a line",
+        "code or dien-fast prepare has prepared, or a CSV or Parquet file (default: ml-100k); for --task next "
+        "also Amazon reviews (reviews_X.json.gz, with meta_X.json.gz beside it), RecBole's X.inter, or X.txt with "
+        "a user and an item a line",
     )
     group.add_argument("--schema", metavar="FILE", help="TOML file that says what the columns mean (see below)")
     group.add_argument("--valid", metavar="FILE", help="validation rows; default: taken from DATA")

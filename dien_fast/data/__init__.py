@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from dien_fast.data.movielens import movielens_schema as movielens_schema
     from dien_fast.data.movielens import read_movielens as read_movielens
     from dien_fast.data.negatives import NegativeSampler as NegativeSampler
+    from dien_fast.data.prepared.data import PreparedData as PreparedData
+    from dien_fast.data.prepared.encoder import ArrowEncoder as ArrowEncoder
+    from dien_fast.data.prepared.order import BlockBatches as BlockBatches
+    from dien_fast.data.prepared.prepare import prepare as prepare
+    from dien_fast.data.prepared.rows import PreparedDataset as PreparedDataset
     from dien_fast.data.schema import Group as Group
     from dien_fast.data.schema import Pair as Pair
     from dien_fast.data.schema import Schema as Schema
@@ -48,6 +53,11 @@ _NAMES = {
     "fitting": ("Encoders", "fit_encoders"),
     "movielens": ("click_table", "fetch_ml_100k", "movielens_schema", "read_movielens"),
     "negatives": ("NegativeSampler",),
+    "prepared.data": ("PreparedData",),
+    "prepared.encoder": ("ArrowEncoder",),
+    "prepared.order": ("BlockBatches",),
+    "prepared.prepare": ("prepare",),
+    "prepared.rows": ("PreparedDataset",),
     "schema": ("Group", "Pair", "Schema"),
     "splitting": ("split_table", "split_users"),
     "synthetic": ("SyntheticClicks", "shuffle_histories", "synthetic_clicks"),

@@ -163,10 +163,66 @@ def check_history(
     """
     if zero_known:
         return
-    column = as_column(column)
-    suspicious = any(_zero_at_an_edge(rows, separator).any() for rows in row_slices(column))
-    if suspicious and not any(_has_zero(ids) for ids in candidates):
-        _check_zeros(column, separator)
+    zeros = HistoryZeros(separator)
+    zeros.add(column)
+    for ids in candidates:
+        zeros.add_candidates(ids)
+    if zeros.problem is not None:
+        raise DataError(zeros.problem)
+
+
+class HistoryZeros:
+    """Tells padding with the id 0 from an item of that id, in a history that comes in parts.
+
+    Args:
+        separator: what divides the words of text.
+    """
+
+    def __init__(self, separator: str) -> None:
+        self._separator = separator
+        self._is_item = False
+        self._problem: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """What to say of the first padded row; None where 0 is an item or there is none."""
+        return None if self._is_item else self._problem
+
+    def add_candidates(self, column: pa.ChunkedArray) -> None:
+        """Look at the candidates of a history: where one of them is 0, that is an item."""
+        self._is_item = self._is_item or _has_zero(column)
+
+    def add(self, column: pa.Array | pa.ChunkedArray, before: str = "") -> None:
+        """Look at rows.
+
+        Args:
+            column: ``[B]`` lists or separated text.
+            before: what to put before a message, such as the name of the file.
+
+        Raises:
+            DataError: the column holds no sequences.
+        """
+        start = 0
+        for rows in row_slices(as_column(column)):
+            if not self._is_item and _may_have_zero(rows, self._separator):
+                self._look(rows, start, before)
+            start += len(rows)
+
+    def _look(self, rows: pa.Array, start: int, before: str) -> None:
+        words, counts = split_words(rows, self._separator)
+        zero = _is_zero(words)
+        row_of = np.repeat(np.arange(len(counts)), counts)
+        earlier = offsets_of(~zero)[:-1] - np.repeat(offsets_of(~zero)[offsets_of(counts)[:-1]], counts)
+        events = np.bincount(row_of, weights=~zero, minlength=len(counts)).astype(np.int64)
+        self._is_item = bool((zero & (earlier > 0) & (earlier < events[row_of])).any())
+        edges = np.flatnonzero(zero)
+        if len(edges) and self._problem is None:
+            first = edges[0]
+            where = "before" if earlier[first] == 0 and events[row_of[first]] else "behind"
+            self._problem = (
+                f"{before}row {start + row_of[first]} is padded with 0 {where} its events; give the events alone "
+                "(or rename the id, if 0 is an item)"
+            )
 
 
 def _rows_with_pad(rows: pa.Array, separator: str) -> np.ndarray:
@@ -193,42 +249,14 @@ def _is_zero(words: pa.Array) -> np.ndarray:
     return pc.fill_null(found, False).to_numpy(zero_copy_only=False)
 
 
-def _zero_at_an_edge(rows: pa.Array, separator: str) -> np.ndarray:
-    """Return ``[B]`` bool: rows whose first or last word may be the id 0."""
-    if is_text(rows.type):
-        first = pc.or_(pc.starts_with(rows, f"0{separator}"), pc.ends_with(rows, f"{separator}0"))
-        return pc.fill_null(pc.or_(first, pc.equal(rows, "0")), False).to_numpy(zero_copy_only=False)
-    words, counts = split_words(rows, separator)
-    zero = np.append(_is_zero(words), False)
-    offsets = offsets_of(counts)
-    return (counts > 0) & (zero[offsets[:-1]] | zero[offsets[1:] - 1])
+def _may_have_zero(rows: pa.Array, separator: str) -> bool:
+    """Return whether the id 0 may be among the words, without dividing text."""
+    if not is_text(rows.type):
+        return bool(_is_zero(split_words(rows, separator)[0]).any())
+    inside = pc.match_substring(rows, f"{separator}0{separator}")
+    edges = pc.or_(pc.starts_with(rows, f"0{separator}"), pc.ends_with(rows, f"{separator}0"))
+    return bool(pc.any(pc.or_(pc.or_(edges, pc.equal(rows, "0")), inside)).as_py())
 
 
 def _has_zero(column: pa.ChunkedArray) -> bool:
     return any(_is_zero(rows).any() for rows in row_slices(as_column(column)))
-
-
-def _check_zeros(column: pa.Array | pa.ChunkedArray, separator: str) -> None:
-    """Refuse zeros at the edges of histories, unless one stands between other events."""
-    bad_row, where = None, ""
-    start = 0
-    for rows in row_slices(column):
-        words, counts = split_words(rows, separator)
-        zero = _is_zero(words)
-        row_of = np.repeat(np.arange(len(counts)), counts)
-        before = offsets_of(~zero)[:-1] - np.repeat(offsets_of(~zero)[offsets_of(counts)[:-1]], counts)
-        events = np.bincount(row_of, weights=~zero, minlength=len(counts)).astype(np.int64)
-        inside = zero & (before > 0) & (before < events[row_of])
-        if inside.any():
-            return
-        edges = np.flatnonzero(zero)
-        if len(edges) and bad_row is None:
-            first = edges[0]
-            bad_row = start + row_of[first]
-            where = "before" if before[first] == 0 and events[row_of[first]] else "behind"
-        start += len(rows)
-    if bad_row is not None:
-        raise DataError(
-            f"row {bad_row} is padded with 0 {where} its events; give the events alone "
-            "(or rename the id, if 0 is an item)"
-        )

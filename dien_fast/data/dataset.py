@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,47 +12,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dien_fast.data.checks import check_labels, check_table
-from dien_fast.data.columns import Sequences, as_column, codes, count_missing, gather_index, offsets_of
-from dien_fast.data.encoders import CategoryEncoder, SequenceEncoder
+from dien_fast.data.columns import as_column, codes, gather_index, offsets_of
+from dien_fast.data.encoding import Gathered, UnknownWords, encode_columns, gather
 from dien_fast.data.fitting import Encoders
 from dien_fast.data.negatives import NegativeSampler
-from dien_fast.data.schema import ROW_KEY, Group, Schema
-from dien_fast.data.sessions import event_times, session_numbers
+from dien_fast.data.schema import ROW_KEY, Schema
 from dien_fast.data.tables import get_column, reading
 from dien_fast.errors import DataError
 from dien_fast.models.batches import session_key
-from dien_fast.progress import step
 from dien_fast.ragged import Ragged
 
 Batch = dict[str, Tensor | Ragged]
-
-
-class UnknownWords(NamedTuple):
-    """How many words of a column an encoder does not know; rows without a word do not count.
-
-    Attributes:
-        words: how many words the column has.
-        unknown: how many of them are unknown.
-        training: the share in [0, 1] that was unknown in the rows the encoder was fitted on, or None.
-
-    Example:
-        >>> str(UnknownWords(words=50, unknown=3, training=0.012))
-        '6.0 % of 50 words are unknown (1.2 % in training)'
-    """
-
-    words: int
-    unknown: int
-    training: float | None = None
-
-    @property
-    def share(self) -> float:
-        """The share of unknown words, in [0, 1]; 0 where there are no words."""
-        return self.unknown / self.words if self.words else 0.0
-
-    def __str__(self) -> str:
-        """Return the share as a clause."""
-        before = "" if self.training is None else f" ({100 * self.training:.1f} % in training)"
-        return f"{100 * self.share:.1f} % of {self.words:,} words are unknown{before}"
 
 
 class ClickDataset(Dataset[Batch]):
@@ -75,9 +45,6 @@ class ClickDataset(Dataset[Batch]):
         source: what error messages call the table, for example its path.
 
     Attributes:
-        labels: ``[rows]`` float32, or None.
-        users: ``[rows]`` int64 user numbers, or None where the schema names no user.
-        lists: ``[rows]`` int64, equal for rows shown together: by the schema's ``lists``, else ``users``.
         unknown: how many words of each column the encoders do not know.
 
     Raises:
@@ -108,95 +75,52 @@ class ClickDataset(Dataset[Batch]):
         if not checked:
             zero_known = [name for name in schema.histories() if encoders.sequence(name).knows_zero()]
             check_table(table, schema, source, require_label=require_label, zero_known=zero_known)
-        self.schema = schema
-        self._size = table.num_rows
-        self._epoch = 0
-        self._negatives = negatives if schema.negatives in ("uniform", "popularity") else None
-        self._scalars: dict[str, np.ndarray] = {}
-        self._sequences: dict[str, Sequences] = {}
-        self._widths: dict[str, int] = {}
-        self.unknown: dict[str, UnknownWords] = {}
-        for feature in schema.numeric:
-            with reading(table, feature, source) as column:
-                self._scalars[feature] = encoders.numeric(feature).transform(column)
-            step()
-        for feature in schema.categorical:
-            with reading(table, feature, source) as column:
-                encoder = encoders.category(feature)
-                self._scalars[feature] = encoder.transform(column)
-                missing = count_missing(as_column(column))
-                unknown = int(np.count_nonzero(self._scalars[feature] == encoder.vocabulary_.unknown))
-                self._note_unknown(feature, encoder, table.num_rows - missing, unknown - missing)
-            step()
         read_negatives = require_label and schema.negatives == "columns"
-        for feature in [*schema.sequences, *(schema.negative_features() if read_negatives else [])]:
-            self._encode_sequence(table, feature, encoders, source)
-            step()
-        self._share_offsets(read_negatives)
-        for group in schema.groups:
-            if group.time:
-                self._divide_into_sessions(table, group, encoders, source)
-                step()
+        encoded = encode_columns(table, schema, encoders, source, read_negatives=read_negatives)
+        self._hold(schema, table.num_rows, encoded.widths, encoded.unknown, negatives)
+        self._scalars, self._sequences = encoded.scalars, encoded.sequences
+        self._labels: np.ndarray | None = None
+        self._users: np.ndarray | None = None
+        self._lists: np.ndarray | None = None
+        if require_label:
+            with reading(table, schema.label, source) as column:
+                self._labels = check_labels(column)
+            if schema.user is not None:
+                self._users = _number_rows(table, schema.user, "user", source)
+            self._lists = self._users
+            if schema.lists is not None:
+                self._lists = _number_rows(table, schema.lists, "list", source)
+
+    def _hold(
+        self,
+        schema: Schema,
+        size: int,
+        widths: dict[str, int],
+        unknown: dict[str, UnknownWords],
+        negatives: NegativeSampler | None,
+    ) -> None:
+        """Set what every data set has, wherever its rows are."""
+        self.schema = schema
+        self.unknown = unknown
+        self._size, self._epoch, self._widths = size, 0, dict(widths)
+        self._negatives = negatives if schema.negatives in ("uniform", "popularity") else None
         if self._negatives is not None:
             self._widths |= {pair.neg_hist: self._widths[pair.pos_hist] for pair in schema.pairs()}
 
-        self.labels: np.ndarray | None = None
-        self.users: np.ndarray | None = None
-        self.lists: np.ndarray | None = None
-        if require_label:
-            with reading(table, schema.label, source) as column:
-                self.labels = check_labels(column)
-            if schema.user is not None:
-                self.users = _number_rows(table, schema.user, "user", source)
-            self.lists = self.users
-            if schema.lists is not None:
-                self.lists = _number_rows(table, schema.lists, "list", source)
+    @property
+    def labels(self) -> np.ndarray | None:
+        """``[rows]`` float32, or None."""
+        return self._labels
 
-    def _encode_sequence(self, table: pa.Table, feature: str, encoders: Encoders, source: str) -> None:
-        with reading(table, feature, source) as column:
-            encoder = encoders.sequence(feature)
-            found = encoder.transform_sequences(column)
-            self._sequences[feature] = found
-            self._widths[feature] = encoder.max_length()
-            unknown = found.total(found.values == encoder.vocabulary_.unknown)
-            self._note_unknown(feature, encoder, int(found.lengths.sum()), unknown)
+    @property
+    def users(self) -> np.ndarray | None:
+        """``[rows]`` int64, equal for the rows of a user, or None where the schema names no user."""
+        return self._users
 
-    def _note_unknown(
-        self, feature: str, encoder: CategoryEncoder | SequenceEncoder, words: int, unknown: int
-    ) -> None:
-        training = None if encoder.coverage_ is None else encoder.coverage_.unknown
-        self.unknown[feature] = UnknownWords(words, unknown, training)
-
-    def _share_offsets(self, read_negatives: bool) -> None:
-        """Let the sequences of a group share one array of starts, so that a batch finds their events once."""
-        for group in self.schema.groups:
-            names = [pair.pos_hist for pair in group.pairs]
-            if read_negatives:
-                names += [pair.neg_hist for pair in group.pairs]
-            first = self._sequences[names[0]]
-            for name in names[1:]:
-                other = self._sequences[name]
-                if not np.array_equal(first.lengths, other.lengths):
-                    raise DataError(
-                        f"the encoders of {names[0]!r} and {name!r} keep different numbers of events, "
-                        f"{self._widths[names[0]]} and {self._widths[name]}"
-                    )
-                if np.array_equal(first.starts, other.starts):
-                    self._sequences[name] = first._replace(values=other.values)
-
-    def _divide_into_sessions(self, table: pa.Table, group: Group, encoders: Encoders, source: str) -> None:
-        """Number the sessions of the events that are kept of a group's histories."""
-        history = group.pairs[0].pos_hist
-        encoder, events = encoders.sequence(history), self._sequences[history]
-        with reading(table, group.time, source) as column:
-            times = event_times(column, self.schema.separator).cut(encoder.max_length(), encoder.keep)
-            if not np.array_equal(times.lengths, events.lengths):
-                raise DataError(f"expected a time for each event of {history!r}")
-        sessions = times._replace(values=session_numbers(times.values, group.session_gap))
-        if np.array_equal(sessions.starts, events.starts):
-            sessions = events._replace(values=sessions.values)
-        self._sequences[session_key(group.name)] = sessions
-        self._widths[session_key(group.name)] = self._widths[history]
+    @property
+    def lists(self) -> np.ndarray | None:
+        """``[rows]`` int64, equal for rows shown together: by the schema's ``lists``, else ``users``."""
+        return self._lists
 
     def __len__(self) -> int:
         return self._size
@@ -243,15 +167,9 @@ class ClickDataset(Dataset[Batch]):
         rows = np.asarray(rows, np.int64)
         if len(rows) and not 0 <= rows.min() <= rows.max() < self._size:
             raise IndexError(f"rows must be in [0, {self._size}), got {rows.min()} to {rows.max()}")
-        batch: Batch = {name: torch.from_numpy(values[rows]) for name, values in self._scalars.items()}
-        gathers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        gathered: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for name, (values, starts, lengths) in self._sequences.items():
-            if id(starts) not in gathers:
-                offsets = offsets_of(lengths[rows])
-                gathers[id(starts)] = (gather_index(starts[rows], offsets), offsets)
-            index, offsets = gathers[id(starts)]
-            gathered[name] = (values[index].astype(np.int64), offsets)
+        scalars, gathered = self._gather(rows, epoch)
+        labels = scalars.pop(self.schema.label, None)
+        batch: Batch = {name: torch.from_numpy(values) for name, values in scalars.items()}
         for group in [group for group in self.schema.groups if group.time]:
             gathered[session_key(group.name)] = _from_zero(*gathered[session_key(group.name)])
         if self._negatives is not None:
@@ -263,10 +181,27 @@ class ClickDataset(Dataset[Batch]):
                     gathered[pair.neg_hist] = (values, offsets)
         for name, (values, offsets) in gathered.items():
             batch[name] = Ragged(torch.from_numpy(values), torch.from_numpy(offsets), self._widths[name])
-        if self.labels is not None:
-            batch[self.schema.label] = torch.from_numpy(self.labels[rows])
+        if labels is not None:
+            batch[self.schema.label] = torch.from_numpy(labels)
         batch[ROW_KEY] = torch.from_numpy(rows)
         return batch
+
+    def _gather(self, rows: np.ndarray, epoch: int) -> Gathered:
+        """Return what a batch holds of rows: numbers, labels among them, and sequences with their offsets."""
+        scalars, sequences = gather(self._scalars, self._sequences, rows)
+        if self._labels is not None:
+            scalars[self.schema.label] = self._labels[rows]
+        return scalars, sequences
+
+    def sample(self, most: int) -> ClickDataset:
+        """Return a data set in memory of at most ``most`` of the rows; one in memory returns itself."""
+        return self
+
+    def batches(
+        self, batch_size: int, *, shuffle: bool = False, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> EpochBatches:
+        """Return the row numbers of each epoch's batches; the arguments are those of :class:`EpochBatches`."""
+        return EpochBatches(len(self), batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size)
 
 
 def _from_zero(sessions: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -400,9 +335,7 @@ class EpochLoader:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.pin_memory = pin_memory
-        self.batches = EpochBatches(
-            len(dataset), batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size
-        )
+        self.batches = dataset.batches(batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size)
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Set the epoch whose order and negatives come next, and how many of its batches are left out.

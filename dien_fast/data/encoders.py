@@ -27,7 +27,15 @@ from dien_fast.data.columns import (
     to_finite_floats,
     views,
 )
-from dien_fast.data.vocabulary import Vocabulary, WordCounts, count_words, encode_column, sequence_words
+from dien_fast.data.vocabulary import (
+    PAD,
+    Vocabulary,
+    WordCounts,
+    count_words,
+    encode_column,
+    knows,
+    sequence_words,
+)
 from dien_fast.errors import DataError
 from dien_fast.files import write_atomically
 
@@ -114,10 +122,23 @@ class _WordEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
     idx2word: dict[int, Any] | None
     coverage_: Coverage | None = None
 
+    # Made when they are asked for: as Python objects, the words of a large vocabulary take gigabytes.
+    @property
+    def word2idx_(self) -> dict[Any, int]:
+        """Word -> id, as a new dict."""
+        check_is_fitted(self, "vocabulary_")
+        return self.vocabulary_.word2idx()
+
+    @property
+    def idx2word_(self) -> dict[int, Any]:
+        """Id -> word, as a new dict."""
+        check_is_fitted(self, "vocabulary_")
+        return dict(enumerate(self.vocabulary_.words))
+
     def dimension(self) -> int:
         """Return the number of ids, ``__PAD__`` and ``__UNKNOWN__`` included."""
-        check_is_fitted(self, "word2idx_")
-        return len(self.word2idx_)
+        check_is_fitted(self, "vocabulary_")
+        return len(self.vocabulary_)
 
     def use(self, vocabulary: Vocabulary, coverage: Coverage | None = None) -> None:
         """Take a ready vocabulary, for example one that several features share.
@@ -128,8 +149,6 @@ class _WordEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
         """
         self.vocabulary_ = vocabulary
         self.coverage_ = coverage
-        self.word2idx_ = vocabulary.word2idx()
-        self.idx2word_ = dict(enumerate(vocabulary.words))
 
     def _learn(self, words: Iterable[pa.Array]) -> None:
         """Learn the words of a column, or use the vocabulary that the constructor was given."""
@@ -149,16 +168,20 @@ class _WordEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
             return Vocabulary.from_word2idx({word: index for index, word in self.idx2word.items()})
         return None
 
-    def _vocabulary_to_dict(self) -> dict[str, Any]:
-        check_is_fitted(self, "word2idx_")
-        content = {"words": self.vocabulary_.kind, "word_by_id": self.vocabulary_.words}
+    def _vocabulary_to_dict(self, with_words: bool) -> dict[str, Any]:
+        check_is_fitted(self, "vocabulary_")
+        content: dict[str, Any] = {"words": self.vocabulary_.kind}
+        if with_words:
+            content["word_by_id"] = self.vocabulary_.words
         return content if self.coverage_ is None else content | {"training": self.coverage_._asdict()}
 
     def _restore(self, content: dict[str, Any]) -> None:
         self.set_params(**content["parameters"])
-        vocabulary = Vocabulary(content["word_by_id"], content["words"])
-        if vocabulary.words[0] != "__PAD__":
-            raise ValueError("id 0 is not __PAD__")
+        vocabulary = content.get("vocabulary")
+        if vocabulary is None:
+            if content["word_by_id"][0] != PAD:
+                raise ValueError(f"id 0 is not {PAD}")
+            vocabulary = Vocabulary(content["word_by_id"], content["words"])
         training = content.get("training")
         self.use(vocabulary, None if training is None else Coverage(**training))
 
@@ -212,18 +235,18 @@ class CategoryEncoder(_WordEncoder):
 
     def transform(self, x: Any) -> np.ndarray:
         """Return the ``[N]`` int64 ids of ``x`` ``[N]``; nulls and unseen words are UNKNOWN."""
-        check_is_fitted(self, "word2idx_")
+        check_is_fitted(self, "vocabulary_")
         column = as_column(x)
         if is_list(column.type):
             raise DataError("expected one word a row, got lists")
         return encode_column(self.vocabulary_, column)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return parameters and vocabulary as plain values."""
+    def to_dict(self, with_words: bool = True) -> dict[str, Any]:
+        """Return parameters and vocabulary as plain values; without its words if asked."""
         return {
             "encoder": "CategoryEncoder",
             "parameters": {"min_cnt": self.min_cnt},
-            **self._vocabulary_to_dict(),
+            **self._vocabulary_to_dict(with_words),
         }
 
 
@@ -313,22 +336,22 @@ class SequenceEncoder(_WordEncoder):
 
     def knows_zero(self) -> bool:
         """Return whether 0, as a number or as text, is one of the words and so cannot be padding."""
-        check_is_fitted(self, "word2idx_")
-        return bool(self.word2idx_.keys() & {0, "0"})
+        check_is_fitted(self, "vocabulary_")
+        return bool(knows(self.vocabulary_, ["0"])[0])
 
     def max_length(self) -> int:
         """Return the most ids a transformed sequence has."""
         check_is_fitted(self, "max_len_")
         return self.max_len_
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return parameters, vocabulary and longest length as plain values."""
+    def to_dict(self, with_words: bool = True) -> dict[str, Any]:
+        """Return parameters, vocabulary and longest length as plain values; without its words if asked."""
         parameters = {name: getattr(self, name) for name in ("sep", "min_cnt", "max_len", "keep")}
         return {
             "encoder": "SequenceEncoder",
             "parameters": parameters,
             "longest": self.max_length(),
-            **self._vocabulary_to_dict(),
+            **self._vocabulary_to_dict(with_words),
         }
 
     def _restore(self, content: dict[str, Any]) -> None:

@@ -10,31 +10,37 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote, unquote
 
+import numpy as np
 import pyarrow as pa
 
 from dien_fast.data.checks import check_table
-from dien_fast.data.columns import as_column, row_slices
+from dien_fast.data.columns import as_column, row_slices, to_finite_floats
 from dien_fast.data.encoders import CategoryEncoder, Coverage, NumericEncoder, SequenceEncoder, longest_sequence
+from dien_fast.data.hashing import mix
 from dien_fast.data.notation import other_notation, sample_index
 from dien_fast.data.schema import Pair, Schema
-from dien_fast.data.tables import get_column, reading
+from dien_fast.data.tables import reading
 from dien_fast.data.vocabulary import (
+    PAD,
+    UNKNOWN,
     Vocabulary,
+    WordCounter,
     WordCounts,
     cast_words,
-    count_words,
     knows,
     merge_counts,
     sequence_words,
 )
 from dien_fast.errors import DataError
-from dien_fast.files import is_unfinished, remove_unfinished
+from dien_fast.files import is_unfinished, remove_unfinished, write_atomically
 from dien_fast.progress import step
 
 Encoder = CategoryEncoder | SequenceEncoder | NumericEncoder
 T = TypeVar("T", CategoryEncoder, SequenceEncoder, NumericEncoder)
 # With fewer distinct words, candidates and histories may have none in common by chance.
 _ENOUGH_WORDS = 20
+# With more words, a vocabulary is no JSON but an Arrow file.
+_JSON_WORDS = 1 << 20
 _CLASSES = {item.__name__: item for item in (CategoryEncoder, SequenceEncoder, NumericEncoder)}
 
 
@@ -99,11 +105,28 @@ class Encoders(Mapping[str, Encoder]):
         return encoder.vocabulary_.unknown
 
     def save(self, directory: str | Path) -> None:
-        """Write one JSON file per feature into ``directory``, which is made if needed."""
+        """Write one JSON file per feature into ``directory``, which is made if needed.
+
+        A vocabulary of more than a million words is an Arrow file of its own, written once for the features that
+        share it.
+        """
         directory = Path(directory)
         remove_unfinished(directory)
+        files: list[tuple[Vocabulary, str]] = []
         for feature, encoder in self.items():
-            encoder.save(directory / f"{quote(feature, safe=' ')}.json")
+            path = directory / f"{quote(feature, safe=' ')}.json"
+            if isinstance(encoder, NumericEncoder) or len(encoder.vocabulary_) <= _JSON_WORDS:
+                encoder.save(path)
+                continue
+            vocabulary = encoder.vocabulary_
+            name = next((name for other, name in files if other.is_same(vocabulary)), None)
+            if name is None:
+                name = f"words-{len(files)}.arrow"
+                files.append((vocabulary, name))
+                _save_words(vocabulary.known, directory / name)
+            content = encoder.to_dict(with_words=False) | {"word_file": name, "unknown": vocabulary.unknown}
+            with write_atomically(path) as unfinished:
+                unfinished.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, directory: str | Path) -> Encoders:
@@ -112,26 +135,229 @@ class Encoders(Mapping[str, Encoder]):
         Raises:
             DataError: the directory is missing or empty, or a file in it is damaged.
         """
-        paths = sorted(path for path in Path(directory).glob("*.json") if not is_unfinished(path))
+        directory = Path(directory)
+        paths = sorted(path for path in directory.glob("*.json") if not is_unfinished(path))
         if not paths:
             raise DataError(f"{directory}: no encoder files (*.json) there")
-        encoders = {}
+        encoders: dict[str, Encoder] = {}
+        shared: dict[str, Vocabulary] = {}
         for path in paths:
             try:
-                kind = json.loads(path.read_text(encoding="utf-8"))["encoder"]
-                encoder_class = _CLASSES[kind]
+                content = json.loads(path.read_text(encoding="utf-8"))
+                encoder_class = _CLASSES[content["encoder"]]
+                if "word_file" in content:
+                    key = json.dumps([content[name] for name in ("word_file", "words", "unknown")])
+                    if key not in shared:
+                        words = _load_words(directory / str(content["word_file"]))
+                        shared[key] = Vocabulary.of(words, content["words"], content["unknown"])
+                    content["vocabulary"] = shared[key]
             except (OSError, ValueError, KeyError, TypeError):
                 raise DataError(f"{path}: not a saved encoder") from None
-            encoders[unquote(path.name.removesuffix(".json"))] = encoder_class.load(path)
+            try:
+                encoders[unquote(path.name.removesuffix(".json"))] = encoder_class.from_dict(content)
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from None
         return cls(encoders)
 
     def fingerprint(self) -> str:
         """Return the sha256 of all that decides an id: equal for equal encoders, whatever their order."""
-        content = {feature: self[feature].to_dict() for feature in sorted(self)}
-        for described in content.values():
+        digest, opening = hashlib.sha256(), "{"
+        # The JSON of a dict of all encoders, in pieces: as Python objects, the words of some take gigabytes.
+        for feature in sorted(self):
+            encoder = self[feature]
+            digest.update(f"{opening}{json.dumps(feature)}: ".encode())
+            opening = ", "
+            if isinstance(encoder, NumericEncoder):
+                digest.update(json.dumps(encoder.to_dict(), sort_keys=True).encode())
+                continue
+            content = encoder.to_dict(with_words=False) | {"word_by_id": []}
             # What was left out of a vocabulary changes no prediction.
-            described.pop("training", None)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+            content.pop("training", None)
+            before, after = json.dumps(content, sort_keys=True).split('"word_by_id": []')
+            digest.update(f'{before}"word_by_id": ['.encode())
+            for piece in _json_pieces(encoder.vocabulary_):
+                digest.update(piece.encode())
+            digest.update(f"]{after}".encode())
+        digest.update((opening if opening == "{" else "").encode() + b"}")
+        return digest.hexdigest()
+
+
+def _json_pieces(vocabulary: Vocabulary) -> Iterator[str]:
+    """Yield the JSON of the words by id, without the brackets around them."""
+    yield json.dumps(PAD)
+    for start in range(0, len(vocabulary.known) + 1, _JSON_WORDS):
+        words = vocabulary.known.slice(start, _JSON_WORDS).to_pylist()
+        place = vocabulary.unknown - 1 - start
+        if 0 <= place < _JSON_WORDS:
+            words.insert(place, UNKNOWN)
+        if words:
+            yield f", {json.dumps(words)[1:-1]}"
+
+
+def _save_words(words: pa.Array, path: Path) -> None:
+    with write_atomically(path) as unfinished, unfinished.open("wb") as file:
+        table = pa.table({"word": words})
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=_JSON_WORDS)
+
+
+def _load_words(path: Path) -> pa.Array:
+    """Return the words of a file, which is mapped into memory.
+
+    Raises:
+        DataError: there is no such file, or it is damaged.
+    """
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return table["word"].combine_chunks()
+    except (OSError, KeyError, pa.ArrowException):
+        raise DataError(f"{path}: the words of an encoder are missing or damaged") from None
+
+
+class EncoderFitter:
+    """Learns the encoders of all features from training rows that come in parts.
+
+    Its memory grows with the vocabularies, not with the rows.
+
+    Args:
+        schema: what the columns mean.
+
+    Attributes:
+        rows: how many rows it has seen.
+
+    Example:
+        >>> fitter = EncoderFitter(Schema(categorical=["itemId"], min_count=1))
+        >>> for items in ([7, 8], [8, 9]):
+        ...     fitter.add(pa.table({"itemId": items}), "table")
+        >>> fitter.encoders("table").dimensions()
+        {'itemId': 5}
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._read = schema.sequence_features() if schema.negatives == "columns" else schema.sequences
+        self._numbers = {feature: NumberSample() for feature in schema.numeric}
+        self._words = {feature: WordCounter() for feature in [*schema.categorical, *self._read]}
+        self._longest = dict.fromkeys(self._read, 1)
+        self.rows = 0
+
+    def add(self, table: pa.Table, source: str) -> None:
+        """Learn from rows.
+
+        Args:
+            table: the rows, checked by ``dien_fast.data.checks.check_table``.
+            source: what error messages call them.
+
+        Raises:
+            DataError: a column is missing or does not hold what the schema says.
+        """
+        for feature, sample in self._numbers.items():
+            with reading(table, feature, source) as column:
+                sample.add(to_finite_floats(as_column(column)))
+            step()
+        for feature in self._schema.categorical:
+            with reading(table, feature, source) as column:
+                for rows in row_slices(as_column(column)):
+                    self._words[feature].add(rows)
+            step()
+        for feature in self._read:
+            with reading(table, feature, source) as column:
+                words = as_column(column)
+                for rows in sequence_words(words, self._schema.separator):
+                    self._words[feature].add(rows)
+                if self._schema.max_length is None:
+                    longest = longest_sequence(words, self._schema.separator)
+                    self._longest[feature] = max(self._longest[feature], longest)
+            step()
+        self.rows += table.num_rows
+
+    def counter(self, feature: str) -> WordCounter:
+        """Return what was counted of a categorical or sequence column."""
+        return self._words[feature]
+
+    def encoders(self, source: str) -> Encoders:
+        """Return the encoders.
+
+        Args:
+            source: what error messages call the rows.
+
+        Raises:
+            DataError: there were no rows, a numeric column has no number, or a candidate and its history are
+                written differently.
+        """
+        if not self.rows:
+            raise DataError(f"{source}: the table has no rows to learn from")
+        schema = self._schema
+        encoders: dict[str, Encoder] = {}
+        for feature, sample in self._numbers.items():
+            try:
+                encoders[feature] = NumericEncoder().fit(sample.numbers())
+            except DataError as error:
+                raise DataError(f"{source}: column {feature!r}: {error}") from None
+        vocabularies = self._vocabularies(source)
+        for feature in schema.categorical:
+            category = CategoryEncoder(min_cnt=schema.min_count)
+            category.use(*vocabularies[feature])
+            encoders[feature] = category
+        drawn = {} if schema.negatives == "columns" else {pair.neg_hist: pair.pos_hist for pair in schema.pairs()}
+        for feature in schema.sequence_features():
+            sequence = SequenceEncoder(
+                sep=schema.separator, min_cnt=schema.min_count, max_len=schema.max_length, keep=schema.keep
+            )
+            vocabulary, coverage = vocabularies[drawn.get(feature, feature)]
+            sequence.use(vocabulary, None if feature in drawn else coverage)
+            sequence.max_len_ = schema.max_length or self._longest[drawn.get(feature, feature)]
+            encoders[feature] = sequence
+        return Encoders(encoders)
+
+    def _vocabularies(self, source: str) -> dict[str, tuple[Vocabulary, Coverage]]:
+        """Return the vocabulary of each word column, and what it kept of that column's words."""
+        counts = {feature: counter.counts() for feature, counter in self._words.items()}
+        owners = {name: owner for name, owner in self._schema.vocabulary_owners().items() if name in counts}
+        for pair in self._schema.pairs():
+            _check_overlap(counts, pair, self._schema, source)
+        vocabularies = {}
+        for owner in counts.keys() - owners.keys():
+            shared = [counts[feature] for feature in counts if owners.get(feature, feature) == owner]
+            vocabularies[owner] = Vocabulary.from_counts(merge_counts(shared), self._schema.min_count)
+        for feature, owner in owners.items():
+            vocabularies[feature] = vocabularies[owner]
+        return {
+            feature: (vocabularies[feature], Coverage.of(found, vocabularies[feature]))
+            for feature, found in counts.items()
+        }
+
+
+class NumberSample:
+    """All numbers of a column, or of a longer one a sample that depends on nothing but the rows' order.
+
+    With 4 million of its numbers, the quantiles of a longer column are known to about 0.05 % of the rows.
+    """
+
+    def __init__(self, most: int = 1 << 22) -> None:
+        self._most = most
+        self._rows = 0
+        # Numbers whose row has a hash of at most this are kept.
+        self._highest = np.uint64(2**64 - 1)
+        self._numbers: list[np.ndarray] = []
+        self._hashes: list[np.ndarray] = []
+
+    def add(self, numbers: np.ndarray) -> None:
+        """Add ``[N]`` float64 numbers, NaN where one is missing."""
+        hashes = mix(np.arange(self._rows, self._rows + len(numbers), dtype=np.uint64))
+        self._rows += len(numbers)
+        kept = hashes <= self._highest
+        self._numbers.append(numbers[kept])
+        self._hashes.append(hashes[kept])
+        while sum(map(len, self._hashes)) > self._most:
+            self._highest //= np.uint64(2)
+            for place, part in enumerate(self._hashes):
+                kept = part <= self._highest
+                self._hashes[place], self._numbers[place] = part[kept], self._numbers[place][kept]
+
+    def numbers(self) -> np.ndarray:
+        """Return the numbers that were kept, in the order of their rows."""
+        return np.concatenate(self._numbers)
 
 
 def fit_encoders(table: pa.Table, schema: Schema, source: str = "table", *, checked: bool = False) -> Encoders:
@@ -139,7 +365,7 @@ def fit_encoders(table: pa.Table, schema: Schema, source: str = "table", *, chec
 
     With ``schema.share_vocabulary`` a candidate, its histories and their negatives use one vocabulary,
     counted over all their columns. Otherwise each column learns its own, and drawn negatives use their
-    history's.
+    history's. The quantiles of a column with more than 4 million numbers are those of a sample of them.
 
     Args:
         table: the training rows.
@@ -154,54 +380,9 @@ def fit_encoders(table: pa.Table, schema: Schema, source: str = "table", *, chec
         raise DataError(f"{source}: the table has no rows to learn from")
     if not checked:
         check_table(table, schema, source, require_label=False)
-    encoders: dict[str, Encoder] = {}
-    for feature in schema.numeric:
-        with reading(table, feature, source) as column:
-            encoders[feature] = NumericEncoder().fit(column)
-        step()
-    vocabularies = _learn_vocabularies(table, schema, source)
-    for feature in schema.categorical:
-        category = CategoryEncoder(min_cnt=schema.min_count)
-        category.use(*vocabularies[feature])
-        encoders[feature] = category
-    drawn = {} if schema.negatives == "columns" else {pair.neg_hist: pair.pos_hist for pair in schema.pairs()}
-    for feature in schema.sequence_features():
-        sequence = SequenceEncoder(
-            sep=schema.separator, min_cnt=schema.min_count, max_len=schema.max_length, keep=schema.keep
-        )
-        vocabulary, coverage = vocabularies[drawn.get(feature, feature)]
-        sequence.use(vocabulary, None if feature in drawn else coverage)
-        column = as_column(get_column(table, drawn.get(feature, feature), source))
-        sequence.max_len_ = schema.max_length or longest_sequence(column, schema.separator)
-        encoders[feature] = sequence
-    return Encoders(encoders)
-
-
-def _learn_vocabularies(table: pa.Table, schema: Schema, source: str) -> dict[str, tuple[Vocabulary, Coverage]]:
-    """Return the vocabulary of each word column of the table, and what it kept of that column's words."""
-    counts: dict[str, WordCounts] = {}
-    for feature in schema.categorical:
-        with reading(table, feature, source) as column:
-            counts[feature] = count_words(row_slices(as_column(column)))
-        step()
-    read = schema.sequence_features() if schema.negatives == "columns" else schema.sequences
-    for feature in read:
-        with reading(table, feature, source) as column:
-            counts[feature] = count_words(sequence_words(as_column(column), schema.separator))
-        step()
-    owners = {feature: owner for feature, owner in schema.vocabulary_owners().items() if feature in counts}
-    for pair in schema.pairs():
-        _check_overlap(counts, pair, schema, source)
-    vocabularies = {}
-    for owner in counts.keys() - owners.keys():
-        shared = [counts[feature] for feature in counts if owners.get(feature, feature) == owner]
-        vocabularies[owner] = Vocabulary.from_counts(merge_counts(shared), schema.min_count)
-    for feature, owner in owners.items():
-        vocabularies[feature] = vocabularies[owner]
-    return {
-        feature: (vocabularies[feature], Coverage.of(found, vocabularies[feature]))
-        for feature, found in counts.items()
-    }
+    fitter = EncoderFitter(schema)
+    fitter.add(table, source)
+    return fitter.encoders(source)
 
 
 def _check_overlap(counts: dict[str, WordCounts], pair: Pair, schema: Schema, source: str) -> None:

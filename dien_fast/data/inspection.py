@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dien_fast.data.columns import SLICE_ROWS, split_words
-from dien_fast.data.dataset import ClickDataset, UnknownWords
+from dien_fast.data.dataset import ClickDataset
 from dien_fast.data.encoders import NumericEncoder, SequenceEncoder
+from dien_fast.data.encoding import UnknownWords
 from dien_fast.data.fitting import Encoders
 from dien_fast.data.notation import other_notation, sample_rows
 from dien_fast.data.schema import Group, Schema
@@ -28,6 +29,8 @@ _LEAST_KNOWN = 0.1
 _ENOUGH_WORDS = 20
 # A model that sees UNKNOWN oftener with one label by so much can tell the label by that.
 _LABEL_GAP = 0.05
+# Rows that warnings are looked for in, where they are not in memory.
+_LOOKED_AT = 1 << 20
 
 
 def check_words_known(
@@ -115,8 +118,10 @@ def warning_lines(dataset: ClickDataset, encoders: Encoders, name: str) -> list[
         dataset: rows with labels.
         encoders: the model's.
         name: what the lines call the rows, for example "training".
+
+    Of rows on the disk, a sample of about a million is looked at.
     """
-    lines = []
+    lines, dataset = [], dataset.sample(_LOOKED_AT)
     candidates = dict.fromkeys(pair.ad for pair in dataset.schema.pairs())
     for feature in candidates:
         ids = dataset.category_ids(feature)
@@ -171,7 +176,7 @@ def _clicked_before(dataset: ClickDataset, encoders: Encoders, group: Group) -> 
     pair = max(group.pairs, key=lambda pair: len(encoders.category(pair.ad).vocabulary_))
     ad, history = encoders.category(pair.ad).vocabulary_, encoders.sequence(pair.pos_hist).vocabulary_
     candidates = dataset.category_ids(pair.ad)
-    if ad.words != history.words:
+    if not ad.is_same(history):
         candidates = ad.translation(history)[candidates]
     inside = np.zeros(len(candidates), bool)
     for rows in _slices(len(candidates)):

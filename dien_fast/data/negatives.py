@@ -7,41 +7,32 @@ table, so that a negative item comes with its own category. Draws are hashes of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from dien_fast.data.columns import as_column, row_slices, split_words
 from dien_fast.data.fitting import Encoders
+from dien_fast.data.hashing import mix, unit
 from dien_fast.data.schema import Group, Schema
 from dien_fast.data.tables import get_column
-from dien_fast.data.vocabulary import Vocabulary, count_words, encode_column, merge_counts, sequence_words
+from dien_fast.data.vocabulary import Vocabulary, WordCounter, encode_column, merge_counts, sequence_words
 from dien_fast.errors import DataError
 from dien_fast.progress import step
 
 _ATTEMPTS = 64
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # With at most so many possible tuples of ids, a table holds the catalogue entry of each.
 _TABLE_SIZE = 1 << 22
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """Return the splitmix64 finaliser of uint64 ``x``: a bijection whose output looks random.
-
-    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
-    """
-    x = x + _GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+# Fewer keys are kept apart, as merging them one by one would take longer.
+_PENDING_KEYS = 1 << 18
 
 
 def _below(hashes: np.ndarray, limit: int) -> np.ndarray:
     """Return int64 in [0, limit), uniform for uniform uint64 ``hashes``."""
-    unit = (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return (unit * limit).astype(np.int64)
+    return (unit(hashes) * limit).astype(np.int64)
 
 
 @dataclass
@@ -117,13 +108,43 @@ class NegativeSampler:
         Raises:
             DataError: a group has fewer than two tuples that the encoders can tell apart.
         """
-        if schema.negatives not in ("uniform", "popularity"):
-            raise DataError(f"negatives={schema.negatives!r} draws nothing; use 'uniform' or 'popularity'")
-        by_popularity = schema.negatives == "popularity"
-        catalogues = {}
+        _check_draws(schema)
+        found = {}
         for group in schema.groups:
-            catalogues[group.name] = _collect(table, schema, group, encoders, by_popularity)
+            ads = [as_column(get_column(table, pair.ad, "table")) for pair in group.pairs]
+            histories = [as_column(get_column(table, pair.pos_hist, "table")) for pair in group.pairs]
+            counters = []
+            for ad, history in zip(ads, histories, strict=True):
+                counters.append((WordCounter(), WordCounter()))
+                for part in row_slices(ad):
+                    counters[-1][0].add(part)
+                for part in sequence_words(history, schema.separator):
+                    counters[-1][1].add(part)
+            found[group.name] = collect_tuples([table], schema, group, encoders, counters)
             step()
+        return cls.of(found, schema, encoders, seed, fresh=fresh)
+
+    @classmethod
+    def of(
+        cls, tuples: dict[str, Tuples], schema: Schema, encoders: Encoders, seed: int = 0, *, fresh: bool = True
+    ) -> NegativeSampler:
+        """Return the sampler of tuples that were collected before, of each group.
+
+        Args:
+            tuples: of each group, by its name.
+            schema: as for :meth:`fit`.
+            encoders: as for :meth:`fit`.
+            seed: as for :meth:`fit`.
+            fresh: as for :meth:`fit`.
+
+        Raises:
+            DataError: as :meth:`fit`.
+        """
+        _check_draws(schema)
+        by_popularity = schema.negatives == "popularity"
+        catalogues = {
+            group.name: _catalogue(group, tuples[group.name], encoders, by_popularity) for group in schema.groups
+        }
         return cls(catalogues, exclude_clicked=schema.exclude_clicked, seed=seed, fresh=fresh)
 
     def sample(
@@ -192,6 +213,11 @@ class NegativeSampler:
         return mix(np.repeat(per_row, lengths) + steps.astype(np.uint64)) << np.uint64(7)
 
 
+def _check_draws(schema: Schema) -> None:
+    if schema.negatives not in ("uniform", "popularity"):
+        raise DataError(f"negatives={schema.negatives!r} draws nothing; use 'uniform' or 'popularity'")
+
+
 class _History:
     """Answers whether an item was clicked in the same history up to a step."""
 
@@ -227,34 +253,93 @@ def _join(values: list[np.ndarray], sizes: list[int]) -> np.ndarray:
     return keys
 
 
-def _collect(table: pa.Table, schema: Schema, group: Group, encoders: Encoders, by_popularity: bool) -> _Catalogue:
-    """Return the tuples of a group, from its candidates and its histories."""
-    ads = [as_column(get_column(table, pair.ad, "table")) for pair in group.pairs]
-    histories = [as_column(get_column(table, pair.pos_hist, "table")) for pair in group.pairs]
-    raw = []
-    for ad, history in zip(ads, histories, strict=True):
-        words = [count_words(row_slices(ad)), count_words(sequence_words(history, schema.separator))]
-        raw.append(Vocabulary.from_counts(merge_counts(words), min_count=1))
+class Tuples(NamedTuple):
+    """What a group can draw: the tuples of its candidates, then those that are in histories alone.
+
+    Attributes:
+        values: int64 ids ``[K]`` for each pair, as the encoders write them; some tuples may be equal after that.
+        times: ``[K]`` int64, how often each was a candidate.
+    """
+
+    values: list[np.ndarray]
+    times: np.ndarray
+
+
+def collect_tuples(
+    tables: Iterable[pa.Table],
+    schema: Schema,
+    group: Group,
+    encoders: Encoders,
+    counters: Sequence[tuple[WordCounter, WordCounter]],
+) -> Tuples:
+    """Return the tuples of a group, from its candidates and its histories in the training rows.
+
+    Args:
+        tables: the training rows in parts; not read where the group has one pair alone.
+        schema: what the columns mean.
+        group: of the schema.
+        encoders: as fitted on the same rows.
+        counters: for each pair the words of its candidates and of its histories, counted over the same rows.
+
+    Raises:
+        DataError: the histories of the group differ in length, or it has too many possible tuples.
+    """
+    words = [merge_counts([ad.counts(), history.counts()]) for ad, history in counters]
+    raw = [Vocabulary.from_counts(found, min_count=1) for found in words]
     sizes = [len(vocabulary) for vocabulary in raw]
     if np.prod([float(size) for size in sizes]) > 2.0**62:
         raise DataError(f"group {group.name!r} has too many possible tuples of {len(raw)} columns to draw from")
-
-    encoded = [encode_column(vocabulary, ad) for vocabulary, ad in zip(raw, ads, strict=True)]
-    seen, times = np.unique(_join(encoded, sizes), return_counts=True)
-    for clicked in _history_tuples(raw, histories, schema.separator, group):
-        new = np.setdiff1d(clicked, seen)
-        seen, times = np.append(seen, new), np.append(times, np.zeros(len(new), np.int64))
-    return _encode_tuples(group, seen, np.maximum(times, 1) if by_popularity else None, raw, encoders)
-
-
-def _history_tuples(
-    raw: list[Vocabulary], histories: list[pa.ChunkedArray], separator: str, group: Group
-) -> Iterator[np.ndarray]:
-    """Yield the tuples of the histories as single numbers, some more than once."""
+    shown, clicked = _Keys(), _Keys()
     if len(raw) == 1:
-        # With one column every word is a tuple, and the histories need not be read again.
-        yield np.arange(1, raw[0].unknown)
-        return
+        # With one column every word is a tuple, and the rows need not be read again.
+        candidates = counters[0][0]
+        counts = candidates.counts()
+        shown.add(raw[0].encode(counts.words), counts.counts)
+        if candidates.missing:
+            shown.add(np.array([raw[0].unknown]), np.array([candidates.missing]))
+        clicked.add(np.arange(1, raw[0].unknown))
+    else:
+        for table in tables:
+            ads = [get_column(table, pair.ad, "table") for pair in group.pairs]
+            encoded = [encode_column(vocabulary, ad) for vocabulary, ad in zip(raw, ads, strict=True)]
+            shown.add(_join(encoded, sizes))
+            for keys in _history_tuples(table, raw, schema.separator, group):
+                clicked.add(keys)
+    seen, times = shown.counts()
+    others = np.setdiff1d(clicked.counts()[0], seen)
+    seen, times = np.append(seen, others), np.append(times, np.zeros(len(others), np.int64))
+    return Tuples(_encode_tuples(group, seen, raw, encoders), times)
+
+
+class _Keys:
+    """Counts keys that come in parts, in memory that grows with the distinct ones alone."""
+
+    def __init__(self) -> None:
+        self._parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+
+    def add(self, keys: np.ndarray, times: np.ndarray | None = None) -> None:
+        """Add keys ``[N]``, each ``times`` ``[N]`` or once."""
+        self._parts.append(_sum_by_key(keys, np.ones(len(keys), np.int64) if times is None else times))
+        if sum(len(part) for part, _ in self._parts[1:]) >= max(len(self._parts[0][0]), _PENDING_KEYS):
+            self.counts()
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the distinct keys, rising, and how often each was added."""
+        keys, times = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        self._parts = [_sum_by_key(keys, times)]
+        return self._parts[0]
+
+
+def _sum_by_key(keys: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(keys, kind="stable")
+    keys, times = keys[order], times[order]
+    first = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1))
+    return keys[first], np.add.reduceat(times, first) if len(first) else times
+
+
+def _history_tuples(table: pa.Table, raw: list[Vocabulary], separator: str, group: Group) -> Iterator[np.ndarray]:
+    """Yield the tuples of the histories as single numbers, some more than once."""
+    histories = [as_column(get_column(table, pair.pos_hist, "table")) for pair in group.pairs]
     for rows in zip(*(row_slices(history) for history in histories), strict=True):
         split = [split_words(part, separator) for part in rows]
         if any(not np.array_equal(counts, split[0][1]) for _, counts in split[1:]):
@@ -263,10 +348,8 @@ def _history_tuples(
         yield _join(encoded, [len(vocabulary) for vocabulary in raw])
 
 
-def _encode_tuples(
-    group: Group, seen: np.ndarray, weights: np.ndarray | None, raw: list[Vocabulary], encoders: Encoders
-) -> _Catalogue:
-    """Return the catalogue of raw tuples ``seen`` with their weights, as the encoders write them."""
+def _encode_tuples(group: Group, seen: np.ndarray, raw: list[Vocabulary], encoders: Encoders) -> list[np.ndarray]:
+    """Return raw tuples as the encoders write them: ``[K]`` int64 ids for each pair."""
     values: list[np.ndarray] = []
     rest = seen
     for pair, vocabulary in reversed(list(zip(group.pairs, raw, strict=True))):
@@ -274,8 +357,12 @@ def _encode_tuples(
         target = encoders.sequence(pair.neg_hist).vocabulary_
         ids = np.concatenate([[0], target.encode(vocabulary.known), [target.unknown]])
         values.insert(0, ids[codes])
+    return values
+
+
+def _catalogue(group: Group, tuples: Tuples, encoders: Encoders, by_popularity: bool) -> _Catalogue:
     sizes = [encoders.sequence(pair.neg_hist).dimension() for pair in group.pairs]
-    keys, first, index = np.unique(_join(values, sizes), return_index=True, return_inverse=True)
+    keys, first, index = np.unique(_join(tuples.values, sizes), return_index=True, return_inverse=True)
     if len(keys) < 2:
         raise DataError(
             f"group {group.name!r} has {len(keys)} item that the encoders can tell apart, but drawing negatives "
@@ -285,5 +372,7 @@ def _encode_tuples(
     if np.prod([float(size) for size in sizes]) <= _TABLE_SIZE:
         table = np.full(int(np.prod(sizes)), -1, np.int32)
         table[keys] = np.arange(len(keys))
-    draws = index.astype(np.int32) if weights is None else np.repeat(index.astype(np.int32), weights)
-    return _Catalogue([column[first] for column in values], draws, sizes, keys, table)
+    draws = index.astype(np.int32)
+    if by_popularity:
+        draws = np.repeat(draws, np.maximum(tuples.times, 1))
+    return _Catalogue([column[first] for column in tuples.values], draws, sizes, keys, table)

@@ -3,17 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dien_fast.data.columns import as_column, codes, first_row, is_text
+from dien_fast.data.schema import Schema
 from dien_fast.data.tables import get_column
 from dien_fast.errors import DataError
 
 # Year, month and day; a time of day may follow.
 _ISO_DATE = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
+
+
+SPLITS = ("user", "users", "global", "random")
+# The columns that a split needs.
+NEEDS = {"user": ("user", "time"), "users": ("user",), "global": ("time",), "random": ()}
+
+
+class Shares(NamedTuple):
+    """The shares of the three parts."""
+
+    train: float = 0.8
+    valid: float = 0.1
+    test: float = 0.1
+
+    @classmethod
+    def without(cls, valid: bool, test: bool) -> Shares:
+        """Return the shares where validation or test rows are given; theirs stays with the training rows."""
+        shares = cls()
+        if valid:
+            shares = cls(shares.train + shares.valid, 0.0, shares.test)
+        if test:
+            shares = cls(shares.train + shares.test, shares.valid, 0.0)
+        return shares
+
+
+def default_split(schema: Schema) -> tuple[str, str]:
+    """Return how rows are divided unless somebody says, and why so."""
+    if schema.time is None:
+        return (
+            "random",
+            "since the schema names no time column: training may know what comes after the test rows",
+        )
+    if schema.user is None:
+        return "global", "since the schema names a time but no user"
+    return "user", "since the schema names user and time"
+
+
+def check_split(how: str, schema: Schema) -> None:
+    """Refuse a split that needs a column that the schema does not name.
+
+    Raises:
+        DataError: naming it.
+    """
+    for setting, column in (("user", schema.user), ("time", schema.time)):
+        if column is None and setting in NEEDS[how]:
+            raise DataError(f"--split {how} needs a {setting} column: name it in the schema as {setting} = ...")
+
+
+def describe_split(how: str, reason: str, schema: Schema, valid: str | None, test: str | None) -> str:
+    """Return a line that says how rows were divided, and why so."""
+    if valid is not None and test is not None:
+        return f"split: none, since validation and test rows are files ({valid}, {test})"
+    meaning = {
+        "user": f"each user's own rows in the order of {schema.time!r}",
+        "users": "all rows of a user in one part",
+        "global": f"all rows in the order of {schema.time!r}",
+        "random": "by chance",
+    }
+    return f"split: {how}, {meaning[how]}, {reason}"
 
 
 def split_table(
@@ -55,7 +116,7 @@ def split_table(
     _check_sorts_in_time(table, time, source)
     times = _ranks(table, time, source)
     users = _ranks(table, user, source) if how == "user" else np.zeros(len(times), np.int64)
-    part = _parts(users, times, fractions)
+    part = parts_in_time(users, times, fractions)
     train, valid, test = (table.filter(pa.array(part == number)) for number in range(3))
     return train, valid, test
 
@@ -131,8 +192,14 @@ def _check_sorts_in_time(table: pa.Table, name: str, source: str) -> None:
             )
 
 
-def _parts(users: np.ndarray, times: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
-    """Return for each row 0, 1 or 2: the part its moment falls into among its user's rows."""
+def parts_in_time(users: np.ndarray, times: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
+    """Return int8 ``[rows]``: 0, 1 or 2, the part that a row's moment falls into among its user's rows.
+
+    Args:
+        users: ``[rows]`` int64 of at least 0, equal for the rows of a user.
+        times: ``[rows]`` int64 of at least 0, rising with time.
+        fractions: the three shares.
+    """
     rows = len(users)
     order = np.lexsort((times, users))
     users, times = users[order], times[order]

@@ -42,29 +42,18 @@ def read_text_table(
         return pa.input_stream(source, compression="gzip" if compressed else None)
 
     with opened() as stream:
-        head = stream.read(HEAD_BYTES)
-    if head.startswith(b"PAR1"):
-        raise DataError(f"{name}: the file holds Parquet, not text; its name should end in .parquet")
-    check_utf8(head, name)
-    # Arrow skips a byte order mark too.
-    header = head.decode("utf-8", errors="ignore").removeprefix("\ufeff")
-    wanted = set() if schema is None else schema.columns()
-    delimiter = find_delimiter(header, delimiter, wanted)
+        delimiter, names = text_layout(stream.read(HEAD_BYTES), name, schema, delimiter)
     words: list[str] = []
     if schema is not None:
         # What the schema does not name only passes through, and a user is a name: both keep their zeros.
         numbers = {*schema.numeric, schema.label, schema.time}
-        words = [column for column in _columns(header, delimiter) if column not in numbers]
+        words = [column for column in names if column not in numbers]
     with opened() as stream:
         try:
             table = pyarrow.csv.read_csv(
                 stream,
-                parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types={column: pa.string() for column in words},
-                    null_values=_NULLS,
-                    strings_can_be_null=True,
-                ),
+                parse_options=parse_options(delimiter),
+                convert_options=convert_options(words),
             )
         except pa.ArrowInvalid as error:
             if "UTF8" in str(error):
@@ -74,6 +63,47 @@ def read_text_table(
     if any(pa.types.is_binary(column.type) for column in table.schema):
         raise DataError(not_utf8(name, "LATIN1"))
     return table
+
+
+def text_layout(head: bytes, name: str, schema: Schema | None, delimiter: str) -> tuple[str, list[str]]:
+    """Return what divides the columns of a text file, and their names.
+
+    Args:
+        head: the first ``HEAD_BYTES`` of the file.
+        name: what messages call it.
+        schema: of the columns, where known.
+        delimiter: what divides the columns, unless the header shows another character.
+
+    Raises:
+        DataError: the file holds Parquet, or text in another encoding than UTF-8.
+    """
+    if head.startswith(b"PAR1"):
+        raise DataError(f"{name}: the file holds Parquet, not text; its name should end in .parquet")
+    check_utf8(head, name)
+    # Arrow skips a byte order mark too.
+    header = head.decode("utf-8", errors="ignore").removeprefix("\ufeff")
+    delimiter = find_delimiter(header, delimiter, set() if schema is None else schema.columns())
+    return delimiter, _columns(header, delimiter)
+
+
+def parse_options(delimiter: str) -> pyarrow.csv.ParseOptions:
+    """Return how Arrow is to divide a text file into values."""
+    return pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+
+
+def convert_options(words: list[str], only: list[str] | None = None) -> pyarrow.csv.ConvertOptions:
+    """Return how Arrow is to read the values of a text file.
+
+    Args:
+        words: columns that stay text.
+        only: the columns to read; None reads all.
+    """
+    return pyarrow.csv.ConvertOptions(
+        column_types={column: pa.string() for column in words},
+        include_columns=only,
+        null_values=_NULLS,
+        strings_can_be_null=True,
+    )
 
 
 def find_delimiter(header: str, default: str, wanted: set[str]) -> str:

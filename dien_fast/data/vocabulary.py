@@ -16,6 +16,8 @@ PAD = "__PAD__"
 UNKNOWN = "__UNKNOWN__"
 
 _TYPES = {"int64": pa.int64(), "string": pa.large_string()}
+# Counts of fewer words are kept apart, as merging them one by one would take longer.
+_PENDING_WORDS = 1 << 18
 # Text that fits 64 bits as a whole number.
 _WHOLE_NUMBER = r"^[+-]?0*([0-9]{1,18}|[1-8][0-9]{18})(\.0+)?$"
 
@@ -84,18 +86,54 @@ def cast_words(words: pa.Array, kind: str) -> pa.Array:
         raise DataError(f"{words.type} values cannot be read as {kind} words: {first_line(error)}") from None
 
 
+class WordCounter:
+    """Counts the words of a column that comes in parts, in memory that grows with the distinct words alone.
+
+    Attributes:
+        missing: how many nulls there were.
+
+    Example:
+        >>> counter = WordCounter()
+        >>> for part in (["a", "b"], ["a", None]):
+        ...     counter.add(pa.array(part))
+        >>> counts = counter.counts()
+        >>> dict(zip(counts.words.to_pylist(), counts.counts.tolist())), counter.missing
+        ({'a': 2, 'b': 1}, 1)
+    """
+
+    def __init__(self) -> None:
+        self.missing = 0
+        self._total = WordCounts(pa.array([], pa.large_string()), np.zeros(0, np.int64), "string")
+        self._pending: list[WordCounts] = []
+
+    def add(self, part: pa.Array) -> None:
+        """Count the words of a part; all parts are of one type."""
+        kind = natural_kind(part)
+        words = cast_words(part, kind)
+        self.missing += words.null_count
+        words = words.drop_null()
+        if not len(words):
+            return
+        counted = pc.value_counts(words)
+        self._pending.append(WordCounts(counted.field("values"), counted.field("counts").to_numpy(), kind))
+        # A merge walks over all distinct words: with as many new ones as old, each costs a few steps in the end.
+        if sum(len(item.words) for item in self._pending) >= max(len(self._total.words), _PENDING_WORDS):
+            self.counts()
+
+    def counts(self) -> WordCounts:
+        """Return the distinct words so far, without nulls."""
+        if self._pending:
+            self._total = merge_counts([self._total, *self._pending])
+            self._pending = []
+        return self._total
+
+
 def count_words(parts: Iterable[pa.Array]) -> WordCounts:
     """Return the distinct words of a column, given in parts of one type, without nulls."""
-    total = WordCounts(pa.array([], pa.large_string()), np.zeros(0, np.int64), "string")
+    counter = WordCounter()
     for part in parts:
-        kind = natural_kind(part)
-        words = cast_words(part, kind).drop_null()
-        if not len(words):
-            continue
-        counted = pc.value_counts(words)
-        found = WordCounts(counted.field("values"), counted.field("counts").to_numpy(), kind)
-        total = merge_counts([total, found])
-    return total
+        counter.add(part)
+    return counter.counts()
 
 
 def merge_counts(counts: list[WordCounts]) -> WordCounts:
@@ -127,6 +165,8 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
 class Vocabulary:
     """A fixed set of words, each with an id.
 
+    The words are an Arrow array, since a Python object for each of 10^8 words would take some ten gigabytes.
+
     Args:
         words: the words by id; ``"__PAD__"`` has id 0, ``"__UNKNOWN__"`` is among them.
         kind: ``"int64"`` or ``"string"``, what the other words are.
@@ -137,23 +177,60 @@ class Vocabulary:
     """
 
     def __init__(self, words: list[Any], kind: str) -> None:
-        self.words = words
+        real = [word for word in words if word not in (PAD, UNKNOWN)]
         self.kind = kind
         self.unknown = words.index(UNKNOWN)
-        real = [index for index, word in enumerate(words) if word not in (PAD, UNKNOWN)]
-        self.known = pa.array([words[index] for index in real], _TYPES[kind])
-        # A word that is not found has index -1 and so gets the last entry, UNKNOWN's id.
-        self._ids = np.asarray([*real, self.unknown], np.int64)
+        self.known = pa.array(real, _TYPES[kind])
+
+    @classmethod
+    def of(cls, known: pa.Array, kind: str, unknown: int | None = None) -> Vocabulary:
+        """Return the vocabulary of the words that are not special.
+
+        Args:
+            known: them, of the type of ``kind``, in the order of their ids.
+            kind: ``"int64"`` or ``"string"``.
+            unknown: the id of ``"__UNKNOWN__"``; None puts it last.
+
+        Raises:
+            ValueError: the words are of another kind, or there is no such id.
+        """
+        vocabulary = cls([PAD, UNKNOWN], kind)
+        vocabulary.known = known
+        vocabulary.unknown = len(known) + 1 if unknown is None else unknown
+        if known.type != _TYPES[kind] or not 0 < vocabulary.unknown <= len(known) + 1:
+            raise ValueError(
+                f"expected {kind} words and an id of up to {len(known) + 1}, got {known.type}, {unknown}"
+            )
+        return vocabulary
 
     def __len__(self) -> int:
-        return len(self.words)
+        return len(self.known) + 2
+
+    @property
+    def words(self) -> list[Any]:
+        """All words by id, as a new list."""
+        words = [PAD, *self.known.to_pylist()]
+        words.insert(self.unknown, UNKNOWN)
+        return words
+
+    def word(self, index: int) -> Any:
+        """Return the word that has an id."""
+        if index in (0, self.unknown):
+            return PAD if index == 0 else UNKNOWN
+        return self.known[index - 1 - (index > self.unknown)].as_py()
+
+    def is_same(self, other: Vocabulary) -> bool:
+        """Return whether all words have the same ids in another vocabulary."""
+        return self.unknown == other.unknown and (self.known is other.known or self.known.equals(other.known))
 
     @classmethod
     def from_counts(cls, counts: WordCounts, min_count: int) -> Vocabulary:
         """Return the words seen at least ``min_count`` times, sorted, between the two special ones."""
         kept = counts.words.filter(pa.array(counts.counts >= min_count))
-        ordered = kept.take(pc.sort_indices(kept)).to_pylist()
-        return cls([PAD, *(word for word in ordered if word not in (PAD, UNKNOWN)), UNKNOWN], counts.kind)
+        known = kept.take(pc.sort_indices(kept)).cast(_TYPES[counts.kind])
+        if counts.kind == "string":
+            known = known.filter(pc.invert(pc.is_in(known, pa.array([PAD, UNKNOWN], known.type))))
+        return cls.of(known, counts.kind)
 
     @classmethod
     def from_word2idx(cls, word2idx: dict[Any, int]) -> Vocabulary:
@@ -191,11 +268,19 @@ class Vocabulary:
             DataError: the words cannot be of the vocabulary's kind.
         """
         found = pc.index_in(cast_words(words, self.kind), value_set=self.known)
-        ids = self._ids[pc.fill_null(found, -1).to_numpy(zero_copy_only=False)]
+        ids = self._id_of(pc.fill_null(found, len(self.known)).to_numpy(zero_copy_only=False))
         if is_text(words.type):
             padding = pc.fill_null(pc.equal(words, PAD), False)
             if pc.any(padding).as_py():
                 ids[padding.to_numpy(zero_copy_only=False)] = 0
+        return ids
+
+    def _id_of(self, index: np.ndarray) -> np.ndarray:
+        """Return the int64 ids of the words that have these places among the known; behind them all is UNKNOWN."""
+        ids = index.astype(np.int64) + 1
+        if self.unknown <= len(self.known):
+            ids += ids >= self.unknown
+            ids[index == len(self.known)] = self.unknown
         return ids
 
     def translation(self, other: Vocabulary) -> np.ndarray:
@@ -206,7 +291,7 @@ class Vocabulary:
         except DataError:
             # The other's words are numbers, and none of these is.
             return ids
-        ids[self._ids[:-1]] = np.where(found == other.unknown, -1, found)
+        ids[self._id_of(np.arange(len(self.known)))] = np.where(found == other.unknown, -1, found)
         return ids
 
 

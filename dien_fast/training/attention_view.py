@@ -112,7 +112,7 @@ def _steps(run: Run, table: pa.Table, column: str, row: int, batch: Batch) -> tu
     words = []
     for index, new, word in zip(ids.tolist(), unknown.tolist(), given, strict=True):
         # A word that was learnt has one spelling, whatever the table's.
-        words.append(str(word if new else encoder.idx2word_[index]) if word is not None else "missing")
+        words.append(str(word if new else encoder.vocabulary_.word(index)) if word is not None else "missing")
     return _marked(words, unknown)
 
 

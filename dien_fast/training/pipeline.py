@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from dien_fast.data import ClickDataset, EpochLoader, NegativeSampler, fit_encoders
+from dien_fast.data import EpochLoader
 from dien_fast.data.inspection import vocabulary_lines, warning_lines
-from dien_fast.data.sources import LOAD_STEPS, Parts, Source
+from dien_fast.data.sources import LOAD_STEPS, Parts, PreparedParts, Source
 from dien_fast.models import MODELS
 from dien_fast.progress import steps
 from dien_fast.training.accelerator import check_loaders, make_accelerator
@@ -141,7 +141,7 @@ class _Prepared:
         model: with its initial weights.
     """
 
-    tables: Parts
+    tables: Parts | PreparedParts
     config: RunConfig
     encoders: Encoders
     train: EpochLoader
@@ -157,10 +157,10 @@ def _prepare(
     show = progress and accelerator.is_main_process
     # One process downloads, the others find the files.
     with steps(LOAD_STEPS, "reading", show), accelerator.main_process_first():
-        tables = source.load(config.seed)
+        tables = source.open(config.seed)
     schema = schema_for(config.model, tables.schema)
     with steps(_encoding_steps(schema), "encoding", show):
-        encoders = fit_encoders(tables.train, schema, source=tables.names[0], checked=tables.checked[0])
+        encoders = tables.learn(schema)
         config = replace(config, schema=schema.to_dict(), data=asdict(source), fingerprint=encoders.fingerprint())
         train, valid, test = make_loaders(
             tables,
@@ -196,7 +196,7 @@ def _description(prepared: _Prepared, accelerator: Accelerator) -> list[str]:
 
 
 def make_loaders(
-    tables: Parts,
+    tables: Parts | PreparedParts,
     schema: Schema,
     encoders: Encoders,
     config: RunConfig,
@@ -210,16 +210,12 @@ def make_loaders(
 
     Negatives come from the training rows' catalogue: new ones each epoch in training, fixed ones elsewhere.
     """
-    negatives = None
-    if schema.groups and schema.negatives in ("uniform", "popularity"):
-        negatives = NegativeSampler.fit(tables.train, schema, encoders, seed=config.seed)
     loaders: list[EpochLoader] = []
-    parts = (tables.train, tables.valid, tables.test)
-    for table, name, checked in zip(parts, tables.names, tables.checked, strict=True):
+    for dataset in tables.datasets(schema, encoders, config.seed):
         training_rows = not loaders
         loaders.append(
             EpochLoader(
-                ClickDataset(table, schema, encoders, negatives=negatives, checked=checked, source=name),
+                dataset,
                 config.batch_size if training_rows else _SCORING_BATCH,
                 shuffle=training_rows,
                 seed=config.seed,
@@ -266,7 +262,7 @@ def _metrics(history: pd.DataFrame, scores: dict[str, float], prepared: _Prepare
     metrics |= {f"test_{name}": value for name, value in scores.items() if name != "loss"}
     tables, in_time = prepared.tables, MODELS[prepared.config.model].uses_sessions
     best_column = tables.best_column_in_time if in_time else tables.best_column
-    if best_column is not None:
+    if best_column is not None and isinstance(tables, Parts):
         labels, best_scores = (tables.test[name].to_numpy() for name in (tables.schema.label, best_column))
         metrics["best_reachable_auc"] = auc(labels, best_scores)
     return metrics

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 # The progress bar's loss and AUC look back over this many rows.
 _WINDOW_ROWS = 8192
+# An epoch's AUC looks back over at most so many, whose logits take 48 MiB, and as much of each checkpoint.
+_AUC_ROWS = 1 << 22
 
 
 class StopRequest:
@@ -55,13 +60,16 @@ class TrainingStopped(Exception):  # noqa: N818 - it is no error
 class EpochRecord:
     """Losses and logits of an epoch's batches, left on the device until they are needed.
 
+    Of a long epoch the logits of the last 4 million rows are kept.
+
     Args:
         labels: ``[rows]`` labels of the dataset.
     """
 
     def __init__(self, labels: np.ndarray) -> None:
         self._labels = labels
-        self._scored: list[tuple[Tensor, Tensor]] = []
+        self._scored: deque[tuple[Tensor, Tensor]] = deque()
+        self._scored_rows = 0
         self._losses: list[Tensor] = []
         self._aux_losses: list[Tensor] = []
         self._sizes: list[int] = []
@@ -79,6 +87,9 @@ class EpochRecord:
     def add(self, batch: Mapping[str, Any], logits: Tensor, loss: Tensor, aux_loss: Tensor | None) -> None:
         """Add a batch."""
         self._scored.append((cast(Tensor, batch["__row__"]), logits))
+        self._scored_rows += logits.size(0)
+        while self._scored_rows - self._scored[0][1].size(0) >= _AUC_ROWS:
+            self._scored_rows -= self._scored.popleft()[1].size(0)
         self._losses.append(loss)
         self._sizes.append(logits.size(0))
         if aux_loss is not None:
@@ -87,8 +98,9 @@ class EpochRecord:
     def recent(self) -> dict[str, str]:
         """Return loss and AUC over the last batches, as the progress bar shows them."""
         count = min(len(self._sizes), max(1, _WINDOW_ROWS // max(self._sizes[-1], 1)))
-        logits = torch.cat([value for _, value in self._scored[-count:]]).float().cpu().numpy()
-        rows = torch.cat([row for row, _ in self._scored[-count:]]).cpu().numpy()
+        last = list(islice(reversed(self._scored), count))
+        logits = torch.cat([value for _, value in last]).float().cpu().numpy()
+        rows = torch.cat([row for row, _ in last]).cpu().numpy()
         shown = {"loss": f"{float(torch.stack(self._losses[-count:]).mean()):.4f}"}
         if not np.isnan(logits).any():
             shown["auc"] = f"{metrics.auc(self._labels[rows], logits):.4f}"
@@ -105,16 +117,24 @@ class EpochRecord:
         processes = accelerator.num_processes
         weights = torch.tensor(self._sizes, dtype=torch.float64)
         sums = [weighted_sum(self._losses, weights), weighted_sum(self._aux_losses, weights), float(weights.sum())]
-        logits_by_row, times = collect(self._scored, len(self._labels), processes)
         loss_sum, aux_sum, rows = sum_over_ranks(sums, accelerator.device, processes)
-        seen = times > 0
-        finite = bool(np.isfinite(logits_by_row).all())
+        labels, logits = self._labelled(processes)
+        finite = bool(np.isfinite(logits).all())
         return {
             "train_loss": loss_sum / rows,
             "train_aux_loss": aux_sum / rows if self._aux_losses else float("nan"),
-            "train_auc": metrics.auc(self._labels[seen], logits_by_row[seen]) if finite else float("nan"),
+            "train_auc": metrics.auc(labels, logits) if finite else float("nan"),
             "rows_per_second": (rows - rows_before) / seconds,
         }
+
+    def _labelled(self, processes: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the labels of the scored rows of all ranks, and their logits."""
+        if processes > 1:
+            # Ranks may repeat each other's rows.
+            logits, times = collect(list(self._scored), len(self._labels), processes)
+            return self._labels[times > 0], logits[times > 0]
+        rows = torch.cat([row for row, _ in self._scored]).cpu().numpy()
+        return self._labels[rows], torch.cat([value for _, value in self._scored]).float().cpu().numpy()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been added, as tensors on the CPU."""
@@ -129,8 +149,10 @@ class EpochRecord:
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Take what :meth:`state_dict` returned for what has been added."""
         self._sizes = list(state["sizes"])
-        parts = zip(state["rows"].split(self._sizes), state["logits"].to(device).split(self._sizes), strict=True)
-        self._scored = list(parts)
+        rows, logits = state["rows"], state["logits"].to(device)
+        kept = bisect_left(list(accumulate(reversed(self._sizes))), len(rows)) + 1
+        parts = zip(rows.split(self._sizes[-kept:]), logits.split(self._sizes[-kept:]), strict=True)
+        self._scored, self._scored_rows = deque(parts), len(rows)
         self._losses = list(state["losses"].to(device))
         self._aux_losses = [] if state["aux_losses"] is None else list(state["aux_losses"].to(device))
 

@@ -152,7 +152,8 @@ class Run:
         """Return the click probability of each row of ``table``.
 
         Args:
-            table: path of a CSV or Parquet file, or anything that speaks Arrow: a pandas, Polars or pyarrow
+            table: path of a CSV or Parquet file or of a directory of prepared data, whose test rows are scored, or
+                anything that speaks Arrow: a pandas, Polars or pyarrow
                 table; or a dataset made by :meth:`dataset`. It needs the feature columns of the schema, no label;
                 words not seen in training and empty histories are fine.
             batch_size: rows scored at once; the result does not depend on it beyond rounding.
@@ -171,7 +172,10 @@ class Run:
             array([0.31, 0.87], dtype=float32)
         """
         from dien_fast.data import ClickDataset, EpochLoader, read_table
+        from dien_fast.data.prepared.manifest import is_prepared
 
+        if isinstance(table, str | Path) and is_prepared(table):
+            table = self.dataset(table)
         if not isinstance(table, ClickDataset):
             data = read_table(table, self.schema)
             if not data.num_rows and not data.num_columns:
@@ -226,15 +230,17 @@ class Run:
         allow_unknown: bool = False,
         progress: bool = False,
         source: str | None = None,
+        part: str = "test",
     ) -> ClickDataset:
         """Return a table as a dataset of this model's inputs, without negatives.
 
         Args:
-            table: as in :meth:`predict`.
+            table: as in :meth:`predict`, or the directory of data that were prepared for this model.
             require_label: whether the table must have labels; without them there are no metrics.
             allow_unknown: take the rows even if the model knows nearly no word of a column.
             progress: show a progress bar on stderr.
             source: what error messages call the table; by default its path.
+            part: of prepared data, which part: "train", "valid" or "test".
 
         Returns:
             The dataset; its ``unknown`` says how many words of each column the model does not know.
@@ -244,7 +250,10 @@ class Run:
         """
         from dien_fast.data import ClickDataset, read_table
         from dien_fast.data.inspection import check_words_known
+        from dien_fast.data.prepared.manifest import is_prepared
 
+        if isinstance(table, str | Path) and is_prepared(table):
+            return self._prepared_rows(table, part, require_label)
         if source is None:
             source = _name_of(table)
         # The negatives serve the auxiliary loss alone; a table to score need not have them.
@@ -256,6 +265,22 @@ class Run:
         if not allow_unknown:
             check_words_known(data, schema, self.encoders, dataset.unknown, source)
         return dataset
+
+    def _prepared_rows(self, directory: str | Path, part: str, require_label: bool) -> ClickDataset:
+        """Return a part of prepared data, if its words have the ids that this model knows."""
+        from dien_fast.data import PreparedData
+
+        data, schema = PreparedData(directory), without_negatives(self.schema)
+        known = {*self.encoders} <= {*data.encoders}
+        if not known or data.encoders_of(self.schema).fingerprint() != self.encoders.fingerprint():
+            raise DataError(
+                f"{directory} was not prepared for the run {self.directory}: the same words have other ids there"
+            )
+        times = {group.name: (group.time, group.session_gap) for group in data.schema.groups}
+        for group in schema.groups:
+            if group.time and times.get(group.name) != (group.time, group.session_gap):
+                raise DataError(f"{directory} was prepared with other sessions than the run {self.directory} has")
+        return data.dataset(part, schema, require_label=require_label)
 
 
 def _name_of(table: Any) -> str:

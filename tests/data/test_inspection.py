@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from dien_fast.data import ClickDataset, Encoders, Group, Pair, Schema, fit_encoders, inspection
-from dien_fast.data.dataset import UnknownWords
+from dien_fast.data.encoding import UnknownWords
 from dien_fast.data.inspection import check_words_known, unknown_lines, vocabulary_lines, warning_lines
 from dien_fast.errors import DataError
 

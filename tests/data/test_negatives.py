@@ -7,7 +7,7 @@ from clicks import make_schema, make_table
 
 from dien_fast.data import ClickDataset, Encoders, Group, NegativeSampler, Pair, Schema, fit_encoders
 from dien_fast.data import negatives as negatives_module
-from dien_fast.data.negatives import mix
+from dien_fast.data.hashing import mix
 from dien_fast.errors import DataError
 
 ITEMS = Schema(categorical=["item"], sequences=["hist"], groups=[Group("g", [Pair("item", "hist")])], min_count=1)

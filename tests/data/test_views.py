@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from event_log import log
+from same_batches import assert_same_batches
 
 from dien_fast.data import ClickDataset, Events, NegativeSampler, fit_encoders, next_clicks, shuffle_histories
 from dien_fast.data.columns import as_lists, views
@@ -21,17 +21,6 @@ def both(request):
     assert pa.types.is_large_list_view(made[1].table["hist_item"].type)
     schema = Schema.from_dict(made[0].schema.to_dict() | {"min_count": 3} | request.param)
     return [clicks.table for clicks in made], schema
-
-
-def assert_same_batches(left, right):
-    rows = np.random.default_rng(0).permutation(len(left))
-    for begin in range(0, len(rows), 100):
-        one, other = (data.batch(rows[begin : begin + 100], epoch=1) for data in (left, right))
-        assert one.keys() == other.keys()
-        for name, value in one.items():
-            parts = zip(value, other[name], strict=True) if isinstance(value, tuple) else [(value, other[name])]
-            for mine, its in parts:
-                assert torch.equal(torch.as_tensor(mine), torch.as_tensor(its)), name
 
 
 def datasets(tables, schema, part=slice(None)):

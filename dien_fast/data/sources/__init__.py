@@ -10,12 +10,14 @@ from dien_fast.data.checks import check_table
 from dien_fast.data.columns import is_list
 from dien_fast.data.schema import Schema
 from dien_fast.data.sources.base import SourceKind, SourceRows, SourceSettings
-from dien_fast.data.sources.dividing import SPLITS, Parts, divide
+from dien_fast.data.sources.dividing import Parts, divide
 from dien_fast.data.sources.movielens import MovieLensSource, cache_directory
 from dien_fast.data.sources.next_event import NextEventSource
 from dien_fast.data.sources.official import OfficialSource
+from dien_fast.data.sources.prepared import PreparedParts, PreparedSource
 from dien_fast.data.sources.synthetic import SyntheticSource
 from dien_fast.data.sources.table import TableSource
+from dien_fast.data.splitting import SPLITS
 from dien_fast.data.synthetic import shuffle_histories
 from dien_fast.data.tables import get_column
 from dien_fast.errors import DataError
@@ -28,6 +30,7 @@ __all__ = [
     "SPLITS",
     "TASKS",
     "Parts",
+    "PreparedParts",
     "Source",
     "SourceKind",
     "SourceRows",
@@ -40,6 +43,7 @@ OVERRIDES = ("negatives", "exclude_clicked", "min_count", "max_length", "share_v
 
 # The first kind that matches a source reads it.
 KINDS: tuple[SourceKind, ...] = (
+    PreparedSource(),
     NextEventSource(),
     OfficialSource(),
     SyntheticSource(),
@@ -60,7 +64,8 @@ class Source(SourceSettings):
 
     Attributes:
         dataset: "ml-100k", "synthetic", a MovieLens directory, a directory that the official code has prepared, or
-            the path of a table; with ``task="next"`` a log of events (see :func:`dien_fast.data.read_events`).
+            the path of a table or of a directory of prepared data; with ``task="next"`` a log of events (see
+            :func:`dien_fast.data.read_events`).
         schema: path of the TOML schema of a table; not for the others, which know theirs.
         valid: path of a table with the validation rows; None takes a tenth of ``dataset``.
         test: path of a table with the test rows; None takes a tenth of ``dataset``.
@@ -89,6 +94,23 @@ class Source(SourceSettings):
     def is_movielens(self) -> bool:
         """Whether the rows are MovieLens ratings, fetched or in a directory."""
         return isinstance(self.kind, MovieLensSource)
+
+    def open(self, seed: int = 0) -> Parts | PreparedParts:
+        """Return the rows: prepared ones as they lie on the disk, all others as :meth:`load` does.
+
+        Args:
+            seed: as for :meth:`load`.
+
+        Raises:
+            DataError: as :meth:`load`.
+        """
+        if not isinstance(self.kind, PreparedSource):
+            return self.load(seed)
+        self._check()
+        found = self.kind.open(self)
+        for _ in range(LOAD_STEPS):
+            step()
+        return found
 
     def load(self, seed: int = 0) -> Parts:
         """Read, check and divide the rows, in ``LOAD_STEPS`` steps of :func:`dien_fast.progress.steps`.

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from dien_fast.data.dataset import ClickDataset
+from dien_fast.data.fitting import Encoders, fit_encoders
+from dien_fast.data.negatives import NegativeSampler
 from dien_fast.data.schema import Schema
 from dien_fast.data.sources.base import SourceRows, SourceSettings
-from dien_fast.data.splitting import most_moments, split_table, split_users
+from dien_fast.data.splitting import (
+    Shares,
+    check_split,
+    default_split,
+    describe_split,
+    most_moments,
+    split_table,
+    split_users,
+)
 from dien_fast.data.tables import read_table
 from dien_fast.errors import DataError
-
-# The columns that a split needs.
-_NEEDS = {"user": ("user", "time"), "users": ("user",), "global": ("time",), "random": ()}
-SPLITS = ("user", "users", "global", "random")
-
-
-class _Shares(NamedTuple):
-    train: float = 0.8
-    valid: float = 0.1
-    test: float = 0.1
 
 
 @dataclass
@@ -52,6 +51,31 @@ class Parts:
     best_column_in_time: str | None = None
     notes: tuple[str, ...] = ()
 
+    def learn(self, schema: Schema) -> Encoders:
+        """Return encoders fitted to the training rows.
+
+        Args:
+            schema: that of the parts, or one that lacks some of its features.
+        """
+        return fit_encoders(self.train, schema, source=self.names[0], checked=self.checked[0])
+
+    def datasets(self, schema: Schema, encoders: Encoders, seed: int) -> list[ClickDataset]:
+        """Return the three parts as data sets, checked.
+
+        Args:
+            schema: as for :meth:`learn`.
+            encoders: that :meth:`learn` returned.
+            seed: of the negatives, which come from the training rows.
+        """
+        negatives = None
+        if schema.groups and schema.negatives in ("uniform", "popularity"):
+            negatives = NegativeSampler.fit(self.train, schema, encoders, seed=seed)
+        parts = zip((self.train, self.valid, self.test), self.names, self.checked, strict=True)
+        return [
+            ClickDataset(table, schema, encoders, negatives=negatives, checked=checked, source=name)
+            for table, name, checked in parts
+        ]
+
 
 def divide(rows: SourceRows, settings: SourceSettings, seed: int) -> Parts:
     """Return the parts of a checked table, and the files in place of those that are given.
@@ -68,7 +92,7 @@ def divide(rows: SourceRows, settings: SourceSettings, seed: int) -> Parts:
     table, schema = rows.table, rows.schema
     how, reason = _chosen_split(rows, settings)
     given = _given_parts(rows, settings)
-    parts = list(_split(table, schema, how, _shares(given), seed, settings.dataset))
+    parts = list(_split(table, schema, how, Shares.without(1 in given, 2 in given), seed, settings.dataset))
     names = [f"{settings.dataset} ({part} rows)" for part in ("training", "validation", "test")]
     for number, (part, name) in given.items():
         parts[number], names[number] = part, name
@@ -85,7 +109,7 @@ def divide(rows: SourceRows, settings: SourceSettings, seed: int) -> Parts:
         parts[2],
         schema,
         (names[0], names[1], names[2]),
-        split=_describe(how, reason, settings, schema),
+        split=describe_split(how, reason, schema, settings.valid, settings.test),
         checked=(True, 1 not in given, 2 not in given),
         best_column=rows.best_column,
         best_column_in_time=rows.best_column_in_time,
@@ -102,34 +126,17 @@ def _given_parts(rows: SourceRows, settings: SourceSettings) -> dict[int, tuple[
     return given
 
 
-def _shares(given: Container[int]) -> _Shares:
-    """Return the shares of the table that the parts get; that of a given part stays with the training rows."""
-    train, valid, test = _Shares()
-    if 1 in given:
-        train, valid = train + valid, 0.0
-    if 2 in given:
-        train, test = train + test, 0.0
-    return _Shares(train, valid, test)
-
-
 def _chosen_split(rows: SourceRows, settings: SourceSettings) -> tuple[str, str]:
     """Return how the rows are divided, and why so."""
     if settings.split is not None:
         return settings.split, "as asked for"
     if rows.split is not None:
         return rows.split
-    if rows.schema.time is None:
-        return (
-            "random",
-            "since the schema names no time column: training may know what comes after the test rows",
-        )
-    if rows.schema.user is None:
-        return "global", "since the schema names a time but no user"
-    return "user", "since the schema names user and time"
+    return default_split(rows.schema)
 
 
 def _split(
-    table: pa.Table, schema: Schema, how: str, shares: _Shares, seed: int, source: str
+    table: pa.Table, schema: Schema, how: str, shares: Shares, seed: int, source: str
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Return training, validation and test rows of the given shares."""
     if how == "random":
@@ -141,9 +148,7 @@ def _split(
         return train, valid, test
     if shares.train == 1.0:
         return table, table.slice(0, 0), table.slice(0, 0)
-    for setting, column in (("user", schema.user), ("time", schema.time)):
-        if column is None and setting in _NEEDS[how]:
-            raise DataError(f"--split {how} needs a {setting} column: name it in the schema as {setting} = ...")
+    check_split(how, schema)
     if how == "users":
         return split_users(table, schema.user or "", shares, seed, source=source)
     return split_table(table, how, shares, user=schema.user or "", time=schema.time or "", source=source)
@@ -167,19 +172,7 @@ def _why_none(table: pa.Table, schema: Schema, how: str) -> str:
         reason = f"the table has {table.num_rows} rows, too few to divide"
     for other in ("global", "random"):
         if other != how and (other == "random" or schema.time is not None):
-            parts = _split(table, schema, other, _Shares(), 0, "table")
+            parts = _split(table, schema, other, Shares(), 0, "table")
             if all(part.num_rows for part in parts):
                 return f"{reason}; --split {other} works for this table"
     return reason
-
-
-def _describe(how: str, reason: str, settings: SourceSettings, schema: Schema) -> str:
-    if settings.valid is not None and settings.test is not None:
-        return f"split: none, since validation and test rows are files ({settings.valid}, {settings.test})"
-    meaning = {
-        "user": f"each user's own rows in the order of {schema.time!r}",
-        "users": "all rows of a user in one part",
-        "global": f"all rows in the order of {schema.time!r}",
-        "random": "by chance",
-    }
-    return f"split: {how}, {meaning[how]}, {reason}"

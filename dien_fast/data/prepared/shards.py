@@ -1,0 +1,176 @@
+"""Shards: encoded rows as Arrow IPC files, written and read in blocks."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from dien_fast.data.prepared.manifest import Block, Shard, check_size
+from dien_fast.errors import DataError
+from dien_fast.files import write_atomically
+
+BLOCK_ROWS = 1 << 14
+
+
+class _Sink(io.RawIOBase):
+    """A file that Arrow writes to, and that knows where it is and the checksum of what was written since."""
+
+    def __init__(self, file: io.BufferedWriter) -> None:
+        self._file = file
+        self.crc32 = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: object) -> int:
+        data = memoryview(content)  # type: ignore[arg-type]
+        self.crc32 = zlib.crc32(data, self.crc32)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class ShardWriter:
+    """Writes rows of one part to a file, in blocks of equal numbers of rows; the file appears whole or not at all.
+
+    Args:
+        path: the file.
+        part: which part the rows are of.
+
+    Example:
+        >>> with ShardWriter(Path("train-00000.arrow"), "train") as writer:  # doctest: +SKIP
+        ...     writer.add(encoder(table))
+        >>> writer.shard.blocks[0].rows  # doctest: +SKIP
+        16384
+    """
+
+    def __init__(self, path: Path, part: str) -> None:
+        self._path, self._part = path, part
+        self._pending: list[pa.Table] = []
+        self._rows = 0
+        self._blocks: list[Block] = []
+        self._writer: pa.ipc.RecordBatchFileWriter | None = None
+        self.shard: Shard | None = None
+
+    def __enter__(self) -> Self:
+        self._whole = write_atomically(self._path)
+        self._file = self._whole.__enter__().open("wb")
+        self._sink = _Sink(self._file)
+        return self
+
+    def add(self, table: pa.Table) -> None:
+        """Add encoded rows."""
+        if self._writer is None:
+            self._writer = pa.ipc.new_file(self._sink, table.schema)
+        self._pending.append(table)
+        self._rows += table.num_rows
+        while self._rows >= BLOCK_ROWS:
+            whole = pa.concat_tables(self._pending)
+            self._write(whole.slice(0, BLOCK_ROWS))
+            self._pending = [whole.slice(BLOCK_ROWS)]
+            self._rows -= BLOCK_ROWS
+
+    def _write(self, table: pa.Table) -> None:
+        assert self._writer is not None
+        begin, self._sink.crc32 = self._sink.tell(), 0
+        # combine_chunks copies, so that no buffer of a larger table is written along.
+        for batch in table.combine_chunks().to_batches():
+            self._writer.write_batch(batch)
+        size = self._sink.tell() - begin
+        self._blocks.append(Block(table.num_rows, begin, size, self._sink.crc32))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if error is None:
+            try:
+                self._finish()
+            except BaseException as failure:
+                self._give_up(failure)
+                raise
+            self._whole.__exit__(None, None, None)
+            self.shard = Shard(self._path.name, self._part, self._path.stat().st_size, self._blocks)
+            return None
+        return self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> bool | None:
+        """Remove what was written; an error of the system gets the name of the file."""
+        with suppress(OSError):
+            # Closing writes what is left in its buffer, which fails again on a full disk.
+            self._file.close()
+        return self._whole.__exit__(type(error), error, error.__traceback__)
+
+    def _finish(self) -> None:
+        if self._rows:
+            self._write(pa.concat_tables(self._pending))
+        if self._writer is not None:
+            self._writer.close()
+        self._file.close()
+
+
+def read_blocks(path: Path, shard: Shard, numbers: list[int]) -> Iterator[pa.RecordBatch]:
+    """Yield blocks of a shard, which lie in mapped memory until the next is asked for.
+
+    Args:
+        path: the file.
+        shard: what the manifest says of it.
+        numbers: which blocks.
+
+    Raises:
+        DataError: the shard is missing or damaged.
+    """
+    try:
+        with pa.memory_map(str(path)) as mapped:
+            # A map that is longer or shorter than the file was would end the process when it is read.
+            check_size(path, shard.size)
+            reader = pa.ipc.open_file(mapped)
+            for number in numbers:
+                block = shard.blocks[number]
+                mapped.seek(block.offset)
+                if zlib.crc32(mapped.read_buffer(block.size)) != block.crc32:
+                    raise DataError(
+                        f"{path}: the shard is damaged: the checksum of block {number} is not the manifest's"
+                    )
+                batch = reader.get_batch(number)
+                if batch.num_rows != block.rows:
+                    raise DataError(f"{path}: the shard is damaged: block {number} has {batch.num_rows} rows")
+                yield batch
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: the shard is damaged or cannot be read: {error}") from None
+
+
+def read_columns(path: Path, shard: Shard, name: str) -> np.ndarray:
+    """Return a column of numbers of a whole shard, without reading the others.
+
+    Args:
+        path: the file.
+        shard: what the manifest says of it.
+        name: of the column.
+
+    Raises:
+        DataError: the shard is missing or damaged.
+    """
+    try:
+        with pa.memory_map(str(path)) as mapped:
+            check_size(path, shard.size)
+            reader = pa.ipc.open_file(mapped)
+            parts = [reader.get_batch(number).column(name) for number in range(len(shard.blocks))]
+            for part, block in zip(parts, shard.blocks, strict=True):
+                part.validate()
+                if len(part) != block.rows:
+                    raise DataError(f"{path}: the shard is damaged: a block has {len(part)} rows")
+            return np.concatenate([part.to_numpy(zero_copy_only=False) for part in parts])
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{path}: the shard is damaged or cannot be read: {error}") from None
