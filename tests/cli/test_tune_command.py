@@ -65,18 +65,21 @@ def test_a_trial_that_was_interrupted_is_repeated(command, tmp_path, capsys, mon
     assert trials[1].params == interrupted.params
 
 
-def test_trials_below_the_median_are_pruned(command, tmp_path, capsys, monkeypatch):
+def test_trials_below_the_median_are_pruned_after_two_epochs(command, tmp_path, capsys, monkeypatch):
     aucs = iter([0.8, 0.81, 0.82, 0.83, 0.84, 0.6])
+    epochs = []
 
     def train_run(*_, on_epoch, **__):
         auc = next(aucs)
-        for epoch in (1, 2, 3):
+        for epoch in (1, 2, 3, 4):
+            epochs.append(epoch)
             on_epoch({"epoch": epoch, "valid_auc": auc})
         return {"valid_auc": auc}
 
     monkeypatch.setattr(pipeline, "train_run", train_run)
     assert main([*command, "--trials", "6"]) == 0
     assert [trial.state.name for trial in study_of(tmp_path).trials] == ["COMPLETE"] * 5 + ["PRUNED"]
+    assert epochs[-1] == 3
     assert "trial 5: pruned" in capsys.readouterr().out
 
 

@@ -214,6 +214,35 @@ def test_files_of_the_official_code(tmp_path):
     assert Source(str(tmp_path / TRAIN)).load().train.equals(parts.train)
 
 
+def test_a_vocabulary_as_text_of_the_official_code(tmp_path):
+    official(tmp_path)
+    plain = Source(str(tmp_path)).load()
+    (tmp_path / "mid_voc.txt").write_text("default_mid\t0\nB1\t1\nB2\t2\n")
+    parts = Source(str(tmp_path)).load()
+    assert parts.notes == ("mid_voc.txt: 3 words; all others of mid are unknown",)
+    encoders = parts.learn(parts.schema)
+    assert encoders["mid"].vocabulary_.known.to_pylist() == ["B1", "B2"]
+    encoded, before = (
+        [encoders[name].transform(table.train[name]) for name in ("mid", "hist_mid")] for table in (parts, plain)
+    )
+    assert encoded[0].tolist() == before[0].tolist()
+    assert encoded[1].to_pylist() == before[1].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected a word a line, got an empty file"),
+        (b"B1\n\nB2\n", "line 2: expected a word, got an empty line"),
+        (b"\xff\xfe", "expected UTF-8 text"),
+    ],
+)
+def test_damaged_vocabularies_of_the_official_code(tmp_path, content, message):
+    (official(tmp_path) / "cat_voc.txt").write_bytes(content)
+    with pytest.raises(DataError, match=rf"cat_voc\.txt.*{message}"):
+        Source(str(tmp_path)).load()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from dien_fast.data.columns import first_line
 from dien_fast.data.schema import Group, Pair, Schema
 from dien_fast.data.sources.base import SourceKind, SourceRows, SourceSettings
+from dien_fast.data.vocabulary import UNKNOWN
 from dien_fast.errors import DataError
 
 TRAIN, TEST = "local_train_splitByUser", "local_test_splitByUser"
@@ -22,8 +24,9 @@ _COLUMNS = ("label", "uid", "mid", "cat", "hist_mid", "hist_cat")
 class OfficialSource(SourceKind):
     """``dataset`` is a directory with the files ``local_train_splitByUser`` and ``local_test_splitByUser``.
 
-    The vocabularies beside them are not read: they are pickles, which can run any program when opened, and hold
-    the words of the training rows, which are counted anew.
+    The vocabularies beside them are pickles, which can run any program when opened, so they are not: they hold the
+    words of the training rows, which are counted anew. Where ``mid_voc.txt`` or ``cat_voc.txt`` lists a vocabulary
+    as text, a word a line (what follows a tab, such as its id, is passed over), all other words are unknown.
     """
 
     def matches(self, settings: SourceSettings) -> bool:
@@ -43,13 +46,21 @@ class OfficialSource(SourceKind):
             path = path.parent
         train, test = (_read(path / name) for name in (TRAIN, TEST))
         pickles = sorted(file.name for file in path.glob("*_voc.pkl"))
-        notes = [f"{', '.join(pickles)}: pickles, not opened; words are counted in the training rows"]
+        notes = []
+        if pickles:
+            notes.append(f"{', '.join(pickles)}: pickles, not opened; words are counted in the training rows")
+        for pair in _schema().pairs():
+            file = path / f"{pair.ad}_voc.txt"
+            if file.exists():
+                words = _words(file)
+                train, test = (_known(rows, pair, words) for rows in (train, test))
+                notes.append(f"{file.name}: {len(words):,} words; all others of {pair.ad} are unknown")
         return SourceRows(
             train,
             _schema(),
             split=("users", "since the official code keeps test users apart"),
             test=(test, str(path / TEST)),
-            notes=tuple(notes if pickles else []),
+            notes=tuple(notes),
         )
 
 
@@ -62,6 +73,35 @@ def _schema() -> Schema:
         groups=[Group("items", pairs)],
         separator=_SEPARATOR,
     )
+
+
+def _words(path: Path) -> pa.Array:
+    """Return the words of a vocabulary, a line each."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected UTF-8 text, a word a line: {error.reason}") from None
+    words = [line.partition("\t")[0] for line in lines]
+    if "" in words:
+        raise DataError(f"{path}, line {words.index('') + 1}: expected a word, got an empty line")
+    if not words:
+        raise DataError(f"{path}: expected a word a line, got an empty file")
+    return pa.array(words, pa.string())
+
+
+def _known(rows: pa.Table, pair: Pair, words: pa.Array) -> pa.Table:
+    """Return the rows with words outside of a vocabulary as the unknown word, in candidates and histories."""
+
+    def known(found: pa.Array) -> pa.Array:
+        return pc.if_else(pc.is_in(found, value_set=words), found, UNKNOWN)
+
+    candidates, histories = (rows[name].combine_chunks() for name in (pair.ad, pair.pos_hist))
+    listed = pc.split_pattern(histories, _SEPARATOR)
+    joined = pc.binary_join(pa.ListArray.from_arrays(listed.offsets, known(listed.values)), _SEPARATOR)
+    joined = pc.if_else(pc.equal(histories, ""), "", joined)  # no event is no unknown event
+    for name, column in ((pair.ad, known(candidates)), (pair.pos_hist, joined)):
+        rows = rows.set_column(rows.column_names.index(name), name, column)
+    return rows
 
 
 def _read(path: Path) -> pa.Table:
