@@ -27,6 +27,7 @@ from dien_fast.data.vocabulary import (
     WordCounter,
     WordCounts,
     cast_words,
+    have_common_words,
     knows,
     merge_counts,
     sequence_words,
@@ -399,8 +400,7 @@ def _check_overlap(counts: dict[str, WordCounts], pair: Pair, schema: Schema, so
         )
     if not schema.share_vocabulary or min(len(ad.words), len(history.words)) < _ENOUGH_WORDS:
         return
-    both = merge_counts([ad, history])
-    if len(both.words) == len(ad.words) + len(history.words):
+    if not have_common_words(ad, history):
         raise DataError(
             f"{source}: columns {pair.ad!r} and {pair.pos_hist!r} should hold the same words but have none "
             f"in common, for example {ad.words[0].as_py()!r} and {history.words[0].as_py()!r}"

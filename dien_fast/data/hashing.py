@@ -27,6 +27,13 @@ def unit(hashes: np.ndarray) -> np.ndarray:
     return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def hash_texts(column: pa.Array) -> np.ndarray:
+    """Return ``[N]`` uint64 hashes of text; those of nulls are that of an empty text."""
+    import pandas as pd
+
+    return pd.util.hash_array(column.fill_null("").to_numpy(zero_copy_only=False), categorize=False)
+
+
 def hash_names(column: pa.Array | pa.ChunkedArray, what: str) -> np.ndarray:
     """Return ``[N]`` int64, equal for equal names, such as those of users; nulls are equal to one another.
 
@@ -47,10 +54,7 @@ def hash_names(column: pa.Array | pa.ChunkedArray, what: str) -> np.ndarray:
         raise DataError(f"expected one {what} a row, got {kind}")
     missing = column.is_null().to_numpy(zero_copy_only=False)
     if is_text(kind) or not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        import pandas as pd
-
-        names = column.cast(pa.large_string()).fill_null("").to_numpy(zero_copy_only=False)
-        hashes = pd.util.hash_array(names)
+        hashes = hash_texts(column.cast(pa.large_string()))
     else:
         bits = pa.uint64() if pa.types.is_uint64(kind) else pa.int64()
         hashes = mix(column.cast(bits).fill_null(0).to_numpy(zero_copy_only=False).astype(np.uint64))

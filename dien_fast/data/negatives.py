@@ -19,15 +19,21 @@ from dien_fast.data.fitting import Encoders
 from dien_fast.data.hashing import mix, unit
 from dien_fast.data.schema import Group, Schema
 from dien_fast.data.tables import get_column
-from dien_fast.data.vocabulary import Vocabulary, WordCounter, encode_column, merge_counts, sequence_words
+from dien_fast.data.vocabulary import (
+    Vocabulary,
+    WordCounter,
+    encode_column,
+    merge_counts,
+    merge_keys,
+    sequence_words,
+    sum_by_key,
+)
 from dien_fast.errors import DataError
 from dien_fast.progress import step
 
 _ATTEMPTS = 64
 # With at most so many possible tuples of ids, a table holds the catalogue entry of each.
 _TABLE_SIZE = 1 << 22
-# Fewer keys are kept apart, as merging them one by one would take longer.
-_PENDING_KEYS = 1 << 18
 
 
 def _below(hashes: np.ndarray, limit: int) -> np.ndarray:
@@ -289,52 +295,67 @@ def collect_tuples(
     sizes = [len(vocabulary) for vocabulary in raw]
     if np.prod([float(size) for size in sizes]) > 2.0**62:
         raise DataError(f"group {group.name!r} has too many possible tuples of {len(raw)} columns to draw from")
-    shown, clicked = _Keys(), _Keys()
     if len(raw) == 1:
         # With one column every word is a tuple, and the rows need not be read again.
-        candidates = counters[0][0]
-        counts = candidates.counts()
-        shown.add(raw[0].encode(counts.words), counts.counts)
-        if candidates.missing:
-            shown.add(np.array([raw[0].unknown]), np.array([candidates.missing]))
-        clicked.add(np.arange(1, raw[0].unknown))
+        del words
+        seen, times = _single_words(raw[0], counters[0][0])
     else:
+        shown, clicked = _Keys(), _Keys()
         for table in tables:
             ads = [get_column(table, pair.ad, "table") for pair in group.pairs]
             encoded = [encode_column(vocabulary, ad) for vocabulary, ad in zip(raw, ads, strict=True)]
             shown.add(_join(encoded, sizes))
             for keys in _history_tuples(table, raw, schema.separator, group):
                 clicked.add(keys)
-    seen, times = shown.counts()
-    others = np.setdiff1d(clicked.counts()[0], seen)
-    seen, times = np.append(seen, others), np.append(times, np.zeros(len(others), np.int64))
+        seen, times = shown.counts()
+        others = _without(clicked.counts()[0], seen)
+        seen, times = np.append(seen, others), np.append(times, np.zeros(len(others), np.int64))
     return Tuples(_encode_tuples(group, seen, raw, encoders), times)
+
+
+def _single_words(vocabulary: Vocabulary, candidates: WordCounter) -> tuple[np.ndarray, np.ndarray]:
+    """Return the words that were candidates, then all others, and how often each was one.
+
+    Args:
+        vocabulary: of all words.
+        candidates: those of the candidates.
+    """
+    counts = candidates.counts()
+    times = np.zeros(len(vocabulary), np.int64)
+    np.add.at(times, vocabulary.encode(counts.words), counts.counts)
+    times[vocabulary.unknown] += candidates.missing
+    others = 1 + np.flatnonzero(times[1 : vocabulary.unknown] == 0)
+    seen = np.append(np.flatnonzero(times), others)
+    return seen, times[seen]
+
+
+def _without(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the keys that are not among the others; both are rising."""
+    place = np.minimum(np.searchsorted(others, keys), max(len(others) - 1, 0))
+    return keys[others[place] != keys] if len(others) else keys
 
 
 class _Keys:
     """Counts keys that come in parts, in memory that grows with the distinct ones alone."""
 
     def __init__(self) -> None:
-        self._parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, keys: np.ndarray, times: np.ndarray | None = None) -> None:
         """Add keys ``[N]``, each ``times`` ``[N]`` or once."""
-        self._parts.append(_sum_by_key(keys, np.ones(len(keys), np.int64) if times is None else times))
-        if sum(len(part) for part, _ in self._parts[1:]) >= max(len(self._parts[0][0]), _PENDING_KEYS):
-            self.counts()
+        self._parts.append(sum_by_key(keys, np.ones(len(keys), np.int64) if times is None else times))
+        while len(self._parts) > 1 and 2 * len(self._parts[-1][0]) >= len(self._parts[-2][0]):
+            self._merge()
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the distinct keys, rising, and how often each was added."""
-        keys, times = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        self._parts = [_sum_by_key(keys, times)]
-        return self._parts[0]
+        while len(self._parts) > 1:
+            self._merge()
+        return self._parts[0] if self._parts else (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
-
-def _sum_by_key(keys: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(keys, kind="stable")
-    keys, times = keys[order], times[order]
-    first = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1))
-    return keys[first], np.add.reduceat(times, first) if len(first) else times
+    def _merge(self) -> None:
+        last = self._parts.pop()
+        self._parts[-1] = merge_keys(*self._parts[-1], *last)
 
 
 def _history_tuples(table: pa.Table, raw: list[Vocabulary], separator: str, group: Group) -> Iterator[np.ndarray]:
@@ -353,7 +374,7 @@ def _encode_tuples(group: Group, seen: np.ndarray, raw: list[Vocabulary], encode
     values: list[np.ndarray] = []
     rest = seen
     for pair, vocabulary in reversed(list(zip(group.pairs, raw, strict=True))):
-        rest, codes = np.divmod(rest, len(vocabulary))
+        rest, codes = np.divmod(rest, len(vocabulary)) if len(raw) > 1 else (rest, rest)
         target = encoders.sequence(pair.neg_hist).vocabulary_
         ids = np.concatenate([[0], target.encode(vocabulary.known), [target.unknown]])
         values.insert(0, ids[codes])

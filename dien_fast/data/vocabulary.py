@@ -10,14 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dien_fast.data.columns import as_column, first_line, is_text, row_slices, split_words
+from dien_fast.data.hashing import hash_texts
 from dien_fast.errors import DataError
 
 PAD = "__PAD__"
 UNKNOWN = "__UNKNOWN__"
 
 _TYPES = {"int64": pa.int64(), "string": pa.large_string()}
-# Counts of fewer words are kept apart, as merging them one by one would take longer.
-_PENDING_WORDS = 1 << 18
+_NONE = np.zeros(0, np.int64)
+# From so many words on, it takes Arrow longer to make its hash table, in each call, than to look up a batch.
+_SORTED_WORDS = 1 << 14
+# Texts become Python objects before they get a hash.
+_HASHED_AT_ONCE = 1 << 18
 # Text that fits 64 bits as a whole number.
 _WHOLE_NUMBER = r"^[+-]?0*([0-9]{1,18}|[1-8][0-9]{18})(\.0+)?$"
 
@@ -103,8 +107,7 @@ class WordCounter:
 
     def __init__(self) -> None:
         self.missing = 0
-        self._total = WordCounts(pa.array([], pa.large_string()), np.zeros(0, np.int64), "string")
-        self._pending: list[WordCounts] = []
+        self._parts: list[WordCounts] = []
 
     def add(self, part: pa.Array) -> None:
         """Count the words of a part; all parts are of one type."""
@@ -114,18 +117,25 @@ class WordCounter:
         words = words.drop_null()
         if not len(words):
             return
-        counted = pc.value_counts(words)
-        self._pending.append(WordCounts(counted.field("values"), counted.field("counts").to_numpy(), kind))
-        # A merge walks over all distinct words: with as many new ones as old, each costs a few steps in the end.
-        if sum(len(item.words) for item in self._pending) >= max(len(self._total.words), _PENDING_WORDS):
-            self.counts()
+        if kind == "int64":
+            numbers = np.sort(words.to_numpy())
+            first = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
+            found = WordCounts(pa.array(numbers[first]), np.diff(first, append=len(numbers)), kind)
+        else:
+            counted = pc.value_counts(words)
+            found = WordCounts(counted.field("values"), counted.field("counts").to_numpy(), kind)
+        self._parts.append(found)
+        # Each word is merged as often as the counts can double.
+        while len(self._parts) > 1 and 2 * len(self._parts[-1].words) >= len(self._parts[-2].words):
+            last = self._parts.pop()
+            self._parts[-1] = merge_counts([self._parts[-1], last])
 
     def counts(self) -> WordCounts:
         """Return the distinct words so far, without nulls."""
-        if self._pending:
-            self._total = merge_counts([self._total, *self._pending])
-            self._pending = []
-        return self._total
+        while len(self._parts) > 1:
+            last = self._parts.pop()
+            self._parts[-1] = merge_counts([self._parts[-1], last])
+        return self._parts[0] if self._parts else WordCounts(pa.array([], pa.large_string()), _NONE, "string")
 
 
 def count_words(parts: Iterable[pa.Array]) -> WordCounts:
@@ -152,14 +162,129 @@ def merge_counts(counts: list[WordCounts]) -> WordCounts:
         for item in filled:
             whole = item.kind == "int64" or pc.all(pc.match_substring_regex(item.words, _WHOLE_NUMBER)).as_py()
             kind = kind if whole else "string"
+    if kind == "int64":
+        numbers, counted = _NONE, _NONE
+        for item in filled:
+            words = cast_words(item.words, kind).to_numpy()
+            numbers, counted = merge_keys(numbers, counted, *sum_by_key(words, item.counts))
+        return WordCounts(pa.array(numbers), counted, kind)
     words = pa.concat_arrays([cast_words(item.words, kind) for item in filled])
     table = pa.table({"word": words, "count": np.concatenate([item.counts for item in filled])})
     merged = table.group_by("word").aggregate([("count", "sum")]).combine_chunks()
     return WordCounts(_one_array(merged["word"]), merged["count_sum"].to_numpy(), kind)
 
 
+def sum_by_key(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct keys, rising, and the sum of the counts of each.
+
+    Args:
+        keys: ``[N]`` int64.
+        counts: ``[N]`` int64.
+    """
+    if (keys[1:] > keys[:-1]).all():
+        return keys, counts
+    order = np.argsort(keys, kind="stable")
+    keys, counts = keys[order], counts[order]
+    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    return keys[first], np.add.reduceat(counts, first)
+
+
+def merge_keys(
+    keys: np.ndarray, counts: np.ndarray, others: np.ndarray, other_counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys of two, rising as those of each are, with the sums of their counts.
+
+    Example:
+        >>> merge_keys(np.array([1, 5]), np.array([1, 1]), np.array([3, 5]), np.array([2, 2]))
+        (array([1, 3, 5]), array([1, 2, 3]))
+    """
+    if not len(keys) or not len(others):
+        return (keys, counts) if len(keys) else (others, other_counts)
+    place = np.searchsorted(keys, others)
+    there = keys[np.minimum(place, len(keys) - 1)] == others
+    counts = counts.copy()
+    counts[place[there]] += other_counts[there]
+    new = place[~there]
+    return np.insert(keys, new, others[~there]), np.insert(counts, new, other_counts[~there])
+
+
+def have_common_words(left: WordCounts, right: WordCounts) -> bool:
+    """Return whether two columns have a word in common, in a kind that fits both."""
+    if left.kind != right.kind:
+        return len(merge_counts([left, right]).words) < len(left.words) + len(right.words)
+    small, large = sorted((left, right), key=lambda counts: len(counts.words))
+    if left.kind == "int64" and len(small.words):
+        keys = sum_by_key(large.words.to_numpy(), large.counts)[0]
+        return bool((find_sorted(keys, small.words.to_numpy()) < len(keys)).any())
+    return bool(pc.any(pc.is_in(large.words, value_set=small.words)).as_py())
+
+
+def find_sorted(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the place of each wanted key among the rising ``keys``, and ``len(keys)`` where it is none of them.
+
+    Looking them up in order reads the memory in order, which is several times as fast as a hash table.
+
+    Args:
+        keys: ``[K]`` of at least one.
+        wanted: ``[N]`` of the same dtype.
+    """
+    if len(wanted) and not (wanted[1:] >= wanted[:-1]).all():
+        order = np.argsort(wanted)
+        places = np.empty(len(wanted), np.int64)
+        places[order] = find_sorted(keys, wanted[order])
+        return places
+    place = np.searchsorted(keys, wanted)
+    place[keys[np.minimum(place, len(keys) - 1)] != wanted] = len(keys)
+    return place
+
+
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+class _SortedKeys(NamedTuple):
+    """Words as numbers to look up: whole numbers themselves, and hashes of text.
+
+    Attributes:
+        keys: ``[K]`` int64 or uint64, rising.
+        order: ``[K]`` int32, the word of each key; None where that is the key's own place.
+        are_distinct: whether no two are equal; among 10^8 texts two are so with a probability of 3e-4.
+    """
+
+    keys: np.ndarray
+    order: np.ndarray | None
+    are_distinct: bool
+
+    @classmethod
+    def of(cls, words: pa.Array) -> _SortedKeys:
+        keys, order = _as_keys(words), None
+        if not (keys[1:] > keys[:-1]).all():
+            order = np.argsort(keys).astype(np.int32)
+            keys = keys[order]
+        return cls(keys, order, bool((keys[1:] != keys[:-1]).all()))
+
+    def find(self, words: pa.Array, known: pa.Array) -> np.ndarray:
+        """Return the place of each of ``words`` among ``known``, and ``len(known)`` where it is none of them."""
+        places = find_sorted(self.keys, _as_keys(words))
+        if self.order is not None:
+            places = np.append(self.order, np.int32(len(known)))[places]
+        if is_text(words.type):
+            # Another text may have the hash of a known one.
+            same = pc.equal(known.take(pa.array(np.minimum(places, len(known) - 1))), words)
+            places[~pc.fill_null(same, False).to_numpy(zero_copy_only=False)] = len(known)
+        elif words.null_count:
+            places[words.is_null().to_numpy(zero_copy_only=False)] = len(known)
+        return places
+
+
+def _as_keys(words: pa.Array) -> np.ndarray:
+    """Return ``[N]`` numbers, equal for equal words."""
+    if not is_text(words.type):
+        return words.fill_null(0).to_numpy(zero_copy_only=False)
+    parts = [np.zeros(0, np.uint64)]
+    for start in range(0, len(words), _HASHED_AT_ONCE):
+        parts.append(hash_texts(words.slice(start, _HASHED_AT_ONCE)))
+    return np.concatenate(parts)
 
 
 class Vocabulary:
@@ -181,6 +306,8 @@ class Vocabulary:
         self.kind = kind
         self.unknown = words.index(UNKNOWN)
         self.known = pa.array(real, _TYPES[kind])
+        # What the words are looked up in, once they are many.
+        self._keys: _SortedKeys | None = None
 
     @classmethod
     def of(cls, known: pa.Array, kind: str, unknown: int | None = None) -> Vocabulary:
@@ -227,7 +354,7 @@ class Vocabulary:
     def from_counts(cls, counts: WordCounts, min_count: int) -> Vocabulary:
         """Return the words seen at least ``min_count`` times, sorted, between the two special ones."""
         kept = counts.words.filter(pa.array(counts.counts >= min_count))
-        known = kept.take(pc.sort_indices(kept)).cast(_TYPES[counts.kind])
+        known = pa.array(np.sort(kept.to_numpy())) if counts.kind == "int64" else kept.take(pc.sort_indices(kept))
         if counts.kind == "string":
             known = known.filter(pc.invert(pc.is_in(known, pa.array([PAD, UNKNOWN], known.type))))
         return cls.of(known, counts.kind)
@@ -267,13 +394,22 @@ class Vocabulary:
         Raises:
             DataError: the words cannot be of the vocabulary's kind.
         """
-        found = pc.index_in(cast_words(words, self.kind), value_set=self.known)
-        ids = self._id_of(pc.fill_null(found, len(self.known)).to_numpy(zero_copy_only=False))
+        ids = self._id_of(self._places(cast_words(words, self.kind)))
         if is_text(words.type):
             padding = pc.fill_null(pc.equal(words, PAD), False)
             if pc.any(padding).as_py():
                 ids[padding.to_numpy(zero_copy_only=False)] = 0
         return ids
+
+    def _places(self, words: pa.Array) -> np.ndarray:
+        """Return the place of each word among the known, behind them where it is none of them."""
+        if len(self.known) >= _SORTED_WORDS:
+            if self._keys is None:
+                self._keys = _SortedKeys.of(self.known)
+            if self._keys.are_distinct:
+                return self._keys.find(words, self.known)
+        found = pc.index_in(words, value_set=self.known)
+        return pc.fill_null(found, len(self.known)).to_numpy(zero_copy_only=False)
 
     def _id_of(self, index: np.ndarray) -> np.ndarray:
         """Return the int64 ids of the words that have these places among the known; behind them all is UNKNOWN."""

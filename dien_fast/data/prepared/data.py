@@ -38,6 +38,9 @@ class PreparedData:
     Example:
         >>> prepared = PreparedData("prepared")  # doctest: +SKIP
         >>> loader = EpochLoader(prepared.dataset("train"), 128, shuffle=True)  # doctest: +SKIP
+        >>> PreparedData("nowhere")
+        Traceback (most recent call last):
+        dien_fast.errors.DataError: nowhere holds no prepared data: it has no manifest.json
     """
 
     def __init__(self, directory: str | Path) -> None:

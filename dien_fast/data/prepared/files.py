@@ -23,7 +23,7 @@ from dien_fast.data.utf8 import HEAD_BYTES, not_utf8
 from dien_fast.errors import DataError
 
 # What a batch may take in memory, by what its file says, and in CSV as text.
-_BATCH_BYTES = 1 << 25
+_BATCH_BYTES = 1 << 24
 _TEXT_BYTES = 1 << 23
 _LEAST_ROWS = 1024
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"

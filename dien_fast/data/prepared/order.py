@@ -31,7 +31,7 @@ class BlockBatches(EpochBatches):
     Example:
         >>> batches = BlockBatches(np.array([4, 4, 4]), window=1, batch_size=2, shuffle=True, seed=1)
         >>> [rows.tolist() for rows in batches]
-        [[8, 9], [10, 11], [1, 3], [2, 0], [6, 4], [7, 5]]
+        [[0, 1], [2, 3], [6, 4], [5, 7], [9, 11], [10, 8]]
     """
 
     def __init__(

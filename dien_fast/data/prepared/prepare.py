@@ -89,7 +89,12 @@ def prepare(
         OSError: the directory cannot be written: no space is left, for example.
 
     Example:
-        >>> prepare("clicks/**/*.parquet", Schema.from_toml("clicks.toml"), "prepared")  # doctest: +SKIP
+        >>> import tempfile, pyarrow.parquet
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     table = pa.table({"item": [7, 8] * 20, "label": [0, 1] * 20})
+        ...     pyarrow.parquet.write_table(table, f"{folder}/clicks.parquet")
+        ...     prepare(f"{folder}/*.parquet", Schema(categorical=["item"]), f"{folder}/prepared").rows
+        {'train': 35, 'valid': 3, 'test': 2}
     """
     if split is not None and split not in SPLITS:
         raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")

@@ -57,6 +57,11 @@ class PreparedDataset(ClickDataset):
         negatives: as for :class:`ClickDataset`.
         require_label: whether batches are to have labels.
         window_bytes: how much of the files is in memory at once.
+
+    Example:
+        >>> empty = PreparedDataset(Path("prepared"), [], Schema(numeric=["age"]), Encoders({}), {})
+        >>> len(empty), list(empty.batch(np.zeros(0, np.int64)))
+        (0, ['age', 'label', '__row__'])
     """
 
     def __init__(
