@@ -99,6 +99,7 @@ bench: $(READY) ## run the benchmarks and write their figures into the pages
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-autosave $(ARGS)
 	OMP_PROC_BIND=true $(BIN)/python benchmarks/speed.py --compile  # two threads never share a core
 	OMP_PROC_BIND=true $(BIN)/python benchmarks/model.py
+	OMP_PROC_BIND=true $(BIN)/python benchmarks/embeddings.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/report.py --here
 

@@ -3,7 +3,8 @@
     python benchmarks/report.py [NAME | --here] [--check]
 
 NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``. Beside that file
-there may be ``model-zen3-2-threads.json``, ``memory-...``, ``peers-...``, ``trainings-...`` and ``dsin-...``.
+there may be ``model-zen3-2-threads.json``, ``memory-...``, ``peers-...``, ``trainings-...``, ``dsin-...`` and
+``embeddings-...``.
 Without NAME it is that of the results that docs/benchmarks.md shows now. ``--here`` means the results of this
 machine. ``--check`` changes nothing and fails if a page differs.
 """
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 CUDA = ROOT / "docs" / "cuda-kernels.md"
+LARGE = ROOT / "docs" / "large-tables.md"
 WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
 
 
@@ -39,6 +41,7 @@ class Results(NamedTuple):
     peers: dict[str, Any] | None = None
     trainings: dict[str, Any] | None = None
     dsin: dict[str, Any] | None = None
+    embeddings: dict[str, Any] | None = None
 
 
 def load(kind: str, name: str) -> dict[str, Any] | None:
@@ -219,6 +222,20 @@ def alternatives_texts(results: Results) -> list[str]:
     ]
 
 
+def sizes_block(found: list[Results]) -> str:
+    """Return the figures of docs/large-tables.md, of the first machine that has some."""
+    results = next(results for results in found if results.embeddings)
+    sizes = results.embeddings
+    assert sizes is not None
+    text = (
+        f"Milliseconds of a training step, by rows of each of two tables of {sizes['D']} numbers a row; batch "
+        f"{sizes['B']}, histories of {sizes['T'][0]} to {sizes['T'][1]} events with as many negatives, ids drawn "
+        f"uniformly; {processor(sizes)}, {sizes['threads']} threads, torch {sizes['versions']['torch']}; medians "
+        f"of {sizes['rounds']} steps. By `benchmarks/embeddings.py`."
+    )
+    return paragraphs(text, tables.sizes_table(sizes["milliseconds"]))
+
+
 def replaced(text: str, mark: str, section: str) -> str:
     """Return a page with another text between the marks ``<!-- MARK:begin -->`` and ``<!-- MARK:end -->``."""
     begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
@@ -243,6 +260,7 @@ def pages(results: Results, others: list[Results]) -> dict[Path, str]:
         README: replaced(readme, "speed", readme_block(results)),
         BENCHMARKS: replaced(BENCHMARKS.read_text(), "results", benchmarks_block(results, others)),
         CUDA: replaced(CUDA.read_text(), "predictions", gpu_floors.text()),
+        LARGE: replaced(LARGE.read_text(), "sizes", sizes_block([results, *others])),
     }
 
 

@@ -222,6 +222,18 @@ def sessions_table(rows: list[dict[str, Any]]) -> str:
     return table(["B, K, L, D", *passes], body)
 
 
+def sizes_table(milliseconds: dict[str, dict[str, float]]) -> str:
+    """Return what a step takes with each optimizer of tables, and the spread over the sizes but the smallest."""
+    sizes = list(next(iter(milliseconds.values())))
+    body = []
+    for optimizer, times in milliseconds.items():
+        large = [times[size] for size in sizes[1:]]
+        spread = f"{100 * (max(large) / min(large) - 1):.0f} %"
+        body.append([f"`{optimizer}`", *(f"{times[size]:.0f}" for size in sizes), spread])
+    heads = [f"{int(size):,} rows" for size in sizes]
+    return table(["", *heads, f"slowest over fastest, from {int(sizes[1]):,} rows on"], body)
+
+
 def trainings_table(libraries: dict[str, Any]) -> str:
     """Return what an epoch through other libraries' own trainers takes, and the test AUC, on two threads."""
     body = []

@@ -36,6 +36,13 @@ STABLE_TORCH_LIBRARY(dien_fast, m) {
         "weighted_sum_backward(Tensor dsum, Tensor values, Tensor weights, Tensor offsets) "
         "-> (Tensor dvalues, Tensor dweights)");
     m.def("add_rows_(Tensor(a!) out, Tensor rows, Tensor ids, int padding) -> ()");
+    m.def(
+        "adam_rows_(Tensor(a!) table, Tensor(b!) average, Tensor(c!) square, Tensor change, Tensor rows, "
+        "float rate, float decay, float first, float second, float root, float eps) -> ()");
+    m.def(
+        "adagrad_rows_(Tensor(a!) table, Tensor(b!) sum, Tensor change, Tensor rows, float rate, float "
+        "decay, "
+        "float eps) -> ()");
     m.def("cpu_capability() -> str");
     m.def("vector_bytes(int[] widths) -> int");
 }

@@ -23,6 +23,7 @@ class Rule:
         choices: the words allowed.
         option: whether the command has an option for it.
         free: whether it may change when a run is resumed.
+        late: whether runs of earlier versions lack it; they did what its default says.
     """
 
     help: str
@@ -31,6 +32,7 @@ class Rule:
     choices: tuple[str, ...] = ()
     option: bool = True
     free: bool = False
+    late: bool = False
 
     def check(self, name: str, value: Any) -> None:
         """Raise DienFastError, naming the setting, if ``value`` is not allowed."""
@@ -64,7 +66,7 @@ class Settings:
         for name, kind in get_type_hints(type(self)).items():
             value = getattr(self, name)
             wanted = (int, float) if kind is float else get_origin(kind) or kind
-            if isinstance(value, bool) or not isinstance(value, wanted):
+            if isinstance(value, bool) != (kind is bool) or not isinstance(value, wanted):
                 raise DienFastError(f"{name} must be of type {kind}, got {value!r}")
         for name, rule in rules(type(self)).items():
             rule.check(name, getattr(self, name))

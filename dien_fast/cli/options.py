@@ -41,12 +41,14 @@ def model_options() -> dict[str, list[str]]:
 
 
 def with_default(help: str, default: Any) -> str:
-    """Return a help text that ends with the default.
+    """Return a help text that ends with the default; that of a switch, which is off by default, does not.
 
     Example:
         >>> with_default("hidden layers", [16, 8])
         'hidden layers (default: 16,8)'
     """
+    if isinstance(default, bool):
+        return help
     if isinstance(default, list):
         shown = ",".join(map(str, default))
     else:
@@ -56,6 +58,8 @@ def with_default(help: str, default: Any) -> str:
 
 def _reader(default: Any) -> dict[str, Any]:
     """Return how argparse reads values like ``default``, and what it calls them."""
+    if isinstance(default, bool):
+        return {"action": "store_true"}
     if isinstance(default, list):
         return {"type": sizes, "metavar": "N,N"}
     if isinstance(default, str):

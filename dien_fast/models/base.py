@@ -5,7 +5,7 @@ A model is a subclass of :class:`ClickModel` that says how the histories of a gr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -72,6 +72,8 @@ class ClickModel(reference.ClickModel):
         keeps_padding: whether padded histories are pooled as they are; others get them as ragged ones.
         uses_sessions: whether :meth:`pool_group` gets histories divided into sessions, which batches must then
             have for every group.
+        remote_tables: what looks ids up in place of the model's own tables, with the arguments of :meth:`look_up`,
+            where several processes share them; None in other models.
 
     Raises:
         ValueError: if the feature lists, sizes, groups and shared tables do not fit together.
@@ -84,6 +86,7 @@ class ClickModel(reference.ClickModel):
     can_trace: ClassVar[bool] = False
     keeps_padding: ClassVar[bool] = False
     uses_sessions: ClassVar[bool] = False
+    remote_tables: Callable[[Mapping[str, Sequence[Tensor]]], dict[str, list[Tensor]]] | None = None
 
     def pool_group(
         self, layer: nn.Module, query: Tensor, clicked: Histories, sampled: Histories | None
@@ -278,22 +281,36 @@ class ClickModel(reference.ClickModel):
 
     def _embed(self, requests: _Requests) -> _Vectors:
         """Look up the ids of features, those of a table all at once: its gradient then is one sum."""
-        tables = self.embeddings
-        of_table: dict[int, list[_Key]] = {}
+        of_table: dict[str, list[_Key]] = {}
         for key, (feature, _) in requests.items():
-            of_table.setdefault(id(tables[feature]), []).append(key)
+            of_table.setdefault(self.shared_embeddings.get(feature, feature), []).append(key)
+        ids = {owner: [_values(requests[key][1]) for key in keys] for owner, keys in of_table.items()}
+        try:
+            found = self.look_up(ids)
+        except (IndexError, RuntimeError):
+            for owner, keys in of_table.items():
+                self._check_ids([requests[key][0] for key in keys], ids[owner])
+            raise
         vectors: _Vectors = {}
-        for keys in of_table.values():
-            asked = [requests[key] for key in keys]
-            ids = [_values(value) for _, value in asked]
-            try:
-                found = _look_up(tables[asked[0][0]], ids)
-            except (IndexError, RuntimeError):
-                self._check_ids([feature for feature, _ in asked], ids)
-                raise
-            for key, (_, value), vector in zip(keys, asked, found, strict=True):
+        for owner, keys in of_table.items():
+            for key, vector in zip(keys, found[owner], strict=True):
+                value = requests[key][1]
                 vectors[key] = vector if isinstance(value, Tensor) else value._replace(values=vector)
         return vectors
+
+    def look_up(self, ids: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+        """Look ids up in the embedding tables.
+
+        Args:
+            ids: of each table, by the feature that owns it, any number of ids ``[...]`` int64.
+
+        Returns:
+            The vectors of each table's ids, ``[..., D]``.
+        """
+        if self.remote_tables is not None:
+            return self.remote_tables(ids)
+        tables = self.embeddings
+        return {owner: _look_up(tables[owner], values) for owner, values in ids.items()}
 
     def _check_ids(self, features: Iterable[str], ids: Iterable[Tensor]) -> None:
         """Raise, in one sentence, for the first feature whose ids are not those of its table."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dien_fast import reference
 from dien_fast.nn.batch_norm import uses_batch_statistics
+from dien_fast.nn.collectives import weight_of
 from dien_fast.nn.native_layers import is_watched, loss_parameters
 from dien_fast.ops import auxiliary_loss as operator
 from dien_fast.ragged import Ragged
@@ -20,10 +21,16 @@ class AuxiliaryNet(reference.AuxiliaryNet):
         hidden_layers: output sizes of the hidden layers.
         activation: name of the hidden layers' activation.
 
+    Attributes:
+        of_all_processes: whether the losses are weighted in training, so that the mean that DDP makes of the
+            processes' gradients is the gradient of the mean over the events of all of them.
+
     Example:
         >>> AuxiliaryNet(8, [100, 50])(torch.randn(3, 8)).shape
         torch.Size([3, 1])
     """
+
+    of_all_processes = False
 
     def ragged_loss(self, states: Ragged, events: Tensor, negatives: Tensor) -> Tensor:
         """Return the mean binary cross entropy of each history's events 2..len against the states before them.
@@ -36,6 +43,9 @@ class AuxiliaryNet(reference.AuxiliaryNet):
         Returns:
             A scalar; 0 where no history has two steps.
         """
+        return self._weighted(self._ragged_loss(states, events, negatives), states.lengths())
+
+    def _ragged_loss(self, states: Ragged, events: Tensor, negatives: Tensor) -> Tensor:
         parameters = self._native_parameters()
         if parameters is not None and operator.KERNELS.are_used(states.values, events, negatives, parameters[0]):
             return operator.auxiliary_loss(states.values, events, negatives, states.offsets, parameters)
@@ -59,7 +69,13 @@ class AuxiliaryNet(reference.AuxiliaryNet):
         valid = steps < lengths.unsqueeze(1)
         clicked, sampled = (torch.where(valid.unsqueeze(2), rows[:, 1:], 0) for rows in (events, negatives))
         click, noclick = self.logits(states[:, :-1], clicked, sampled)
-        return operator.masked_mean_loss(click, noclick, valid)
+        return self._weighted(operator.masked_mean_loss(click, noclick, valid), lengths)
+
+    def _weighted(self, loss: Tensor, lengths: Tensor) -> Tensor:
+        """Weight the mean loss of histories with ``lengths`` ``[B]`` by their share of all processes' events."""
+        if not (self.of_all_processes and self.training):
+            return loss
+        return loss * weight_of((lengths - 1).clamp(min=0).sum()).to(loss.dtype)
 
     def _native_parameters(self) -> list[Tensor] | None:
         """Return weights and biases if the net is what the operator computes."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dien_fast.ops.dispatch import needs_gradient, through_dispatcher
-from dien_fast.ops.rows import ADD_KERNELS, add_rows_
+from dien_fast.ops.memory import advise_large_pages
+from dien_fast.ops.rows import ADD_KERNELS, add_rows_, sum_by_id
 
 # With fewer ids, calling a Python function costs more than the faster gradient saves.
 _IDS_WORTH_IT = 512
@@ -17,7 +18,8 @@ _IDS_WORTH_IT = 512
 class Embedding(nn.Embedding):
     """:class:`torch.nn.Embedding`, to the same bits, with a gradient that takes a fifth of the time on the CPU.
 
-    torch's own code runs for tables with ``sparse``, ``max_norm`` or ``scale_grad_by_freq``, for few ids, in
+    With ``sparse`` the gradient holds the rows that were looked up alone, each once: it is coalesced, which
+    torch's own is not. torch's code runs for tables with ``max_norm`` or ``scale_grad_by_freq``, for few ids, in
     compiled or traced code, and on other devices.
 
     Example:
@@ -25,9 +27,14 @@ class Embedding(nn.Embedding):
         torch.Size([2, 16])
     """
 
+    def reset_parameters(self) -> None:
+        """Draw new weights, as torch does; a large table gets large pages."""
+        advise_large_pages(self.weight)
+        super().reset_parameters()
+
     def forward(self, input: Tensor) -> Tensor:
         """Look up ids ``[...]`` int64; returns ``[..., embedding_dim]``."""
-        plain = self.sparse or self.scale_grad_by_freq or self.max_norm is not None
+        plain = self.scale_grad_by_freq or self.max_norm is not None
         few = input.numel() < _IDS_WORTH_IT or input.dtype != torch.int64
         if (
             plain
@@ -37,7 +44,8 @@ class Embedding(nn.Embedding):
             or not ADD_KERNELS.are_used(self.weight)
         ):
             return super().forward(input)
-        rows: Tensor = _Embedding.apply(self.weight, input, -1 if self.padding_idx is None else self.padding_idx)
+        look_up = _SparseEmbedding.apply if self.sparse else _Embedding.apply
+        rows: Tensor = look_up(self.weight, input, -1 if self.padding_idx is None else self.padding_idx)
         return rows
 
 
@@ -59,3 +67,28 @@ class _Embedding(torch.autograd.Function):
         dout, ids = dout.reshape(ids.numel(), -1).contiguous(), ids.reshape(-1).contiguous()
         add_rows_(dweight, dout, ids, ctx.padding)
         return dweight, None, None
+
+
+class _SparseEmbedding(torch.autograd.Function):
+    """torch's lookup, with a sparse gradient that holds each row once."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding: int) -> Tensor:
+        ctx.shape, ctx.padding = weight.shape, padding
+        ctx.save_for_backward(ids)
+        return torch.embedding(weight, ids, padding)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
+        (ids,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return (
+                torch.ops.aten.embedding_sparse_backward(dout, ids, ctx.shape[0], ctx.padding, False),
+                None,
+                None,
+            )
+        rows, total = sum_by_id(dout.reshape(ids.numel(), -1).contiguous(), ids.reshape(-1), ctx.padding)
+        gradient = torch.sparse_coo_tensor(
+            rows.unsqueeze(0), total, ctx.shape, is_coalesced=True, check_invariants=False
+        )
+        return gradient, None, None

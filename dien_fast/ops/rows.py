@@ -145,6 +145,24 @@ def add_rows_(out: Tensor, rows: Tensor, ids: Tensor, padding: int) -> None:
     below_autograd(torch.ops.dien_fast.add_rows_.default, out, rows, ids, padding)
 
 
+def sum_by_id(rows: Tensor, ids: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    """Sum the rows of equal ids, natively and without gradient.
+
+    Args:
+        rows: ``[N, D]``, contiguous.
+        ids: ``[N]`` int64, at least 0.
+        padding: an id that is left out; -1 is none.
+
+    Returns:
+        The U different ids, rising, ``[U]`` int64, and the sum of each one's rows ``[U, D]``.
+    """
+    distinct, places = torch.unique(ids, return_inverse=True)
+    total = rows.new_zeros(distinct.numel(), rows.size(1))
+    add_rows_(total, rows, places, -1)
+    kept = distinct != padding
+    return (distinct, total) if bool(kept.all()) else (distinct[kept], total[kept])
+
+
 if LOADED:
     register("rows_from_padded", _fake_rows, _rows_backward, _rows_setup)
     register("padded_from_rows", _fake_padded, _padded_backward, _padded_setup)

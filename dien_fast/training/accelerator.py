@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,8 +22,16 @@ if TYPE_CHECKING:
     from dien_fast.data.dataset import EpochLoader
 
 
-def make_accelerator(mixed_precision: str, gradient_accumulation_steps: int, cpu: bool) -> Accelerator:
+def make_accelerator(
+    mixed_precision: str, gradient_accumulation_steps: int, cpu: bool, timeout: float = 1800.0
+) -> Accelerator:
     """Return an Accelerator; its settings are process-wide, so an earlier one's are dropped first.
+
+    Args:
+        mixed_precision: "no", "bf16" or "fp16".
+        gradient_accumulation_steps: batches to a step.
+        cpu: stay on the CPU though there is a GPU.
+        timeout: seconds that a process waits for the others; the first call in a process decides.
 
     Raises:
         DienFastError: if a setting is not possible here, or other processes that were asked for are missing.
@@ -28,6 +39,7 @@ def make_accelerator(mixed_precision: str, gradient_accumulation_steps: int, cpu
     check_extras()
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
 
     # A second fit with another precision in the same process would otherwise be refused.
     AcceleratorState._reset_state()
@@ -36,6 +48,7 @@ def make_accelerator(mixed_precision: str, gradient_accumulation_steps: int, cpu
             mixed_precision=mixed_precision,
             gradient_accumulation_steps=gradient_accumulation_steps,
             cpu=cpu,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
         )
         # Accelerate would train in float32 without a word.
         if mixed_precision == "fp16" and accelerator.device.type == "cpu":
@@ -95,6 +108,34 @@ def check_loaders(train: EpochLoader, valid: EpochLoader | None, accelerator: Ac
         if len(labels) == 0 or labels.min() == labels.max():
             only = f"all {len(labels)} have label {labels[0]:g}" if len(labels) else "there are none"
             raise DataError(f"the validation rows must have both labels for early stopping on AUC, but {only}")
+
+
+def adds_sparse_gradients(accelerator: Accelerator) -> bool:
+    """Return whether the processes can add up sparse gradients: one has nothing to add, and gloo can."""
+    return accelerator.num_processes == 1 or torch.distributed.get_backend() == "gloo"
+
+
+# How gloo, NCCL and torch's store say that another process has ended, or does not answer.
+_LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|was)|Broken pipe|[Tt]imed out|[Tt]imeout")
+
+
+@contextmanager
+def missing_processes(accelerator: Accelerator) -> Iterator[None]:
+    """Say in one sentence if another process ends, or does not answer in time, while this one needs it.
+
+    Raises:
+        DienFastError: instead of what torch raises.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if accelerator.num_processes == 1 or not _LOST.search(str(error)):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise DienFastError(
+            f"process {accelerator.process_index} of {accelerator.num_processes} has lost another one, which has "
+            f"ended or does not answer; start all of them again with --resume ({reason})"
+        ) from error
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -101,8 +101,8 @@ class RunConfig(TrainSettings):
         """
         content = read_json(path)
         names = {item.name for item in fields(cls)}
-        # What alters no epoch may be missing: a version that did not know it has written the file.
-        needed = names - {name for name, rule in rules(cls).items() if rule.free}
+        # A version that did not know these has written the file.
+        needed = names - {name for name, rule in rules(cls).items() if rule.free or rule.late}
         if not isinstance(content, dict) or not needed <= set(content) <= names:
             differs = sorted(names ^ set(content)) if isinstance(content, dict) else []
             hint = f": the setting {differs[0]!r} is missing or unknown" if differs else ""

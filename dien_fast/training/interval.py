@@ -10,6 +10,18 @@ from dien_fast.errors import DienFastError
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
+def seconds_of(name: str, text: str) -> float:
+    """Return the seconds of a time such as ``"30s"``, ``"10min"`` or ``"2h"``.
+
+    Raises:
+        DienFastError: naming the setting, if it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", text.strip())
+    if found is None or float(found[1]) <= 0:
+        raise DienFastError(f"{name} must be a time such as 30s, 10min or 2h, got {text!r}")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
 class Interval:
     """Says when the next checkpoint within an epoch is due.
 

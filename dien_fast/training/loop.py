@@ -1,6 +1,6 @@
 """Train, evaluate and score a click model: one short loop around Hugging Face Accelerate.
 
-A step is forward, backward and Adam. Everything else (metrics, the progress bar, checkpoints) either
+A step is forward, backward and optimizer. Everything else (metrics, the progress bar, checkpoints) either
 happens once an epoch or costs microseconds a step, and nothing in a step waits for the device.
 
 All randomness of an epoch (shuffle, negatives, dropout) is a function of (seed, epoch), so a run that was
@@ -24,11 +24,19 @@ from torch.nn import functional as F
 
 from dien_fast.errors import CheckpointError, DienFastError
 from dien_fast.files import write_atomically
+from dien_fast.nn.processes import synchronise
 from dien_fast.progress import progress_bar
-from dien_fast.training.accelerator import check_extras, check_loaders, make_accelerator, share_buffers
+from dien_fast.training.accelerator import (
+    check_extras,
+    check_loaders,
+    make_accelerator,
+    missing_processes,
+    share_buffers,
+)
 from dien_fast.training.checkpoints import first_difference, load_checkpoint, save_checkpoint
 from dien_fast.training.directory import RunDirectory
-from dien_fast.training.interval import Interval
+from dien_fast.training.interval import Interval, seconds_of
+from dien_fast.training.optimizers import make_optimizer, table_rule, tables_of
 from dien_fast.training.position import (
     EpochRecord,
     StopRequest,
@@ -48,6 +56,8 @@ if TYPE_CHECKING:
 
 # Drawing takes about half a second: too long for every epoch of a small data set.
 _PLOT_SECONDS = 30.0
+# What a checkpoint did that is older than these settings.
+_BEFORE_SETTINGS = {"table_optimizer": "adam", "sync_batchnorm": False}
 
 
 def fit(
@@ -68,7 +78,9 @@ def fit(
     stop: StopRequest | None = None,
     **changes: Any,
 ) -> pd.DataFrame:
-    """Train ``model`` with Adam and leave the weights of the best epoch in it.
+    """Train ``model`` and leave the weights of the best epoch in it.
+
+    The optimizer is Adam, but for embedding tables, which ``table_optimizer`` names one for.
 
     The loss is the binary cross-entropy of the logits plus ``aux_weight`` times the auxiliary loss. The best
     epoch is the one with the highest validation AUC; without ``valid`` it is the last. The global random
@@ -116,14 +128,16 @@ def fit(
     check_extras()
     settings = changed(settings or TrainSettings(), changes)
     if accelerator is None:
-        accelerator = make_accelerator(settings.mixed_precision, settings.gradient_accumulation, cpu)
+        timeout = seconds_of("process_timeout", settings.process_timeout)
+        accelerator = make_accelerator(settings.mixed_precision, settings.gradient_accumulation, cpu, timeout)
     check_loaders(train, valid, accelerator)
+    rule = table_rule(settings.table_optimizer, model, accelerator)
     belongs_to = {
-        "settings": _decisive_settings(settings, train, accelerator),
+        "settings": _decisive_settings(settings, train, accelerator) | {"table_optimizer": rule},
         "fingerprint": fingerprint,
         "identity": dict(identity or {}),
     }
-    with _open_run(run_directory, resume, accelerator) as (run, resuming):
+    with missing_processes(accelerator), _open_run(run_directory, resume, accelerator) as (run, resuming):
         trainer = _Trainer(model, settings, accelerator, progress, stop or StopRequest())
         files = None if run is None else _RunFiles(run, belongs_to)
         if files is not None and resuming:
@@ -200,16 +214,25 @@ class _Trainer:
         self.position: dict[str, Any] | None = None
         self.save_position: Callable[[TrainingState, dict[str, Any]], None] | None = None
         self._show = progress and accelerator.is_main_process
-        optimizer = torch.optim.Adam(
-            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-        )
+        rule = table_rule(settings.table_optimizer, model, accelerator)
+        # DDP asks the tables which gradients will be sparse.
+        self._sparse = [] if rule == "adam" else [t for t in tables_of(model) if not t.sparse]
+        for table in self._sparse:
+            table.sparse = True
+        several = accelerator.num_processes > 1
+        self._undo = synchronise(model, settings.sync_batchnorm) if several else None
+        optimizer = make_optimizer(model, rule, settings.lr, settings.weight_decay)
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
         # Evaluation goes around DDP, whose forward is a collective call and waits for every rank.
         self.state = TrainingState(accelerator.unwrap_model(self._wrapped), self._optimizer)
 
     def close(self) -> None:
-        """Give the model its own forward back, without the autocast wrapper."""
+        """Give the model its own forward back, without the autocast wrapper, and its tables dense gradients."""
         self._accelerator.unwrap_model(self._wrapped, keep_fp32_wrapper=False)
+        for table in self._sparse:
+            table.sparse = False
+        if self._undo is not None:
+            self._undo()
 
     def epoch(self, train: EpochLoader, valid: EpochLoader | None) -> None:
         """Train and validate one epoch, and record it.
@@ -329,7 +352,8 @@ class _RunFiles:
         path = self._run.path / "last.pt"
         last = load_checkpoint(path, (*STATE_ENTRIES, *self._belongs_to))
         now = self._belongs_to
-        difference = first_difference(last["settings"] | last["identity"], now["settings"] | now["identity"])
+        before = _BEFORE_SETTINGS | last["settings"] | last["identity"]
+        difference = first_difference(before, now["settings"] | now["identity"])
         if difference:
             raise CheckpointError(f"{path} cannot be resumed: it was trained with {difference}")
         if last["fingerprint"] != now["fingerprint"]:
@@ -386,6 +410,7 @@ def _decisive_settings(settings: TrainSettings, train: EpochLoader, accelerator:
         "train rows": len(train.dataset),
         "mixed_precision": accelerator.mixed_precision,
         "gradient_accumulation": accelerator.gradient_accumulation_steps,
+        "sync_batchnorm": settings.sync_batchnorm,
         "processes": accelerator.num_processes,
     }
 

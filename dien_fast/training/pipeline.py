@@ -19,6 +19,7 @@ from dien_fast.progress import steps
 from dien_fast.training.accelerator import check_loaders, make_accelerator
 from dien_fast.training.config import RunConfig, write_json
 from dien_fast.training.directory import RunDirectory
+from dien_fast.training.interval import seconds_of
 from dien_fast.training.loop import fit, print_line, seed_everything
 from dien_fast.training.metrics import auc
 from dien_fast.training.position import StopRequest
@@ -84,7 +85,8 @@ def train_run(
         >>> train_run(Source("synthetic"), RunConfig(epochs=2), "runs/synthetic")  # doctest: +SKIP
     """
     check_trackers(track)
-    accelerator = make_accelerator(config.mixed_precision, config.gradient_accumulation, cpu)
+    timeout = seconds_of("process_timeout", config.process_timeout)
+    accelerator = make_accelerator(config.mixed_precision, config.gradient_accumulation, cpu, timeout)
     say = log if accelerator.is_main_process else _say_nothing
     with RunDirectory(directory) as run:
         if accelerator.is_main_process:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from dien_fast.settings import Rule, Settings, rules
-from dien_fast.training.interval import Interval
+from dien_fast.training.interval import Interval, seconds_of
+from dien_fast.training.optimizers import SPARSE_RULES
 
 T = TypeVar("T", bound="TrainSettings")
 
@@ -35,6 +36,14 @@ class TrainSettings(Settings):
         seed: the seed of dropout; a run also seeds initial weights, negatives and shuffling with it.
         mixed_precision: "no", "bf16" or "fp16".
         gradient_accumulation: batches to an optimizer step.
+        table_optimizer: how embedding tables are moved. "adam" is the dense Adam of all other weights: it walks
+            over the whole table in each step. "sparse-adam" and "rowwise-adagrad" touch the rows of the batch
+            alone, so that a step takes as long for ten million rows as for a hundred thousand. "auto" is "adam" up
+            to a million numbers in all tables, "sparse-adam" above.
+        sync_batchnorm: whether batch normalisation takes its statistics from the batches of all processes, so that
+            several train as one with a batch of their number's size. It costs the native attention and two sums
+            over the processes for each normalisation.
+        process_timeout: how long a process waits for the others before the training ends ("30min").
         checkpoint_every: a checkpoint is written after each epoch and, within an epoch that takes longer, after so
             much time ("30s", "10min", "2h") or so many steps ("500steps"); with several processes after epochs
             alone.
@@ -52,6 +61,15 @@ class TrainSettings(Settings):
     seed: Annotated[int, Rule("seed of all random numbers", least=0)] = 0
     mixed_precision: Annotated[str, Rule("train with 16-bit arithmetic", choices=("no", "bf16", "fp16"))] = "no"
     gradient_accumulation: Annotated[int, Rule("batches to a step", least=1)] = 1
+    table_optimizer: Annotated[
+        str, Rule("how embedding tables are moved", choices=("auto", "adam", *SPARSE_RULES), late=True)
+    ] = "auto"
+    sync_batchnorm: Annotated[bool, Rule("take batch statistics from the batches of all processes", late=True)] = (
+        False
+    )
+    process_timeout: Annotated[str, Rule("end where another process does not answer for so long", free=True)] = (
+        "30min"
+    )
     checkpoint_every: Annotated[
         str, Rule("checkpoint within an epoch after a time or a number of steps, as in 500steps", free=True)
     ] = "10min"
@@ -59,6 +77,7 @@ class TrainSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         Interval(self.checkpoint_every)  # refuses what is none
+        seconds_of("process_timeout", self.process_timeout)
 
 
 def changed(settings: T, changes: Mapping[str, Any]) -> T:

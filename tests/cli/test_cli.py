@@ -478,7 +478,8 @@ def test_the_options_of_train_are_the_settings_with_their_defaults():
             assert options[name].help == with_default(rule.help, default)
             shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
             flag = options[name].option_strings[0]
-            assert getattr(parser.parse_args(["train", flag, shown]), name) == default
+            words = [flag] if default is False else [flag, shown]  # a switch takes no value
+            assert getattr(parser.parse_args(["train", *words]), name) == (default is False or default)
     assert f"(default: {Source().rows})" in options["rows"].help
 
 

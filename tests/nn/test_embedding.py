@@ -60,7 +60,22 @@ def test_same_bits_on_several_threads(size):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("options", [{"sparse": True}, {"scale_grad_by_freq": True}, {"max_norm": 0.5}], ids=str)
+@pytest.mark.parametrize("padding", [None, 0, 7])
+@pytest.mark.parametrize("shape", [(2000,), (40, 50)], ids=str)
+def test_a_sparse_gradient_has_the_same_bits_and_each_row_once(shape, padding):
+    ids = torch.randint(0, 50, shape)
+    plain, fast = twins(50, 18, padding_idx=padding)
+    fast.sparse = True
+    weights = torch.randn(*shape, 18)
+    found, want = gradient(fast, ids, weights)[1], gradient(plain, ids, weights)[1]
+    assert torch.equal(found.to_dense(), want)
+    rows = sorted(set(ids.flatten().tolist()) - {padding})
+    assert found.coalesce().indices()[0].tolist() == rows
+    if NATIVE:  # torch's own has a row for each id
+        assert found._indices()[0].tolist() == rows
+
+
+@pytest.mark.parametrize("options", [{"scale_grad_by_freq": True}, {"max_norm": 0.5}], ids=str)
 def test_other_options_are_torchs(options):
     assert_equal(*twins(50, 6, **options), torch.randint(0, 50, (900,)))
 
@@ -93,6 +108,8 @@ def test_which_one_sums():
     ids = torch.randint(0, 50, (900,))
     assert type(fast(ids).grad_fn).__name__ == "_EmbeddingBackward"
     assert type(fast(ids[:100]).grad_fn).__name__ == "EmbeddingBackward0"
+    fast.sparse = True
+    assert type(fast(ids).grad_fn).__name__ == "_SparseEmbeddingBackward"
     fast.requires_grad_(False)
     assert fast(ids).grad_fn is None
     with torch.inference_mode():

@@ -17,7 +17,8 @@ from dien_fast.ops.cells import CELLS
 OFFSETS = torch.tensor([0, 5, 5, 12])
 SCHEMAS = [recurrence.SCHEMA, attention_scores.SCHEMA, auxiliary_loss.SCHEMA, *rows.SCHEMAS.values()]
 
-WITHOUT_FALLBACK = {"add_rows_", "cpu_capability", "vector_bytes"}  # nobody exports or scripts these
+# Nobody exports or scripts these.
+WITHOUT_FALLBACK = {"add_rows_", "adam_rows_", "adagrad_rows_", "cpu_capability", "vector_bytes"}
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 
 
