@@ -106,7 +106,11 @@ class Ragged(NamedTuple):
     def take(self, sequences: Tensor) -> Ragged:
         """Return sequences by their numbers ``[C]``, each as often as it is named."""
         offsets, starts = self.shared(sequences)
-        owners = owners_of(offsets, int(offsets[-1]))
+        # Traced, the number is a symbol, which int() would ask for its value.
+        rows: int = offsets[-1].item()  # type: ignore[assignment]
+        if torch.compiler.is_compiling():
+            torch._check(rows >= 0)
+        owners = owners_of(offsets, rows)
         steps = torch.arange(owners.numel(), device=offsets.device) - offsets[:-1][owners]
         return Ragged(self.values[starts[owners] + steps], offsets, self.max_length)
 

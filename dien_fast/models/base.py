@@ -343,7 +343,7 @@ class ClickModel(reference.ClickModel):
             name: (category if name in self.cat_features else number)(candidates, name).size(0)
             for name in candidates
         }
-        if len(set(sizes.values())) > 1:
+        if not _all_equal(sizes.values()):
             raise ValueError(f"candidates must have the same number of rows in every feature, got {sizes}")
 
     def _count_users(self, user: Batch, candidates: Batch) -> int:
@@ -351,12 +351,18 @@ class ClickModel(reference.ClickModel):
         clicked = {pair["pos_hist"] for group in self.attention_groups for pair in group.pairs}
         wanted = {*self.num_features, *self.cat_features, *self.pooled_features, *clicked} - set(candidates)
         sizes = {name: rows_of(value) for name, value in user.items() if name in wanted}
-        if len(set(sizes.values())) > 1:
+        if not _all_equal(sizes.values()):
             raise ValueError(f"user must have the same number of rows in every feature, got {sizes}")
         return next(iter(sizes.values()), 1)
 
     def _pool_sequences(self, vectors: _Vectors) -> list[Tensor]:
         return [_pool(pool, vectors[feature]) for feature, pool in self.sequence_poolings.items()]
+
+
+def _all_equal(sizes: Iterable[int]) -> bool:
+    """Whether all numbers are one; in traced code they are symbols, which have no hash."""
+    known = list(sizes)
+    return all(size == known[0] for size in known)
 
 
 def _query(group: AttentionGroup, vectors: _Vectors) -> Tensor:

@@ -18,7 +18,7 @@ from dien_fast.ops import attention_scores as scoring
 from dien_fast.ops import rows as copies
 from dien_fast.ops.backend import wants_native
 from dien_fast.ops.cells import Inputs, Weights
-from dien_fast.ops.layouts import Addresses, Layout, check_lengths, packed_schedule
+from dien_fast.ops.layouts import Addresses, Layout, check_lengths, owners_of, packed_schedule
 from dien_fast.ragged import Ragged
 
 
@@ -455,9 +455,13 @@ def candidate_owners(
     if candidate_offsets.shape != (users + 1,):
         raise ValueError(f"candidate_offsets must have shape ({users + 1},), got {tuple(candidate_offsets.shape)}")
     counts = candidate_offsets.diff()
-    if int(candidate_offsets[0]) != 0 or int(candidate_offsets[-1]) != candidates or bool((counts < 0).any()):
+    if torch.compiler.is_compiling():
+        # Offsets have no value while a graph is traced; the graph checks them when it runs.
+        fits = (candidate_offsets[0] == 0) & (candidate_offsets[-1] == candidates) & (counts >= 0).all()
+        torch._assert_async(fits, "candidate_offsets must rise from 0 to C")
+    elif int(candidate_offsets[0]) != 0 or int(candidate_offsets[-1]) != candidates or bool((counts < 0).any()):
         raise ValueError(
             f"candidate_offsets must rise from 0 to {candidates}, got {int(candidate_offsets[0])} to "
             f"{int(candidate_offsets[-1])}"
         )
-    return torch.repeat_interleave(torch.arange(users, device=counts.device), counts).to(device)
+    return owners_of(candidate_offsets, candidates).to(device)

@@ -163,8 +163,8 @@ class SessionInterest(nn.Module):
         session = new.cumsum(0) - 1
         starts = new.nonzero().squeeze(1)
         users = owners[starts]
-        sizes = torch.diff(starts, append=starts.new_tensor([owners.numel()]))
-        of_user = torch.bincount(users, minlength=keys.offsets.numel() - 1)
+        sizes = _counts(session, starts.numel())
+        of_user = _counts(users, keys.offsets.numel() - 1)
         from_newest = of_user.cumsum(0)[users] - 1 - torch.arange(users.numel(), device=users.device)
         kept = from_newest < self.max_sessions
         left = starts[session] + sizes[session] - 1 - torch.arange(owners.numel(), device=owners.device)
@@ -179,7 +179,7 @@ class SessionInterest(nn.Module):
     def _interests(self, events: Ragged, sessions: Ragged) -> Tensor:
         """Return the interest of each session ``[S, D]``: self-attention, feed-forward layer, mean."""
         rows = events.values
-        if not rows.size(0):
+        if not (torch.compiler.is_compiling() or rows.size(0)):
             return rows
         if self.bias_encoding:
             owners = events.owners()
@@ -208,7 +208,7 @@ class SessionInterest(nn.Module):
 
     def _evolve(self, interests: Ragged) -> Tensor:
         """Return the mean of both directions' states after each session ``[S, D]``."""
-        if not interests.values.size(0):
+        if not (torch.compiler.is_compiling() or interests.values.size(0)):
             return interests.values
         owners = interests.owners()
         # Reversed within each user, so that padding stands behind the sessions in this direction too.
@@ -217,10 +217,18 @@ class SessionInterest(nn.Module):
         states = []
         for lstm, order in ((self.forward_lstm, None), (self.backward_lstm, back)):
             rows = interests if order is None else interests._replace(values=interests.values[order])
-            padded, _ = lstm(self.dropout(rows.pad()))
-            found = Ragged.rows_of(padded, interests.offsets)
+            padded = self.dropout(rows.pad())
+            if torch.compiler.is_compiling():
+                # A graph of torch's LSTM asks whether there is one user; so it always gets one more.
+                padded = F.pad(padded, (0, 0, 0, 0, 0, 1))
+            found = Ragged.rows_of(lstm(padded)[0][: interests.offsets.numel() - 1], interests.offsets)
             states.append(found if order is None else found[order])
         return (states[0] + states[1]) / 2
+
+
+def _counts(numbers: Tensor, count: int) -> Tensor:
+    """Return how often each of 0 to ``count - 1`` is among the numbers: bincount, with a size that graphs know."""
+    return numbers.new_zeros(count).index_add_(0, numbers, torch.ones_like(numbers))
 
 
 def _means(values: Tensor, sequences: Ragged) -> Tensor:

@@ -28,6 +28,7 @@ ROOMS = (
     "data",
     "patches",
     "training",
+    "serving",
     "cli",
 )
 FUNCTION_LINES = 60

@@ -1,0 +1,162 @@
+"""Packages: the model's numbers from Python and from a C++ program, what a package says, and what is refused."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pytest
+import torch
+from shop import failure, make_shop, shop_table
+
+from dien_fast import backend
+from dien_fast.cli import main
+from dien_fast.errors import DienFastError
+from dien_fast.ops.backend import LIBRARY
+from dien_fast.serving import Package
+from dien_fast.serving.programs import example
+from dien_fast.training.runs import load
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "serve_cpp"
+# Compiling a model takes a minute.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.skipif(
+        os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A directory with a run and the package that the command makes of it."""
+    directory = make_shop(tmp_path_factory.mktemp("shop"))
+    words = ["export", str(directory / "run"), "--output", str(directory / "model.pt2")]
+    assert main([*words, "--candidate-features", "price,item,brand"]) == 0
+    return directory
+
+
+def test_a_package_carries_what_it_needs(shop, capsys):
+    assert main(["check", str(shop / "model.pt2")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[:2]] == ["rows", "candidates"]
+    assert lines[2].startswith(f"{shop / 'model.pt2'}: dien, exported by dien-fast ")
+    package, run = Package(shop / "model.pt2"), load(shop / "run")
+    assert package.description["fingerprint"] == run.encoders.fingerprint()
+    assert package.description["schema"] == run.schema.to_dict()
+    assert package.encoders()["item"] == run.encoders["item"].to_dict()
+
+
+@pytest.mark.parametrize("users", [1, 2, 30])
+@pytest.mark.parametrize("program", ["rows", "candidates"])
+def test_every_size_runs(shop, program, users):
+    package, run = Package(shop / "model.pt2"), load(shop / "run")
+    inputs = package.inputs(program)
+    arguments = example(inputs, seed=5, users=users)
+    from dien_fast.serving.programs import programs_of
+    from dien_fast.training.runs import without_negatives
+
+    programs = programs_of(run.model, without_negatives(run.schema), run.encoders, ["price", "item", "brand"])
+    (wanted,) = (found for found in programs if found.entry == program)
+    assert tuple(inputs) == wanted.inputs
+    torch.testing.assert_close(package.run(program, arguments), wanted(*arguments), rtol=1e-5, atol=1e-6)
+
+
+def test_wrong_arguments_are_refused(shop):
+    package = Package(shop / "model.pt2")
+    inputs = package.inputs("candidates")
+    names = [item.name for item in inputs]
+    good = list(example(inputs))
+
+    def changed(name, value):
+        return [value if other == name else tensor for other, tensor in zip(names, good, strict=True)]
+
+    with pytest.raises(DienFastError, match=r"item must be int64 with one dimension, got torch\.int32"):
+        package.run("candidates", changed("item", good[names.index("item")].int()))
+    with pytest.raises(DienFastError, match="candidates takes 10 arguments, got 9"):
+        package.run("candidates", good[1:])
+    with pytest.raises(DienFastError, match="program must be one of rows, candidates, got 'user'"):
+        package.run("user", good)
+    for name in ("past_items.offsets", "candidates.offsets"):
+        with pytest.raises(RuntimeError):
+            package.run("candidates", changed(name, good[names.index(name)] + 1))
+    with pytest.raises(RuntimeError):
+        package.run("candidates", changed("item", torch.full_like(good[names.index("item")], 1000)))
+
+
+def test_files_that_are_no_packages(shop, tmp_path, capsys):
+    assert "none.pt2 cannot be read: No such file" in failure(capsys, "check", tmp_path / "none.pt2")
+    (tmp_path / "text.pt2").write_text("no archive")
+    assert "is not a package of dien-fast, or is damaged" in failure(capsys, "check", tmp_path / "text.pt2")
+    shutil.copy(shop / "model.pt2", tmp_path / "cut.pt2")
+    with (tmp_path / "cut.pt2").open("rb+") as file:
+        file.truncate(1000)
+    assert "is not a package of dien-fast, or is damaged" in failure(capsys, "check", tmp_path / "cut.pt2")
+    with zipfile.ZipFile(shop / "model.pt2") as package, zipfile.ZipFile(tmp_path / "new.pt2", "w") as other:
+        for name in package.namelist():
+            content = package.read(name)
+            if name.endswith("dien_fast.json"):
+                content = json.dumps(json.loads(content) | {"format": 99}).encode()
+            other.writestr(name, content)
+    assert "has format 99, this version of dien-fast reads 1" in failure(capsys, "check", tmp_path / "new.pt2")
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory):
+    """The C++ program, built."""
+    if shutil.which("cmake") is None:
+        pytest.skip("there is no cmake")
+    build = tmp_path_factory.mktemp("build")
+    # Importing this package of headers would need another package.
+    (headers,) = importlib.util.find_spec("nlohmann_json").submodule_search_locations
+    options = [f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}", f"-DJSON_INCLUDE={headers}/include"]
+    for command in (["cmake", "-S", EXAMPLE, "-B", build, "-GNinja", *options], ["cmake", "--build", build]):
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def run(*arguments):
+        words = [build / "serve", *arguments]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def assert_scores(done, probabilities):
+    assert done.returncode == 0, done.stderr
+    scores = [float(line) for line in done.stdout.splitlines()]
+    torch.testing.assert_close(torch.tensor(scores), torch.tensor(probabilities), rtol=0, atol=1e-6)
+
+
+def test_a_program_without_python_scores_rows(shop, serve, tmp_path):
+    table = shop_table(60, seed=3)
+    pa.csv.write_csv(table, tmp_path / "rows.csv", pa.csv.WriteOptions(quoting_style="none"))
+    done = serve(shop / "model.pt2", LIBRARY, tmp_path / "rows.csv")
+    assert_scores(done, load(shop / "run").predict(tmp_path / "rows.csv"))
+
+
+def test_a_program_without_python_scores_candidates(shop, serve, tmp_path):
+    users = shop_table(5, seed=4).to_pandas().drop(columns=["item", "brand", "price"])
+    items = {"item": ["i1;i2;i9", "i4", "", "i5;i5", "never"], "brand": ["b1;b2;b0", "b1", "", "b2;b2", "b9"]}
+    items["price"] = ["0.1;0.5;0.9", "0.2", "", "0.3;0.4", "0.7"]
+    users.assign(**items).to_csv(tmp_path / "users.csv", index=False)
+    done = serve(shop / "model.pt2", LIBRARY, tmp_path / "users.csv", "candidates")
+    lists = {name: [cell.split(";") if cell else [] for cell in cells] for name, cells in items.items()}
+    lists["price"] = [[float(number) for number in cell] for cell in lists["price"]]
+    assert_scores(done, load(shop / "run").score_candidates(users, pd.DataFrame(lists)))
+
+
+def test_the_program_says_what_is_wrong(shop, serve, tmp_path):
+    (tmp_path / "rows.csv").write_text("item,brand\ni1,b1\n")
+    done = serve(shop / "model.pt2", LIBRARY, tmp_path / "rows.csv")
+    assert (done.returncode, done.stderr) == (2, "serve: error: the table must have a column price\n")
+    assert serve(shop / "model.pt2").returncode == 2
+    assert backend().startswith("native")
