@@ -187,6 +187,29 @@ def views(column: pa.Array | pa.ChunkedArray) -> Sequences | None:
     return Sequences(rows.values, rows.offsets.to_numpy().astype(np.int64), lengths)
 
 
+class LogHistory(NamedTuple):
+    """Which events of a log come before each row.
+
+    Attributes:
+        begin: ``[rows]`` int64, the first of them.
+        lengths: ``[rows]`` int64, how many.
+        views: whether they are to be views of the log.
+    """
+
+    begin: np.ndarray
+    lengths: np.ndarray
+    views: bool
+
+    def of(self, values: pa.Array) -> pa.Array:
+        """Return the values ``[events]`` of these events, a list for each row."""
+        if self.views:
+            return pa.LargeListViewArray.from_arrays(pa.array(self.begin), pa.array(self.lengths), values)
+        offsets = offsets_of(self.lengths)
+        return pa.LargeListArray.from_arrays(
+            pa.array(offsets), values.take(pa.array(gather_index(self.begin, offsets)))
+        )
+
+
 def as_lists(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Return the column with a copy of its values for each row, where these are views."""
     found = views(column)

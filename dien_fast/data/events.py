@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dien_fast.data.columns import as_column, codes, gather_index, offsets_of
+from dien_fast.data.columns import LogHistory, as_column, codes
 from dien_fast.data.schema import Group, Pair, Schema
 from dien_fast.data.tables import get_column
 from dien_fast.errors import DataError
@@ -171,7 +171,7 @@ def next_clicks(
     begin = at - position[at]
     if max_length is not None:
         begin = np.maximum(begin, at - max_length)
-    table = _table(events, label, at, of_item, _History(begin, at - begin, views))
+    table = _table(events, label, at, of_item, LogHistory(begin, at - begin, views))
     return NextClicks(table, _schema(events, max_length), _notes(events, first, count, user, by))
 
 
@@ -231,30 +231,9 @@ def _draw(
     return drawn.reshape(len(of), negatives)
 
 
-class _History(NamedTuple):
-    """Which events of the log come before each row.
-
-    Attributes:
-        begin: ``[rows]`` int64, the first of them.
-        lengths: ``[rows]`` int64, how many.
-        views: whether they are to be views of the log.
-    """
-
-    begin: np.ndarray
-    lengths: np.ndarray
-    views: bool
-
-    def of(self, values: pa.Array) -> pa.Array:
-        """Return the values ``[events]`` of these events, a list for each row."""
-        if self.views:
-            return pa.LargeListViewArray.from_arrays(pa.array(self.begin), pa.array(self.lengths), values)
-        offsets = offsets_of(self.lengths)
-        return pa.LargeListArray.from_arrays(
-            pa.array(offsets), values.take(pa.array(gather_index(self.begin, offsets)))
-        )
-
-
-def _table(events: Events, label: np.ndarray, at: np.ndarray, of_item: np.ndarray, history: _History) -> pa.Table:
+def _table(
+    events: Events, label: np.ndarray, at: np.ndarray, of_item: np.ndarray, history: LogHistory
+) -> pa.Table:
     columns: dict[str, pa.Array | pa.ChunkedArray] = {"label": pa.array(label), "event": pa.array(at)}
     for name in (events.user, *([events.time] if events.time else []), *events.user_columns):
         columns[name] = events.table[name].take(pa.array(at))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from dien_fast.data.columns import first_line, gather_index, offsets_of
+from dien_fast.data.columns import LogHistory, first_line, offsets_of
 from dien_fast.data.schema import Group, Pair, Schema
 from dien_fast.data.tables import get_column
 from dien_fast.errors import DataError
@@ -293,6 +293,8 @@ def click_table(
     users: pa.Table | None = None,
     max_length: int | None = 50,
     keep_rating: float = 4,
+    *,
+    views: bool = False,
 ) -> pa.Table:
     """Return one row per rating: did the user like the movie, given what the user liked before?
 
@@ -305,6 +307,8 @@ def click_table(
         users: userId, age, gender, occupation, zipCode; None leaves these columns out.
         max_length: events kept, the newest; None keeps all.
         keep_rating: the lowest rating that counts as liked.
+        views: give the histories as views of the liked ratings (Arrow's large_list_view) instead of copies. They
+            take the memory of one log, however many rows there are, but not every library reads them.
 
     Returns:
         userId, timestamp, label (int64, 0 or 1), the users' columns, genres (text), movieId,
@@ -337,8 +341,7 @@ def click_table(
     start = np.searchsorted(liked_moment, first, side="left")
     if max_length is not None:
         start = np.maximum(start, stop - max_length)
-    offsets = offsets_of(stop - start)
-    events = gather_index(start, offsets)
+    history = LogHistory(start, stop - start, views)
 
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "userId": ratings["userId"],
@@ -353,7 +356,7 @@ def click_table(
     columns["genres"] = get_column(movies, "genres", "movies").take(rows)
     columns["movieId"] = ratings["movieId"]
     for name, values in (("histHighRatedMovieIds", movie), ("histTimestamps", time)):
-        columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values[liked][events]))
+        columns[name] = history.of(pa.array(values[liked]))
     return pa.table(columns)
 
 

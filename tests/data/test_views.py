@@ -6,7 +6,16 @@ import pytest
 from event_log import log
 from same_batches import assert_same_batches
 
-from dien_fast.data import ClickDataset, Events, NegativeSampler, fit_encoders, next_clicks, shuffle_histories
+from dien_fast.data import (
+    ClickDataset,
+    Events,
+    NegativeSampler,
+    click_table,
+    fit_encoders,
+    movielens_schema,
+    next_clicks,
+    shuffle_histories,
+)
 from dien_fast.data.columns import as_lists, views
 from dien_fast.data.inspection import warning_lines
 from dien_fast.data.schema import Schema
@@ -88,3 +97,20 @@ def test_a_null_among_views_is_a_history_without_events():
     found = views(column)
     assert found.lengths.tolist() == [2, 0, 3]
     assert as_lists(column).to_pylist() == [[5, 6], [], [5, 6, 7]]
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_length": 3}], ids=str)
+def test_clicks_on_movies_are_the_same_bit_for_bit(settings):
+    rng = np.random.default_rng(0)
+    rows = 600
+    columns = {"userId": 7, "movieId": 40, "timestamp": 99}
+    ratings = pa.table({name: rng.integers(1, most, rows) for name, most in columns.items()})
+    ratings = ratings.append_column("rating", pa.array(rng.integers(1, 6, rows)))
+    movies = pa.table({"movieId": range(1, 40), "genres": ["A|B", None, "C"] * 13})
+    tables = [click_table(ratings, movies, **settings, views=flag) for flag in (False, True)]
+    assert pa.types.is_large_list_view(tables[1]["histTimestamps"].type)
+    schema = movielens_schema(tables[0])
+    left, right = datasets(tables, schema, slice(10, 500))
+    assert_same_batches(left, right)
+    assert len(right._sequences["histHighRatedMovieIds"].values) < rows
+    assert left.lengths("histHighRatedMovieIds").sum() > 2 * rows

@@ -27,7 +27,7 @@ class MovieLensSource(SourceKind):
         path = Path(settings.dataset)
         if not path.exists():
             path = fetch_ml_100k(cache_directory() / ML_100K)
-        table = click_table(*read_movielens(path), max_length=settings.overrides.get("max_length", 50))
+        table = click_table(*read_movielens(path), max_length=settings.overrides.get("max_length", 50), views=True)
         return SourceRows(table, movielens_schema(table))
 
 
