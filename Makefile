@@ -57,8 +57,9 @@ $(PEERS)/%/.ready: tests/peers/requirements/%.txt
 	@touch $@
 
 .PHONY: test-peers
-test-peers: $(READY) $(PEERS_READY) ## train the supported libraries' own DIEN, plain and accelerated; compare DSIN
+test-peers: $(READY) $(PEERS_READY) ## train the supported libraries' own DIEN, plain and accelerated; compare DSIN; encode with Ray
 	$(PEERS)/deepctr/bin/python tests/peers/compare_dsin.py
+	$(PEERS)/ray/bin/python tests/peers/encode_with_ray.py
 	$(BIN)/python tests/peers/compare.py --environments $(PEERS) $(ARGS)
 
 .PHONY: test-cuda-emulated

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dien_fast.data.checks import check_labels, check_table
 from dien_fast.data.columns import as_column, codes, gather_index, offsets_of
-from dien_fast.data.encoding import Gathered, UnknownWords, encode_columns, gather
+from dien_fast.data.encoding import Gathered, UnknownWords, encode_columns, from_zero, gather
 from dien_fast.data.fitting import Encoders
 from dien_fast.data.negatives import NegativeSampler
 from dien_fast.data.schema import ROW_KEY, Schema
@@ -171,7 +171,7 @@ class ClickDataset(Dataset[Batch]):
         labels = scalars.pop(self.schema.label, None)
         batch: Batch = {name: torch.from_numpy(values) for name, values in scalars.items()}
         for group in [group for group in self.schema.groups if group.time]:
-            gathered[session_key(group.name)] = _from_zero(*gathered[session_key(group.name)])
+            gathered[session_key(group.name)] = from_zero(*gathered[session_key(group.name)])
         if self._negatives is not None:
             for group in self.schema.groups:
                 offsets = gathered[group.pairs[0].pos_hist][1]
@@ -202,13 +202,6 @@ class ClickDataset(Dataset[Batch]):
     ) -> EpochBatches:
         """Return the row numbers of each epoch's batches; the arguments are those of :class:`EpochBatches`."""
         return EpochBatches(len(self), batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size)
-
-
-def _from_zero(sessions: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sessions ``[N]`` of the histories of a batch, counted from 0 for the oldest event of each."""
-    lengths = np.diff(offsets)
-    filled = lengths > 0
-    return sessions - np.repeat(sessions[offsets[:-1][filled]], lengths[filled]), offsets
 
 
 def _number_rows(table: pa.Table, column: str, what: str, source: str) -> np.ndarray:

@@ -179,3 +179,10 @@ def gather(scalars: Mapping[str, np.ndarray], sequences: Mapping[str, Sequences]
         index, offsets = places[id(starts)]
         gathered[name] = (values[index].astype(np.int64), offsets)
     return found, gathered
+
+
+def from_zero(sessions: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sessions ``[N]`` of histories counted from 0 for the oldest event of each, and their offsets."""
+    lengths = np.diff(offsets)
+    filled = lengths > 0
+    return sessions - np.repeat(sessions[offsets[:-1][filled]], lengths[filled]), offsets

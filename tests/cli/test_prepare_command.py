@@ -1,6 +1,7 @@
 """``dien-fast prepare``, and the commands that take prepared data in place of a table."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from dien_fast import load
 from dien_fast.cli import main
 from dien_fast.data import PreparedData
 from dien_fast.errors import DataError
+from dien_fast.training.metrics import auc
 
 TRAIN = ["--epochs", "2", "--embedding-size", "4", "--cpu", "--quiet"]
 
@@ -180,6 +182,38 @@ def test_damage_is_named(shop, tmp_path, capsys):
     assert "reads version 1" in failure(capsys, "train", "--dataset", tmp_path / "out", *run)
     with pytest.raises(DataError, match="reads version 1"):
         PreparedData(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_two_processes_read_their_own_blocks(shop, tmp_path):
+    """Windows of one block each: every process trains on its own, and all rows are evaluated once."""
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--no-python",
+        sys.executable,
+    ]
+    (tmp_path / "small.py").write_text(
+        "import sys\n"
+        "from dien_fast.cli import main\n"
+        "from dien_fast.data import PreparedData\n"
+        "PreparedData.dataset.__kwdefaults__['window_bytes'] = 1\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    run = ["train", *prepared(shop), "--output", tmp_path / "run", *TRAIN, "--batch-size", "32"]
+    done = run_python(*launch, tmp_path / "small.py", *run)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert main(["evaluate", str(tmp_path / "run"), "--json", "--quiet"]) == 0
+    scores = [
+        load(tmp_path / "run").predict(shop / "prepared"),
+        PreparedData(shop / "prepared").dataset("test").labels,
+    ]
+    assert len(scores[0]) == len(scores[1]) == 40
+    assert metrics["test_auc"] == pytest.approx(auc(scores[1], scores[0]), abs=1e-6)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from dien_fast.data.checks import check_labels, check_table
 from dien_fast.data.columns import Sequences, gather_index, offsets_of
-from dien_fast.data.encoding import encode_columns
+from dien_fast.data.encoding import encode_columns, from_zero
 from dien_fast.data.fitting import Encoders
 from dien_fast.data.hashing import hash_names
 from dien_fast.data.schema import Schema
@@ -115,14 +115,18 @@ class ArrowEncoder:
                     with reading(table, name, source) as column:
                         columns[key] = pa.array(hash_names(column, "user" if key == USER_KEY else "list"))
         columns |= {name: pa.array(values) for name, values in found.scalars.items()}
-        columns |= {name: _as_list(sequences) for name, sequences in found.sequences.items()}
+        sessions = {session_key(group.name) for group in schema.groups}
+        columns |= {name: _as_list(found.sequences[name], name in sessions) for name in found.sequences}
         arrays = [columns[item.name].cast(item.type) for item in self.output_schema]
         return pa.Table.from_arrays(arrays, schema=self.output_schema)
 
 
-def _as_list(sequences: Sequences) -> pa.ListArray:
+def _as_list(sequences: Sequences, are_sessions: bool) -> pa.ListArray:
+    """Return sequences as lists; sessions are counted from 0 in each, whatever stands before it in the batch."""
     offsets = offsets_of(sequences.lengths)
     values = sequences.values
     if len(values) != offsets[-1] or not np.array_equal(sequences.starts, offsets[:-1]):
         values = values[gather_index(sequences.starts, offsets)]
+    if are_sessions:
+        values = from_zero(values, offsets)[0]
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int32()))

@@ -87,12 +87,13 @@ def test_what_fits_into_memory_has_the_order_of_a_table(settings):
     assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
 
 
-@pytest.fixture
-def prepared(tmp_path, monkeypatch):
-    small_pieces(monkeypatch)
-    table, schema, pattern = write_clicks(tmp_path / "clicks", rows=1000)
-    data = prepare(pattern, schema, tmp_path / "prepared", split="random")
-    return data, table, schema
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        small_pieces(patch)
+        table, schema, pattern = write_clicks(directory / "clicks", rows=1000)
+        return prepare(pattern, schema, directory / "prepared", split="random"), table, schema
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -120,7 +120,6 @@ def test_validation_and_test_files(tmp_path):
     assert prepared.split.startswith("split: none, since validation and test rows are files")
 
 
-@pytest.mark.usefixtures("_small")
 def test_splits_by_chance(tmp_path):
     _, schema, pattern = write_clicks(tmp_path / "clicks", rows=4000)
     rows = prepare(pattern, schema, tmp_path / "random", split="random", seed=1).rows
@@ -172,7 +171,7 @@ def test_the_encoder_of_batches_gives_the_ids_of_prepare(tmp_path):
     encoded, dataset = pa.Table.from_batches(batches), prepared.dataset("train")
     for name in ("label", "age", "item", "category", "__user__"):
         assert np.array_equal(encoded[name].to_numpy(), dataset.column(name)), name
-    for name in ("tags", "hist_item", "hist_category"):
+    for name in ("tags", "hist_item", "hist_category", "items.session"):
         values = encoded[name].combine_chunks().flatten().to_numpy()
         assert np.array_equal(values, dataset.events(name)[0]), name
     unlabelled = ArrowEncoder(schema, prepared.encoders, require_label=False)
