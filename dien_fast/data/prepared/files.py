@@ -133,7 +133,8 @@ class TableFiles:
             for part in parts:
                 for name in [name for name in columns if name in file.folders]:
                     part = part.append_column(name, self._folder_column(file, name, part.num_rows))
-                self._check_kinds(file, part)
+                # Text that should be numbers is told later, by its row.
+                self._check_kinds(file, part, set() if delimiter is None else self._numbers())
                 yield part
         except FileNotFoundError:
             raise DataError(f"{file.path}: the file has vanished") from None
@@ -166,7 +167,6 @@ class TableFiles:
         with opened() as stream:
             delimiter, names = text_layout(stream.read(HEAD_BYTES), file.path, self._schema, delimiter)
         _check_columns(file.path, columns, names)
-        numbers = {*self._schema.numeric, self._schema.label, self._schema.time}
         with opened() as stream:
             try:
                 reader = pyarrow.csv.open_csv(
@@ -178,7 +178,7 @@ class TableFiles:
                 )
                 for batch in reader:
                     table = pa.Table.from_batches([batch])
-                    for name in [name for name in columns if name in numbers]:
+                    for name in [name for name in columns if name in self._numbers()]:
                         table = table.set_column(table.column_names.index(name), name, _guessed(table[name]))
                     yield table
             except pa.ArrowInvalid as error:
@@ -190,13 +190,17 @@ class TableFiles:
         """Return the value of a folder for each row: text, unless the schema calls it a number."""
         value = None if file.folders[name] == _NO_PARTITION else file.folders[name]
         column = pa.chunked_array([pa.repeat(pa.scalar(value, pa.string()), rows)])
-        numbers = {*self._schema.numeric, self._schema.label, self._schema.time}
-        return _guessed(column) if name in numbers else column
+        return _guessed(column) if name in self._numbers() else column
 
-    def _check_kinds(self, file: TableFile, table: pa.Table) -> None:
+    def _numbers(self) -> set[str | None]:
+        """Return the columns that the schema calls numbers."""
+        return {*self._schema.numeric, self._schema.label, self._schema.time}
+
+    def _check_kinds(self, file: TableFile, table: pa.Table, but: set[str | None]) -> None:
+        """Refuse columns, but for some, with values of another kind than before."""
         for column in table.schema:
             kind = _kind(column.type)
-            if kind is None:
+            if kind is None or column.name in but:
                 continue
             before, where = self._kinds.setdefault(column.name, (kind, file.path))
             if kind != before:

@@ -326,6 +326,19 @@ def test_rows_that_do_not_fit_the_schema(tmp_path):
         prepare(tmp_path / "clicks", schema_without_user(schema, time="label"), tmp_path / "out")
 
 
+def test_text_in_a_column_of_numbers_is_told_by_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("dien_fast.data.prepared.files._TEXT_BYTES", 2048)
+    lines = ["label,item,age", *(f"{row % 2},{row},{row}" for row in range(1000))]
+    lines[901] = "1,900,old"
+    (tmp_path / "clicks.csv").write_text("\n".join(lines))
+    message = (
+        r"clicks\.csv \(rows counted from its row (\d+)\): column 'age': expected a number, got 'old' in row (\d+)"
+    )
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(tmp_path / "clicks.csv", Schema(numeric=["age"], categorical=["item"]), tmp_path / "out")
+    assert sum(map(int, re.search(message, str(caught.value)).groups())) == 900
+
+
 def schema_without_user(schema, **settings):
     return Schema.from_dict(schema.to_dict() | {"user": None} | settings)
 
