@@ -10,8 +10,6 @@ import zipfile
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.csv
 import pytest
 import torch
 from shop import failure, make_shop, shop_table
@@ -137,8 +135,7 @@ def assert_scores(done, probabilities):
 
 
 def test_a_program_without_python_scores_rows(shop, serve, tmp_path):
-    table = shop_table(60, seed=3)
-    pa.csv.write_csv(table, tmp_path / "rows.csv", pa.csv.WriteOptions(quoting_style="none"))
+    shop_table(60, seed=3).to_pandas().to_csv(tmp_path / "rows.csv", index=False)
     done = serve(shop / "model.pt2", LIBRARY, tmp_path / "rows.csv")
     assert_scores(done, load(shop / "run").predict(tmp_path / "rows.csv"))
 
