@@ -28,7 +28,8 @@ def synchronise(model: nn.Module, batch_norm: bool = False) -> Callable[[], None
         What makes the model as it was before.
 
     Example:
-        >>> undo = synchronise(dien_fast.Interest(8))
+        >>> from dien_fast import Interest
+        >>> undo = synchronise(Interest(8))
         >>> undo()
     """
     nets = [module for module in model.modules() if isinstance(module, AuxiliaryNet)]

@@ -21,6 +21,7 @@ FILES = (
     "ops/test_rows.py",
     "ops/test_scores.py",
     "ops/test_shared_keys.py",
+    "ops/test_table_rows.py",
     "ops/test_wrong_arguments.py",
     "ops/test_functional.py",
 )
