@@ -133,6 +133,13 @@ class RunConfig(TrainSettings):
                 f"{directory} cannot be resumed: the training rows are not those it was trained on"
             )
 
+    def of_all_processes(self) -> dict[str, Any]:
+        """Return, by name, what processes that train as one must have in common: all but where the data are."""
+        flat = _flat(asdict(self))
+        # The encoders come last: they differ where the seed does.
+        encoders = {"encoders": flat.pop("fingerprint")}
+        return {name: value for name, value in flat.items() if not name.startswith("data.")} | encoders
+
     def identity(self) -> dict[str, Any]:
         """Return what the weights belong to, by name: the model's kind and sizes and the columns' meaning."""
         settings = {name: value for name, value in asdict(self).items() if name not in _NOT_OF_THE_MODEL}

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 # Drawing takes about half a second: too long for every epoch of a small data set.
 _PLOT_SECONDS = 30.0
 # What a checkpoint did that is older than these settings.
-_BEFORE_SETTINGS = {"table_optimizer": "adam", "sync_batchnorm": False}
+_BEFORE_SETTINGS = {"table_optimizer": "adam", "table_lr": 0.0, "sync_batchnorm": False}
 
 
 def fit(
@@ -221,7 +221,7 @@ class _Trainer:
             table.sparse = True
         several = accelerator.num_processes > 1
         self._undo = synchronise(model, settings.sync_batchnorm) if several else None
-        optimizer = make_optimizer(model, rule, settings.lr, settings.weight_decay)
+        optimizer = make_optimizer(model, rule, settings.lr, settings.weight_decay, settings.table_lr)
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
         # Evaluation goes around DDP, whose forward is a collective call and waits for every rank.
         self.state = TrainingState(accelerator.unwrap_model(self._wrapped), self._optimizer)
@@ -403,6 +403,7 @@ def _decisive_settings(settings: TrainSettings, train: EpochLoader, accelerator:
     """Return what a resumed training must have in common with the one that it goes on with."""
     return {
         "lr": settings.lr,
+        "table_lr": settings.table_lr,
         "weight_decay": settings.weight_decay,
         "aux_weight": settings.aux_weight,
         "seed": settings.seed,

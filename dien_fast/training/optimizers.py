@@ -185,19 +185,25 @@ def table_rule(setting: str, model: nn.Module, accelerator: Accelerator) -> str:
     return setting
 
 
-def make_optimizer(model: nn.Module, rule: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, rule: str, lr: float, weight_decay: float, table_lr: float = 0.0
+) -> torch.optim.Optimizer:
     """Return fused Adam for everything, or for everything but the tables, which get the rule.
 
     Args:
         model: what is trained; its tables must give sparse gradients unless the rule is ``"adam"``.
         rule: ``"adam"`` or one of ``SPARSE_RULES``.
-        lr: step size of both.
+        lr: step size.
         weight_decay: L2 penalty of both.
+        table_lr: step size of the tables; 0 is ``lr``.
     """
-    tables = [] if rule == "adam" else [table.weight for table in tables_of(model)]
+    tables = [table.weight for table in tables_of(model)] if rule != "adam" or table_lr else []
     of_tables = {id(weight) for weight in tables}
     others = [weight for weight in model.parameters() if id(weight) not in of_tables]
-    dense = torch.optim.Adam(others, lr=lr, weight_decay=weight_decay, fused=True)
-    if not tables:
+    groups: list[dict[str, Any]] = [{"params": others}]
+    if tables and rule == "adam":
+        groups.append({"params": tables, "lr": table_lr})
+    dense = torch.optim.Adam(groups, lr=lr, weight_decay=weight_decay, fused=True)
+    if not tables or rule == "adam":
         return dense
-    return Together(dense=dense, tables=RowOptimizer(tables, rule, lr, weight_decay))
+    return Together(dense=dense, tables=RowOptimizer(tables, rule, table_lr or lr, weight_decay))

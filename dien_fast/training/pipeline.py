@@ -17,6 +17,7 @@ from dien_fast.data.sources import LOAD_STEPS, Parts, PreparedParts, Source
 from dien_fast.models import MODELS
 from dien_fast.progress import steps
 from dien_fast.training.accelerator import check_loaders, make_accelerator
+from dien_fast.training.agreement import check_same_everywhere
 from dien_fast.training.config import RunConfig, write_json
 from dien_fast.training.directory import RunDirectory
 from dien_fast.training.interval import seconds_of
@@ -176,7 +177,20 @@ def _prepare(
         )
     check_loaders(train, valid, accelerator)
     seed_everything(config.seed, 0)
-    return _Prepared(tables, config, encoders, train, valid, test, build_model(config, encoders))
+    prepared = _Prepared(tables, config, encoders, train, valid, test, build_model(config, encoders))
+    if accelerator.num_processes > 1:
+        check_same_everywhere(_of_all_processes(prepared))
+    return prepared
+
+
+def _of_all_processes(prepared: _Prepared) -> dict[str, Any]:
+    """Return what the processes must have in common: the settings and the rows."""
+    parts = {"training": prepared.train, "validation": prepared.valid, "test": prepared.test}
+    rows = {
+        f"{name} rows": f"{len(loader.dataset):,} with checksum {loader.dataset.checksum():08x}"
+        for name, loader in parts.items()
+    }
+    return prepared.config.of_all_processes() | rows
 
 
 def _description(prepared: _Prepared, accelerator: Accelerator) -> list[str]:

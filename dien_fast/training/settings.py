@@ -40,6 +40,8 @@ class TrainSettings(Settings):
             over the whole table in each step. "sparse-adam" and "rowwise-adagrad" touch the rows of the batch
             alone, so that a step takes as long for ten million rows as for a hundred thousand. "auto" is "adam" up
             to a million numbers in all tables, "sparse-adam" above.
+        table_lr: step size of the embedding tables; 0 is that of all other weights. Adagrad needs a larger one
+            than Adam.
         sync_batchnorm: whether batch normalisation takes its statistics from the batches of all processes, so that
             several train as one with a batch of their number's size. It costs the native attention and two sums
             over the processes for each normalisation.
@@ -64,6 +66,7 @@ class TrainSettings(Settings):
     table_optimizer: Annotated[
         str, Rule("how embedding tables are moved", choices=("auto", "adam", *SPARSE_RULES), late=True)
     ] = "auto"
+    table_lr: Annotated[float, Rule("step size of embedding tables; 0 is that of --lr", least=0, late=True)] = 0.0
     sync_batchnorm: Annotated[bool, Rule("take batch statistics from the batches of all processes", late=True)] = (
         False
     )

@@ -30,6 +30,7 @@ ROOMS = (
     "training",
     "serving",
     "cli",
+    "__main__",
 )
 FUNCTION_LINES = 60
 FILE_LINES = 500
@@ -101,7 +102,7 @@ def room(module):
 
 def allowed_in(name):
     """The rooms that a room may import from; the command is a user of the package like any other."""
-    return [*ROOMS[: ROOMS.index(name) + 1], *([""] if name == "cli" else [])]
+    return [*ROOMS[: ROOMS.index(name) + 1], *([""] if name in ("cli", "__main__") else [])]
 
 
 def test_imports_run_from_room_to_room_one_way():

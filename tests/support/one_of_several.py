@@ -18,7 +18,7 @@ from dien_fast.training.config import RunConfig
 ROWS = 800
 
 
-def sgd(model, rule, lr, weight_decay):
+def sgd(model, rule, lr, weight_decay, table_lr):
     """SGD, which two sums of the same gradients move alike; Adam divides what is nearly 0 by its own size."""
     return torch.optim.SGD(model.parameters(), lr=lr)
 

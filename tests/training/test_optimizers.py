@@ -165,6 +165,12 @@ def test_rules_that_are_none_are_refused():
 def test_which_weights_get_which_optimizer():
     model = Words()
     assert isinstance(make_optimizer(model, "adam", 0.1, 0.2), torch.optim.Adam)
+    slow, fast = make_optimizer(model, "adam", 0.1, 0.2, table_lr=0.7).param_groups
+    assert (slow["lr"], fast["lr"]) == (0.1, 0.7)
+    assert {id(weight) for weight in fast["params"]} == {id(table.weight) for table in tables_of(model)}
+    both = make_optimizer(model, "rowwise-adagrad", 0.1, 0.2, table_lr=0.7)
+    assert both.parts["tables"].param_groups[0]["lr"] == 0.7
+    assert both.parts["dense"].param_groups[0]["lr"] == 0.1
     both = make_optimizer(model, "rowwise-adagrad", 0.1, 0.2)
     assert isinstance(both, Together)
     assert both.parts["tables"].param_groups[0]["params"] == [tables_of(model)[0].weight]

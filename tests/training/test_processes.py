@@ -1,14 +1,20 @@
 """Several processes train as one with the batch of all; metrics count every row once; a dead one ends all."""
 
+import os
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+from clicks import timed_schema, timed_table
 
+from dien_fast.data import ClickDataset, fit_encoders
+from dien_fast.training.agreement import difference_among
 from dien_fast.training.checkpoints import load_checkpoint
 
 SCRIPT = Path(__file__).parents[1] / "support" / "one_of_several.py"
@@ -67,3 +73,62 @@ def test_a_process_that_dies_ends_the_others_and_resuming_loses_nothing(tmp_path
     resumed = train(tmp_path / "died", 2, 16, "adam", "sync", 0, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_training(tmp_path / "whole", tmp_path / "died", 0)
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+def train_apart(directory, *differences):
+    """Start a process for each of the given options; return the exit status and the error of each."""
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(differences))}
+    command = [sys.executable, "-m", "dien_fast", "train", "--cpu", "--dataset", "synthetic", "--rows", "200"]
+    processes = []
+    for rank, more in enumerate(differences):
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(len(differences))}
+        environment = os.environ | place | ranks
+        words = [*command, "--epochs", "1", "--quiet", "--output", str(directory), *more]
+        processes.append(
+            subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    return [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (["--lr", "0.5"], "process 0 has lr = 0.002, but process 1 has lr = 0.5"),
+        (["--seed", "1"], "process 0 has seed = 0, but process 1 has seed = 1"),
+        (["--rows", "300"], "process 0 has training rows = "),
+    ],
+)
+def test_processes_with_other_settings_or_rows_are_refused(tmp_path, other, said):
+    for error, status in train_apart(tmp_path / "run", [], other):
+        assert status == 2, error
+        assert said in error
+        assert error.count("dien-fast: error: ") == 1
+        assert "Traceback" not in error
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_what_differs_is_named():
+    assert difference_among([{"lr": 1}, {"lr": 1}, {}]) == "process 0 has lr = 1, but process 2 has no lr"
+
+
+def test_a_checksum_tells_other_rows():
+    def rows(*changed):
+        table = timed_table(40)
+        for name, values in changed:
+            table = table.set_column(table.column_names.index(name), name, pa.array(values, table[name].type))
+        return ClickDataset(table, schema, encoders).checksum()
+
+    schema, table = timed_schema(), timed_table(40)
+    encoders = fit_encoders(table, schema)
+    label, history = schema.label, schema.groups[0].pairs[0].pos_hist
+    other = [[item % 9 + 1 for item in items or []] for items in table[history].to_pylist()]
+    assert rows() == rows()
+    assert rows() != rows((label, [1 - value for value in table[label].to_pylist()]))
+    assert rows() != rows((history, other))

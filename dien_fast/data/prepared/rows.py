@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,6 +122,11 @@ class PreparedDataset(ClickDataset):
     def source_rows(self) -> np.ndarray:
         """``[rows]`` int64, the number of each row in the files that were prepared."""
         return self.column(ROW_KEY)
+
+    def checksum(self) -> int:
+        """Return a CRC-32 of the shards, from what the manifest says of their blocks."""
+        blocks = [(block.rows, block.size, block.crc32) for shard in self._shards for block in shard.blocks]
+        return zlib.crc32(repr(blocks).encode())
 
     def column(self, name: str) -> np.ndarray:
         """Return a column of numbers of all rows, which stays in memory."""
