@@ -198,7 +198,7 @@ def example(inputs: Sequence[Input], seed: int = 0, users: int = 3) -> tuple[Ten
         [0, 4, 4, 6]
     """
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.tensor([(4, 0, 2)[user % 3] for user in range(users)])
+    lengths = torch.tensor([(4, 0, 2)[user % 3] for user in range(users)], dtype=torch.int64)
     offsets = nn.functional.pad(lengths.cumsum(0), (1, 0))
     events, candidates = int(offsets[-1]), 3 * users
     found = []

@@ -3,55 +3,20 @@
 import pytest
 import torch
 from selection import slow_but
+from served import KINDS, all_empty, program_of
 from shop import make_shop
 
-from dien_fast.data import Schema
 from dien_fast.errors import DienFastError
 from dien_fast.serving.package import operators, trace
 from dien_fast.serving.programs import example, programs_of
-from dien_fast.training.config import RunConfig
-from dien_fast.training.runs import build_model, load, schema_for, without_negatives
+from dien_fast.training.runs import load, without_negatives
 
-KINDS = {
-    "DIEN AUGRU": ("dien", {"gru_type": "AUGRU"}, ["attention_gru", "attention_gru", "attention_scores"]),
-    "DIEN AGRU": ("dien", {"gru_type": "AGRU"}, ["attention_gru", "attention_gru", "attention_scores"]),
-    "DIEN AIGRU": ("dien", {"gru_type": "AIGRU"}, ["attention_gru", "attention_gru", "attention_scores"]),
-    "DIEN GRU": (
-        "dien",
-        {"gru_type": "GRU"},
-        ["attention_gru", "attention_gru", "attention_scores", "weighted_sum"],
-    ),
-    "DIN": ("din", {}, ["attention_scores", "weighted_sum"]),
-    "DSIN": ("dsin", {"heads": 2}, None),
-}
 PROGRAMS = ("rows", "candidates")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return load(make_shop(tmp_path_factory.mktemp("shop")) / "run")
-
-
-def program_of(run, kind, entry):
-    """A program of a model with random weights over the shop's features."""
-    model, options, _ = KINDS[kind]
-    content = run.schema.to_dict()
-    content["groups"] = [group | {"time": "moments", "session_gap": 60.0} for group in content["groups"]]
-    schema = without_negatives(schema_for(model, Schema.from_dict(content)))
-    config = RunConfig(schema=schema.to_dict(), model=model, options=options, embedding_size=4)
-    torch.manual_seed(0)
-    programs = programs_of(build_model(config, run.encoders).eval(), schema, run.encoders)
-    return next(program for program in programs if program.entry == entry)
-
-
-def all_empty(inputs):
-    """Arguments of two users without a history."""
-    arguments = []
-    for item, value in zip(inputs, example(inputs, users=2), strict=True):
-        empty = item.size.startswith("events")
-        without = item.name.endswith(".offsets") and item.name != "candidates.offsets"
-        arguments.append(value[:0] if empty else torch.zeros_like(value) if without else value)
-    return tuple(arguments)
 
 
 @pytest.mark.parametrize(
