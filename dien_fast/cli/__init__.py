@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import dien_fast
-from dien_fast.cli import compare, evaluate, export, info, predict, prepare, train, tune
+from dien_fast.cli import compare, evaluate, export, info, predict, prepare, serve, train, tune
 from dien_fast.cli.signals import Terminated
 from dien_fast.errors import DienFastError
 
@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dien-fast {dien_fast.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (train, prepare, evaluate, predict, compare, tune, export, info):
+    for module in (train, prepare, evaluate, predict, compare, tune, export, serve, info):
         module.add_parser(commands)
     return parser
 

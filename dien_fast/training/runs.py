@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dien_fast.data.dataset import ClickDataset
     from dien_fast.data.fitting import Encoders
     from dien_fast.data.schema import Schema
+    from dien_fast.training.candidates import Request
 
 __all__ = [
     "Run",
@@ -215,7 +216,14 @@ class Run:
         """
         from dien_fast.training.candidates import encode_request
 
-        request = encode_request(self, user_table, items, candidate_offsets)
+        return self.score_encoded(encode_request(self, user_table, items, candidate_offsets))
+
+    def score_encoded(self, request: Request) -> np.ndarray:
+        """Return what :meth:`score_candidates` does, for its encoded arguments; ``unknown`` counts theirs.
+
+        Args:
+            request: what :func:`dien_fast.training.candidates.encode_request` returned.
+        """
         self.unknown.update(request.unknown)
         device = next(self.model.parameters()).device
         user, candidates = (to_device(batch, device) for batch in (request.user, request.candidates))
