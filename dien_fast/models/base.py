@@ -126,6 +126,27 @@ class ClickModel(reference.ClickModel):
         """
         return self.pool_group(layer, query, clicked.take(owner), None)[0]
 
+    def pool_states(
+        self, layer: nn.Module, query: Tensor, states: Ragged, candidate_offsets: Tensor | None
+    ) -> Tensor:
+        """Pool what :meth:`extract_states` returned for a group; otherwise as :meth:`pool_candidates`."""
+        raise ValueError(f"states are kept for DIEN alone, got {type(self).__name__}")
+
+    def extract_states(self, user: Batch, states: Mapping[str, Ragged] | None = None) -> dict[str, Ragged]:
+        """Return what :meth:`score_candidates` takes in place of histories.
+
+        Args:
+            user: the histories of U users, as for :meth:`forward`, or their newer events.
+            states: what this method returned for the events before; None where there are none.
+
+        Returns:
+            States by group, ragged ``[N, D]``, those of ``states`` included.
+
+        Raises:
+            ValueError: the model has no states, or the numbers of users differ.
+        """
+        raise ValueError(f"states are kept for DIEN alone, got {type(self).__name__}")
+
     def trace_group(self, layer: nn.Module, query: Tensor, clicked: Histories) -> tuple[Tensor, Tensor]:
         """Return what :meth:`trace` returns, from the arguments of :meth:`pool_group`."""
         raise NotImplementedError
@@ -172,7 +193,14 @@ class ClickModel(reference.ClickModel):
         return self.head(torch.cat(inputs, dim=-1)), mean_loss
 
     @torch.no_grad()
-    def score_candidates(self, user: Batch, candidates: Batch, candidate_offsets: Tensor | None = None) -> Tensor:
+    def score_candidates(
+        self,
+        user: Batch,
+        candidates: Batch,
+        candidate_offsets: Tensor | None = None,
+        *,
+        states: Mapping[str, Ragged] | None = None,
+    ) -> Tensor:
         """Score many candidates of each user, in evaluation mode.
 
         What depends on the user alone, above all the interest states of the histories, is computed once a user.
@@ -184,6 +212,7 @@ class ClickModel(reference.ClickModel):
                 the candidates of a user next to each other; a feature that is in both is taken from here.
             candidate_offsets: ``[U + 1]`` int64, from 0 to C: user ``u`` has candidates
                 ``candidate_offsets[u]`` to ``candidate_offsets[u + 1]``. None for one user.
+            states: in place of the users' histories, what :meth:`extract_states` returned for them.
 
         Returns:
             Logits ``[C]``, or ``[C, d_out]`` for ``d_out > 1``: those of :meth:`forward` for the repeated user.
@@ -202,11 +231,11 @@ class ClickModel(reference.ClickModel):
 
         requests: _Requests = {f: (f, category(source(f), f)) for f in self.cat_features}
         requests |= self._pooled_requests(user)
-        for group in self.attention_groups:
+        for group in self.attention_groups if states is None else ():
             requests |= self._group_requests(group, user, with_negatives=False)
         vectors = self._embed(requests)
         numbers = {feature: number(source(feature), feature) for feature in self.num_features}
-        users = self._count_users(user, candidates)
+        users = self._count_users(user, candidates, states)
         rows = rows_of(next(iter(candidates.values())))
         owner = candidate_owners(candidate_offsets, users, rows, next(self.parameters()).device)
 
@@ -217,11 +246,13 @@ class ClickModel(reference.ClickModel):
         inputs = [per_candidate(feature, value) for feature, value in numbers.items()]
         inputs += embedded.values()
         inputs += [value[owner] for value in self._pool_sequences(vectors)]
-        layers = self.attention_poolings
         for group in self.attention_groups:
+            layer, query = self.attention_poolings[group.name], _query(group, embedded)
+            if states is not None:
+                inputs.append(self.pool_states(layer, query, states[group.name], candidate_offsets))
+                continue
             clicked = self._clicked(group, user, vectors)
-            layer = layers[group.name]
-            inputs.append(self.pool_candidates(layer, _query(group, embedded), clicked, owner, candidate_offsets))
+            inputs.append(self.pool_candidates(layer, query, clicked, owner, candidate_offsets))
         return self.head(torch.cat(inputs, dim=-1))
 
     @torch.no_grad()
@@ -346,11 +377,13 @@ class ClickModel(reference.ClickModel):
         if not _all_equal(sizes.values()):
             raise ValueError(f"candidates must have the same number of rows in every feature, got {sizes}")
 
-    def _count_users(self, user: Batch, candidates: Batch) -> int:
+    def _count_users(self, user: Batch, candidates: Batch, states: Mapping[str, Ragged] | None) -> int:
         """Return the number of rows of the user's features; one where all features are the candidate's."""
-        clicked = {pair["pos_hist"] for group in self.attention_groups for pair in group.pairs}
+        groups = self.attention_groups if states is None else ()
+        clicked = {pair["pos_hist"] for group in groups for pair in group.pairs}
         wanted = {*self.num_features, *self.cat_features, *self.pooled_features, *clicked} - set(candidates)
         sizes = {name: rows_of(value) for name, value in user.items() if name in wanted}
+        sizes |= {f"states of {name}": rows_of(value) for name, value in (states or {}).items()}
         if not _all_equal(sizes.values()):
             raise ValueError(f"user must have the same number of rows in every feature, got {sizes}")
         return next(iter(sizes.values()), 1)

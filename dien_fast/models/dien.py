@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from dien_fast import reference
 from dien_fast.models.base import ClickModel
-from dien_fast.models.batches import Histories
+from dien_fast.models.batches import Batch, Histories
 from dien_fast.nn.interest import Interest
 from dien_fast.ragged import Ragged
 from dien_fast.settings import Rule, Settings
@@ -103,6 +105,28 @@ class DIEN(ClickModel, reference.DIEN):
         assert isinstance(layer, Interest)
         assert isinstance(clicked, Ragged)
         return layer.evolve_candidates(query, clicked, candidate_offsets=candidate_offsets)
+
+    def pool_states(
+        self, layer: nn.Module, query: Tensor, states: Ragged, candidate_offsets: Tensor | None
+    ) -> Tensor:
+        """Evolve the interest ``[C, D]`` from states that were kept."""
+        assert isinstance(layer, Interest)
+        return layer.evolve_candidates(query, states=states, candidate_offsets=candidate_offsets)
+
+    @torch.no_grad()
+    def extract_states(self, user: Batch, states: Mapping[str, Ragged] | None = None) -> dict[str, Ragged]:
+        """Return the extractor's states by group, as :meth:`ClickModel.extract_states` says."""
+        found = {}
+        for group in self.attention_groups:
+            layer = self.attention_poolings[group.name]
+            assert isinstance(layer, Interest)
+            vectors = self._embed(self._group_requests(group, user, with_negatives=False))
+            clicked = self._clicked(group, user, vectors)
+            assert isinstance(clicked, Ragged)
+            found[group.name] = (
+                layer.extract(clicked) if states is None else layer.extend(states[group.name], clicked)
+            )
+        return found
 
     def trace_group(self, layer: nn.Module, query: Tensor, clicked: Histories) -> tuple[Tensor, Tensor]:
         """Return attention ``[B, T]`` and evolved states ``[B, T, D]``, 0 on padding."""

@@ -8,5 +8,6 @@ from dien_fast.serving.exported import Exported
 from dien_fast.serving.onnx_model import OnnxModel, export_onnx
 from dien_fast.serving.package import Package, export
 from dien_fast.serving.programs import Input
+from dien_fast.serving.threads import threads
 
-__all__ = ["Exported", "Input", "OnnxModel", "Package", "export", "export_onnx"]
+__all__ = ["Exported", "Input", "OnnxModel", "Package", "export", "export_onnx", "threads"]

@@ -10,6 +10,7 @@ metrics.json    metrics on the validation and test rows at the best epoch
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -140,6 +141,7 @@ class Run:
     encoders: Encoders
     model: ClickModel
     unknown: Counter[str] = field(default_factory=Counter, repr=False, compare=False)
+    _process: int = field(default_factory=os.getpid, repr=False, compare=False)
 
     def predict(
         self,
@@ -177,6 +179,7 @@ class Run:
 
         if isinstance(table, str | Path) and is_prepared(table):
             table = self.dataset(table)
+        self._check_process()
         if not isinstance(table, ClickDataset):
             data = read_table(table, self.schema)
             if not data.num_rows and not data.num_columns:
@@ -224,11 +227,20 @@ class Run:
         Args:
             request: what :func:`dien_fast.training.candidates.encode_request` returned.
         """
+        self._check_process()
         self.unknown.update(request.unknown)
         device = next(self.model.parameters()).device
         user, candidates = (to_device(batch, device) for batch in (request.user, request.candidates))
         logits = self.model.score_candidates(user, candidates, request.offsets)
         return logits.float().sigmoid().cpu().numpy()
+
+    def _check_process(self) -> None:
+        """Raise where a call would wait forever: OpenMP's threads do not come along when a process forks."""
+        if os.getpid() != self._process and torch.get_num_threads() > 1:
+            raise DienFastError(
+                "the run was loaded before this process forked; call torch.set_num_threads(1) here, or start the "
+                "process with spawn and load the run in it"
+            )
 
     def dataset(
         self,
