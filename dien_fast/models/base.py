@@ -79,7 +79,7 @@ class ClickModel(reference.ClickModel):
         ValueError: if the feature lists, sizes, groups and shared tables do not fit together.
     """
 
-    embedding_type: ClassVar[type[nn.Embedding]] = Embedding
+    embedding_type: ClassVar[type[nn.Module]] = Embedding
     options: ClassVar[type[Settings]] = Settings
     group_options: ClassVar[tuple[str, ...]] = ()
     uses_negatives: ClassVar[bool] = False

@@ -49,6 +49,34 @@ class Embedding(nn.Embedding):
         return rows
 
 
+class RemoteEmbedding(nn.Module):
+    """The place of a table in a model that has ``remote_tables`` instead; without weights.
+
+    Args:
+        num_embeddings: rows of the table.
+        embedding_dim: their width.
+        padding_idx: the row of padding.
+
+    Example:
+        >>> sum(weight.numel() for weight in RemoteEmbedding(10**9, 64, padding_idx=0).parameters())
+        0
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Refuse to look up ids.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            f"the table of {self.num_embeddings:,} rows is elsewhere: set the model's remote_tables"
+        )
+
+
 class _Embedding(torch.autograd.Function):
     """torch's lookup, with a gradient that adds whole rows."""
 

@@ -37,7 +37,7 @@ class ClickModel(nn.Module):
         ValueError: if the feature lists, sizes, groups and shared tables do not fit together.
     """
 
-    embedding_type: ClassVar[type[nn.Embedding]] = nn.Embedding
+    embedding_type: ClassVar[type[nn.Module]] = nn.Embedding
 
     def __init__(
         self,

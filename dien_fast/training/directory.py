@@ -147,6 +147,11 @@ class RunDirectory:
         self.close()
 
 
+def tables_of_epoch(epoch: int) -> str:
+    """Return what the directory with the tables after an epoch is called, where several processes divide them."""
+    return f"tables-{epoch}"
+
+
 def finish_replacement(directory: str | Path) -> None:
     """Let a new run take its place where a kill kept it from doing so; readers call this first.
 
@@ -189,7 +194,8 @@ def _finish_replacement(directory: Path) -> None:
         return
     names = json.loads((ready / _NAMES).read_text(encoding="utf-8"))
     encoders = (path.relative_to(directory).as_posix() for path in (directory / "encoders").glob("*.json"))
-    for stale in {*RUN_FILES, *encoders} - set(names):
+    tables = (path.relative_to(directory).as_posix() for path in directory.glob("tables-*/*"))
+    for stale in {*RUN_FILES, *encoders, *tables} - set(names):
         (directory / stale).unlink(missing_ok=True)
     for name in names:
         if (ready / name).exists():

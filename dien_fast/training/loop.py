@@ -34,7 +34,7 @@ from dien_fast.training.accelerator import (
     share_buffers,
 )
 from dien_fast.training.checkpoints import first_difference, load_checkpoint, save_checkpoint
-from dien_fast.training.directory import RunDirectory
+from dien_fast.training.directory import RunDirectory, tables_of_epoch
 from dien_fast.training.interval import Interval, seconds_of
 from dien_fast.training.optimizers import make_optimizer, table_rule, tables_of
 from dien_fast.training.position import (
@@ -53,11 +53,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from dien_fast.data.dataset import EpochLoader
+    from dien_fast.training.sharded.files import TableFiles
 
 # Drawing takes about half a second: too long for every epoch of a small data set.
 _PLOT_SECONDS = 30.0
 # What a checkpoint did that is older than these settings.
-_BEFORE_SETTINGS = {"table_optimizer": "adam", "table_lr": 0.0, "sync_batchnorm": False}
+_BEFORE_SETTINGS = {"table_optimizer": "adam", "table_lr": 0.0, "tables": "local", "sync_batchnorm": False}
 
 
 def fit(
@@ -131,32 +132,35 @@ def fit(
         timeout = seconds_of("process_timeout", settings.process_timeout)
         accelerator = make_accelerator(settings.mixed_precision, settings.gradient_accumulation, cpu, timeout)
     check_loaders(train, valid, accelerator)
-    rule = table_rule(settings.table_optimizer, model, accelerator)
+    tables = getattr(model, "remote_tables", None)
+    if tables is not None and run_directory is None:
+        raise ValueError("run_directory must be given for a model with remote_tables: the best epoch's are there")
+    rule = table_rule(settings.table_optimizer, model, accelerator) if tables is None else tables.rule
     belongs_to = {
         "settings": _decisive_settings(settings, train, accelerator) | {"table_optimizer": rule},
         "fingerprint": fingerprint,
         "identity": dict(identity or {}),
     }
     with missing_processes(accelerator), _open_run(run_directory, resume, accelerator) as (run, resuming):
-        trainer = _Trainer(model, settings, accelerator, progress, stop or StopRequest())
-        files = None if run is None else _RunFiles(run, belongs_to)
+        trainer = _Trainer(model, settings, rule, accelerator, progress, stop or StopRequest())
+        files = None if run is None else _RunFiles(run, belongs_to, accelerator.is_main_process, tables)
         if files is not None and resuming:
             trainer.position = files.load(trainer.state)
         # Several processes would have to agree on the step, and each has random states of its own.
-        if files is not None and accelerator.num_processes == 1:
+        if files is not None and accelerator.num_processes == 1 and tables is None:
             trainer.save_position = files.save_position
         try:
             while not trainer.state.is_over(settings, validated=valid is not None):
                 trainer.epoch(train, valid)
+                if files is not None:
+                    files.save(trainer.state)
                 if accelerator.is_main_process:
-                    if files is not None:
-                        files.save(trainer.state)
                     (log or print_line)(epoch_line(trainer.state.history[-1]))
                     if on_epoch is not None:
                         on_epoch(trainer.state.history[-1])
             accelerator.wait_for_everyone()
             trainer.state.restore_best()
-            if files is not None and trainer.state.history and accelerator.is_main_process:
+            if files is not None and trainer.state.history:
                 files.finish(trainer.state)
         finally:
             trainer.close()
@@ -192,6 +196,7 @@ class _Trainer:
     Args:
         model: the model as its owner has it.
         settings: of the training.
+        rule: what moves the embedding tables.
         accelerator: of this process.
         progress: show a progress bar.
         stop: looked at after each step.
@@ -205,6 +210,7 @@ class _Trainer:
         self,
         model: nn.Module,
         settings: TrainSettings,
+        rule: str,
         accelerator: Accelerator,
         progress: bool,
         stop: StopRequest,
@@ -214,7 +220,6 @@ class _Trainer:
         self.position: dict[str, Any] | None = None
         self.save_position: Callable[[TrainingState, dict[str, Any]], None] | None = None
         self._show = progress and accelerator.is_main_process
-        rule = table_rule(settings.table_optimizer, model, accelerator)
         # DDP asks the tables which gradients will be sparse.
         self._sparse = [] if rule == "adam" else [t for t in tables_of(model) if not t.sparse]
         for table in self._sparse:
@@ -337,10 +342,18 @@ class _RunFiles:
     Args:
         run: the directory.
         belongs_to: settings, fingerprint and identity, which each checkpoint repeats.
+        first: whether this is the first process, which alone writes all but its part of divided tables.
+        tables: divided tables of the model, or None.
     """
 
-    def __init__(self, run: RunDirectory, belongs_to: dict[str, Any]) -> None:
-        self._run, self._belongs_to = run, belongs_to
+    def __init__(self, run: RunDirectory, belongs_to: dict[str, Any], first: bool, tables: Any = None) -> None:
+        self._run, self._belongs_to, self._first = run, belongs_to, first
+        self._tables: TableFiles | None = None
+        if tables is not None:
+            # Distributed checkpoints take a while to import.
+            from dien_fast.training.sharded.files import TableFiles
+
+            self._tables = TableFiles(tables, run)
         self._last_plot = time.perf_counter()
 
     def load(self, state: TrainingState) -> dict[str, Any] | None:
@@ -360,19 +373,27 @@ class _RunFiles:
             raise CheckpointError(f"{path} cannot be resumed: its encoders were fitted to other data")
         best = load_checkpoint(self._run.path / "best.pt")["model"] if last["history"] else None
         state.load_state_dict(last, best, path)
+        if self._tables is not None and state.epoch:
+            self._tables.load(state.epoch)
         position: dict[str, Any] | None = last.get("position")
         return position
 
     def save(self, state: TrainingState) -> None:
-        """Write the epoch that has just been recorded."""
+        """Write the epoch that has just been recorded; every process calls this."""
+        if self._tables is not None:
+            self._tables.save(state.epoch)
+        if not self._first:
+            return
         place = self._run.place
         # last.pt comes last: if the process dies before, the epoch is repeated.
         if state.best_epoch == state.epoch:
             best = {"model": state.best, "epoch": state.epoch, "valid_auc": state.best_auc}
-            save_checkpoint(place / "best.pt", best | self._belongs_to)
+            save_checkpoint(place / "best.pt", best | self._named(state.epoch) | self._belongs_to)
         self._write_history(state, place)
-        save_checkpoint(place / "last.pt", state.state_dict() | self._belongs_to)
+        save_checkpoint(place / "last.pt", state.state_dict() | self._named(state.epoch) | self._belongs_to)
         self._run.take_place()
+        if self._tables is not None:
+            self._tables.keep(state.epoch, state.best_epoch)
         if time.perf_counter() - self._last_plot > _PLOT_SECONDS:
             self._plot(state)
 
@@ -384,9 +405,16 @@ class _RunFiles:
         self._run.take_place()
 
     def finish(self, state: TrainingState) -> None:
-        """Write the history as it is at the end, and draw it."""
-        self._write_history(state, self._run.path)
-        self._plot(state)
+        """Give divided tables those of the best epoch; write the history as it is at the end, and draw it."""
+        if self._tables is not None:
+            self._tables.load(state.best_epoch)
+        if self._first:
+            self._write_history(state, self._run.path)
+            self._plot(state)
+
+    def _named(self, epoch: int) -> dict[str, str]:
+        """Return the entry of a checkpoint that says where its tables are, if they are not in it."""
+        return {} if self._tables is None else {"tables": tables_of_epoch(epoch)}
 
     def _write_history(self, state: TrainingState, place: Path) -> None:
         with write_atomically(place / "history.csv") as unfinished:
@@ -412,7 +440,9 @@ def _decisive_settings(settings: TrainSettings, train: EpochLoader, accelerator:
         "mixed_precision": accelerator.mixed_precision,
         "gradient_accumulation": accelerator.gradient_accumulation_steps,
         "sync_batchnorm": settings.sync_batchnorm,
-        "processes": accelerator.num_processes,
+        "tables": settings.tables,
+        # Divided tables are read by any number of processes.
+        "processes": accelerator.num_processes if settings.tables == "local" else "any",
     }
 
 

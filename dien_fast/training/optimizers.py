@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # The names of the rules, as the setting ``table_optimizer`` has them beside "adam", which is dense, and "auto".
 SPARSE_RULES = ("sparse-adam", "rowwise-adagrad")
+# More that divided tables have, moved by TorchRec.
+TORCHREC_RULES = ("adagrad", "sgd")
 # "auto" is dense Adam up to so many numbers in all tables of a model.
 _NUMBERS_OF_DENSE_ADAM = 1_000_000
 
@@ -173,6 +175,8 @@ def table_rule(setting: str, model: nn.Module, accelerator: Accelerator) -> str:
     Raises:
         DienFastError: if several processes cannot train with the rule.
     """
+    if setting in TORCHREC_RULES:
+        raise DienFastError(f"table_optimizer {setting!r} is one of divided tables; train with --tables torchrec")
     possible = adds_sparse_gradients(accelerator)
     if setting == "auto":
         numbers = sum(table.weight.numel() for table in tables_of(model))

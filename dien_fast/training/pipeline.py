@@ -15,6 +15,7 @@ from dien_fast.data import EpochLoader
 from dien_fast.data.inspection import vocabulary_lines, warning_lines
 from dien_fast.data.sources import LOAD_STEPS, Parts, PreparedParts, Source
 from dien_fast.models import MODELS
+from dien_fast.nn.embedding import RemoteEmbedding
 from dien_fast.progress import steps
 from dien_fast.training.accelerator import check_loaders, make_accelerator
 from dien_fast.training.agreement import check_same_everywhere
@@ -26,6 +27,8 @@ from dien_fast.training.metrics import auc
 from dien_fast.training.position import StopRequest
 from dien_fast.training.runs import build_model, prepare_directory, schema_for
 from dien_fast.training.scoring import evaluate
+from dien_fast.training.sharded.checks import check_sharded
+from dien_fast.training.sharded.tables import sharded_tables
 from dien_fast.training.trackers import check_trackers, start_trackers, track_epoch
 
 if TYPE_CHECKING:
@@ -86,8 +89,7 @@ def train_run(
         >>> train_run(Source("synthetic"), RunConfig(epochs=2), "runs/synthetic")  # doctest: +SKIP
     """
     check_trackers(track)
-    timeout = seconds_of("process_timeout", config.process_timeout)
-    accelerator = make_accelerator(config.mixed_precision, config.gradient_accumulation, cpu, timeout)
+    accelerator = _accelerator(config, cpu)
     say = log if accelerator.is_main_process else _say_nothing
     with RunDirectory(directory) as run:
         if accelerator.is_main_process:
@@ -104,23 +106,26 @@ def train_run(
         if resume:
             say(f"resuming {directory}")
         start_trackers(accelerator, track, run.path, asdict(prepared.config))
-        history = fit(
-            prepared.model,
-            prepared.train,
-            prepared.valid,
-            settings=prepared.config,
-            run_directory=run,
-            resume=resume,
-            fingerprint=prepared.config.fingerprint,
-            identity=prepared.config.identity(),
-            accelerator=accelerator,
-            progress=progress,
-            log=log,
-            on_epoch=_each(partial(track_epoch, accelerator), on_epoch),
-            stop=stop,
-        )
-        scores = evaluate(prepared.model, prepared.test, aux_weight=config.aux_weight, k=RANKS, progress=progress)
-        metrics = _metrics(history, scores, prepared)
+        with sharded_tables(prepared.model, prepared.config):
+            history = fit(
+                prepared.model,
+                prepared.train,
+                prepared.valid,
+                settings=prepared.config,
+                run_directory=run,
+                resume=resume,
+                fingerprint=prepared.config.fingerprint,
+                identity=prepared.config.identity(),
+                accelerator=accelerator,
+                progress=progress,
+                log=log,
+                on_epoch=_each(partial(track_epoch, accelerator), on_epoch),
+                stop=stop,
+            )
+            scores = evaluate(
+                prepared.model, prepared.test, aux_weight=config.aux_weight, k=RANKS, progress=progress
+            )
+            metrics = _metrics(history, scores, prepared)
         track_epoch(accelerator, {"epoch": metrics["best_epoch"]} | {f"test_{k}": v for k, v in scores.items()})
         if accelerator.is_main_process:
             write_json(run.path / "metrics.json", metrics)
@@ -130,6 +135,15 @@ def train_run(
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return metrics
+
+
+def _accelerator(config: RunConfig, cpu: bool) -> Accelerator:
+    """Return the Accelerator for these settings."""
+    if config.tables == "torchrec":
+        check_sharded(config, cpu)
+        cpu = True
+    timeout = seconds_of("process_timeout", config.process_timeout)
+    return make_accelerator(config.mixed_precision, config.gradient_accumulation, cpu, timeout)
 
 
 @dataclass
@@ -177,7 +191,8 @@ def _prepare(
         )
     check_loaders(train, valid, accelerator)
     seed_everything(config.seed, 0)
-    prepared = _Prepared(tables, config, encoders, train, valid, test, build_model(config, encoders))
+    model = build_model(config, encoders, without_tables=config.tables == "torchrec")
+    prepared = _Prepared(tables, config, encoders, train, valid, test, model)
     if accelerator.num_processes > 1:
         check_same_everywhere(_of_all_processes(prepared))
     return prepared
@@ -286,6 +301,8 @@ def _metrics(history: pd.DataFrame, scores: dict[str, float], prepared: _Prepare
 
 def _describe(config: RunConfig, model: torch.nn.Module) -> str:
     weights = sum(parameter.numel() for parameter in model.parameters())
+    elsewhere = [module for module in model.modules() if isinstance(module, RemoteEmbedding)]
+    weights += sum(table.num_embeddings * table.embedding_dim for table in elsewhere)
     kind = MODELS[config.model]
     # A word speaks for itself, a number does not.
     details = [value if isinstance(value, str) else f"{name}: {value}" for name, value in config.options.items()]

@@ -4,6 +4,7 @@ config.json     model, hyper-parameters, schema, where the data came from, versi
 encoders/       the vocabularies and quantiles, one JSON file per feature
 best.pt         weights of the epoch with the best validation AUC
 last.pt         weights, optimizer and history, to resume from
+tables-N/       the embedding tables after epoch N, where several processes divide them (--tables torchrec)
 history.csv     one row per epoch; loss.png and auc.png draw it
 metrics.json    metrics on the validation and test rows at the best epoch
 """
@@ -21,6 +22,7 @@ import torch
 
 from dien_fast.errors import CheckpointError, DataError, DienFastError
 from dien_fast.models import MODELS, AttentionGroup, ClickModel
+from dien_fast.nn.embedding import RemoteEmbedding
 from dien_fast.progress import steps
 from dien_fast.training.checkpoints import first_difference, load_checkpoint, load_weights
 from dien_fast.training.config import RunConfig
@@ -45,12 +47,13 @@ __all__ = [
 ]
 
 
-def build_model(config: RunConfig, encoders: Encoders) -> ClickModel:
+def build_model(config: RunConfig, encoders: Encoders, *, without_tables: bool = False) -> ClickModel:
     """Build the model that ``config`` describes, with new weights from torch's generator.
 
     Args:
         config: model, sizes and schema.
         encoders: fitted to the training rows; they give the vocabulary sizes.
+        without_tables: leave the embedding tables out, for a model that gets ``remote_tables``.
 
     Raises:
         DataError: if schema, encoders and sizes do not go together.
@@ -58,8 +61,11 @@ def build_model(config: RunConfig, encoders: Encoders) -> ClickModel:
     Example:
         >>> model = build_model(run.config, run.encoders)  # doctest: +SKIP
     """
+    kind = MODELS[config.model]
+    if without_tables:
+        kind = type(kind.__name__, (kind,), {"embedding_type": RemoteEmbedding, "__module__": kind.__module__})
     try:
-        return MODELS[config.model](**model_arguments(config, encoders))
+        return kind(**model_arguments(config, encoders))
     except (ValueError, KeyError) as error:
         raise DataError(f"the schema does not fit the model: {error}") from error
     except RuntimeError as error:
@@ -346,7 +352,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Run:
             f"the encoders in {directory / 'encoders'} do not fit {directory / 'best.pt'}: "
             "they were fitted to other data"
         )
-    load_weights(model, best["model"], directory / "best.pt")
+    weights = best["model"]
+    if "tables" in best:
+        from dien_fast.training.sharded.files import read_tables
+
+        weights = weights | read_tables(model, directory / str(best["tables"]))
+    load_weights(model, weights, directory / "best.pt")
     model.to(device).eval()
     return Run(directory=directory, config=config, schema=schema, encoders=encoders, model=model)
 

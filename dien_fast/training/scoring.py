@@ -101,6 +101,8 @@ def _score(model: nn.Module, loader: EpochLoader, progress: bool) -> tuple[np.nd
     scored: list[tuple[Tensor, Tensor]] = []
     aux_losses: list[Tensor] = []
     sizes: list[int] = []
+    remote = getattr(model, "remote_tables", None)
+    missing = 0 if remote is None else remote.missing_look_ups(len(loader))
     try:
         show = progress and loader.batches.rank == 0
         with torch.no_grad(), progress_bar(len(loader.dataset), "scoring", "rows", show) as bar:
@@ -113,6 +115,9 @@ def _score(model: nn.Module, loader: EpochLoader, progress: bool) -> tuple[np.nd
                 if aux_loss is not None:
                     aux_losses.append(aux_loss)
                 bar.update(sizes[-1] * world_size)
+        if remote is not None:
+            # Each look-up of another process needs this one, too.
+            remote.attend(missing)
     finally:
         model.train(was_training)
     logits_by_row, times = collect(scored, len(loader.dataset), world_size)

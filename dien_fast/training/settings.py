@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from dien_fast.settings import Rule, Settings, rules
 from dien_fast.training.interval import Interval, seconds_of
-from dien_fast.training.optimizers import SPARSE_RULES
+from dien_fast.training.optimizers import SPARSE_RULES, TORCHREC_RULES
 
 T = TypeVar("T", bound="TrainSettings")
 
@@ -39,7 +39,10 @@ class TrainSettings(Settings):
         table_optimizer: how embedding tables are moved. "adam" is the dense Adam of all other weights: it walks
             over the whole table in each step. "sparse-adam" and "rowwise-adagrad" touch the rows of the batch
             alone, so that a step takes as long for ten million rows as for a hundred thousand. "auto" is "adam" up
-            to a million numbers in all tables, "sparse-adam" above.
+            to a million numbers in all tables, "sparse-adam" above. "adagrad" and "sgd" are for divided tables
+            alone, which have neither of the Adams; for these "auto" is "rowwise-adagrad".
+        tables: where the embedding tables are: "local", whole in each process, or "torchrec", divided by rows
+            among the processes.
         table_lr: step size of the embedding tables; 0 is that of all other weights. Adagrad needs a larger one
             than Adam.
         sync_batchnorm: whether batch normalisation takes its statistics from the batches of all processes, so that
@@ -64,8 +67,19 @@ class TrainSettings(Settings):
     mixed_precision: Annotated[str, Rule("train with 16-bit arithmetic", choices=("no", "bf16", "fp16"))] = "no"
     gradient_accumulation: Annotated[int, Rule("batches to a step", least=1)] = 1
     table_optimizer: Annotated[
-        str, Rule("how embedding tables are moved", choices=("auto", "adam", *SPARSE_RULES), late=True)
+        str,
+        Rule(
+            "how embedding tables are moved", choices=("auto", "adam", *SPARSE_RULES, *TORCHREC_RULES), late=True
+        ),
     ] = "auto"
+    tables: Annotated[
+        str,
+        Rule(
+            "keep whole tables in each process, or let TorchRec divide them",
+            choices=("local", "torchrec"),
+            late=True,
+        ),
+    ] = "local"
     table_lr: Annotated[float, Rule("step size of embedding tables; 0 is that of --lr", least=0, late=True)] = 0.0
     sync_batchnorm: Annotated[bool, Rule("take batch statistics from the batches of all processes", late=True)] = (
         False
