@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +168,10 @@ def read_tables(model: nn.Module, path: Path) -> dict[str, Tensor]:
         check_tensors(metadata, {f"tables.{named[1]}": (rows, -(-width // 4) * 4)}, path)
         table = torch.empty(shapes[named[1]])
         try:
-            state_dict_loader.load({f"tables.{named[1]}": table}, storage_reader=reader, no_dist=True)
+            with warnings.catch_warnings():
+                # torch says that it reads in one process, as it was told to.
+                warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+                state_dict_loader.load({f"tables.{named[1]}": table}, storage_reader=reader, no_dist=True)
         except CheckpointException as error:
             raise CheckpointError(f"{path} cannot be read: {_reason(error)}") from error
         found[name] = table[:, :width]

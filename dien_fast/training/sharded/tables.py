@@ -8,6 +8,7 @@ optimizer beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -72,7 +73,7 @@ class ShardedTables:
         self._names = {owner: f"table{number}" for number, owner in enumerate(self.sizes)}
         by_width: dict[int, list[str]] = {}
         for owner, (_, width) in self.sizes.items():
-            by_width.setdefault(padded(width), []).append(owner)
+            by_width.setdefault(width, []).append(owner)
         self._collections = [
             (owners, self._shard(owners, width, rule, lr, weight_decay)) for width, owners in by_width.items()
         ]
@@ -80,6 +81,9 @@ class ShardedTables:
 
     def _shard(self, owners: list[str], width: int, rule: str, lr: float, weight_decay: float) -> Any:
         """Return TorchRec's module for the tables of one width."""
+        if rule == "rowwise-adagrad":
+            # FBGEMM takes the mean of the squares over the columns that pad the table, too, which have none.
+            lr *= math.sqrt(width / padded(width))
         from fbgemm_gpu.split_embedding_configs import EmbOptimType
         from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
         from torchrec import EmbeddingCollection, EmbeddingConfig
@@ -91,11 +95,10 @@ class ShardedTables:
             EmbeddingConfig(
                 name=self._names[owner],
                 num_embeddings=self.sizes[owner][0],
-                embedding_dim=width,
-                feature_names=[name],
+                embedding_dim=padded(width),
+                feature_names=[self._names[owner]],
             )
             for owner in owners
-            for name in [self._names[owner]]
         ]
         collection = EmbeddingCollection(tables=configs, device=torch.device("meta"))
         fused = {
