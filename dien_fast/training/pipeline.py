@@ -122,9 +122,7 @@ def train_run(
                 on_epoch=_each(partial(track_epoch, accelerator), on_epoch),
                 stop=stop,
             )
-            scores = evaluate(
-                prepared.model, prepared.test, aux_weight=config.aux_weight, k=RANKS, progress=progress
-            )
+            scores = _test_scores(prepared, progress)
             metrics = _metrics(history, scores, prepared)
         track_epoch(accelerator, {"epoch": metrics["best_epoch"]} | {f"test_{k}": v for k, v in scores.items()})
         if accelerator.is_main_process:
@@ -284,6 +282,11 @@ def report(metrics: dict[str, Any], directory: str | Path) -> list[str]:
 def _line(metrics: dict[str, Any], part: str) -> str:
     shown = [(name, metrics[f"{part}_{name}"]) for name in ("auc", "logloss", "gauc")]
     return " ".join(f"{name} {value:.4f}" for name, value in shown if value == value)
+
+
+def _test_scores(prepared: _Prepared, progress: bool) -> dict[str, float]:
+    aux_weight = prepared.config.aux_weight
+    return evaluate(prepared.model, prepared.test, aux_weight=aux_weight, k=RANKS, progress=progress)
 
 
 def _metrics(history: pd.DataFrame, scores: dict[str, float], prepared: _Prepared) -> dict[str, Any]:

@@ -5,8 +5,8 @@
 
 ``train`` trains on synthetic clicks. TABLES is "torchrec" or "local", RULE "sgd" or "rowwise-adagrad"; the dense
 weights are moved by SGD. KILLED is the epoch within which the last process kills itself; 0 is none. ``tables``
-reads the tables in the run FROM, or makes new ones and moves their rows where FROM is "new", and writes them to the
-run TO.
+reads the tables in the run FROM, or makes new ones and moves their rows where FROM is "new", and writes them
+to the run TO.
 """
 
 from __future__ import annotations
