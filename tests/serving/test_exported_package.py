@@ -1,17 +1,14 @@
 """Packages: the model's numbers from Python and from a C++ program, what a package says, and what is refused."""
 
-import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from served import cpp_example
 from shop import failure, make_shop, shop_table
 
 from dien_fast import backend
@@ -22,7 +19,6 @@ from dien_fast.serving import Package
 from dien_fast.serving.programs import example
 from dien_fast.training.runs import load
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "serve_cpp"
 # Compiling a model takes a minute.
 pytestmark = [
     pytest.mark.slow,
@@ -110,22 +106,7 @@ def test_files_that_are_no_packages(shop, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory):
     """The C++ program, built."""
-    if shutil.which("cmake") is None:
-        pytest.skip("there is no cmake")
-    build = tmp_path_factory.mktemp("build")
-    # Importing this package of headers would need another package.
-    (headers,) = importlib.util.find_spec("nlohmann_json").submodule_search_locations
-    options = [f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}", f"-DJSON_INCLUDE={headers}/include"]
-    for command in (["cmake", "-S", EXAMPLE, "-B", build, "-GNinja", *options], ["cmake", "--build", build]):
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def run(*arguments):
-        words = [build / "serve", *arguments]
-        return subprocess.run(words, capture_output=True, text=True, check=False)
-
-    return run
+    return cpp_example(tmp_path_factory.mktemp("build"))
 
 
 def assert_scores(done, probabilities):

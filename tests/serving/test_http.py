@@ -1,12 +1,8 @@
 """The server: scores of predict over HTTP, refusals, metrics, another model without a lost request, its end."""
 
-import http.client
 import json
-import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from shop import REPOSITORY, failure, make_shop
+from served import Server
+from shop import failure, make_shop
 
 from dien_fast.cli import main
 from dien_fast.errors import DataError
@@ -25,39 +22,6 @@ from dien_fast.training.runs import load
 USER = {"country": "NO", "past_items": ["i1", "i4", "i7"], "past_brands": ["b1", "b1", "b1"], "words": "new;red"}
 USER["price"] = 0.4
 ITEMS = {"item": ["i1", "i2", "never seen"], "brand": ["b1", "b2", "b0"], "price": [0.1, None, 0.9]}
-
-
-class Server:
-    """A server in a process of its own."""
-
-    def __init__(self, run, *options):
-        words = [sys.executable, "-m", "dien_fast.cli", "serve", run, "--port", "0", *options]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-        self.process = subprocess.Popen(
-            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.port = int(re.search(r"port (\d+)", self.process.stdout.readline())[1])
-
-    def ask(self, method, path, body=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, body)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        finally:
-            connection.close()
-
-    def score(self, content):
-        status, text = self.ask("POST", "/score", json.dumps(content))
-        return status, json.loads(text)
-
-    def metric(self, name):
-        found = re.search(rf"^{re.escape(name)} (\S+)$", self.ask("GET", "/metrics")[1], re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-    def end(self):
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -234,11 +198,14 @@ def test_sigterm_lets_requests_end(shop):
     content = {"user": USER, "items": {"item": ["i1"] * count, "brand": ["b1"] * count}}
     with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(server.score, content) for _ in range(4)]
-        wait_for(lambda: server.metric("dien_fast_candidates_total") >= count)
-        assert server.end() == 0, server.process.stderr.read()
+        try:
+            wait_for(lambda: server.metric("dien_fast_candidates_total") >= count)
+        finally:
+            status = server.end()
+        assert status == 0, server.process.stderr.read()
         for answer in answers:
-            status, found = answer.result()
-            assert (status, len(found["probabilities"])) == (200, count)
+            code, found = answer.result()
+            assert (code, len(found["probabilities"])) == (200, count)
 
 
 def test_what_cannot_be_served(shop, server, tmp_path, capsys, monkeypatch):

@@ -1,10 +1,22 @@
-"""Models of every kind to export or serve, and what a program takes for the rows of a table."""
+"""Models of every kind to export or serve, what a program takes for the rows of a table, and what serves it."""
 
 import dataclasses
+import http.client
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
+from shop import REPOSITORY
 
 from dien_fast.data import Schema
 from dien_fast.serving.programs import example, programs_of
@@ -94,3 +106,59 @@ def hard_table(rows, seed=0, longest=300):
         "moments": [";".join(map(str, np.sort(rng.integers(0, 9999, length)))) for length in lengths],
     }
     return pa.table(table)
+
+
+class Server:
+    """A server in a process of its own."""
+
+    def __init__(self, run, *options):
+        words = [sys.executable, "-m", "dien_fast.cli", "serve", run, "--port", "0", *options]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        self.process = subprocess.Popen(
+            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.port = int(re.search(r"port (\d+)", self.process.stdout.readline())[1])
+
+    def ask(self, method, path, body=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def score(self, content):
+        status, text = self.ask("POST", "/score", json.dumps(content))
+        return status, json.loads(text)
+
+    def metric(self, name):
+        found = re.search(rf"^{re.escape(name)} (\S+)$", self.ask("GET", "/metrics")[1], re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    def end(self):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(60)
+        finally:
+            self.process.kill()
+
+
+def cpp_example(build):
+    """Build the C++ program in a directory; return a function that runs it."""
+    if shutil.which("cmake") is None:
+        pytest.skip("there is no cmake")
+    # Importing this package of headers would need another package.
+    (headers,) = importlib.util.find_spec("nlohmann_json").submodule_search_locations
+    options = [f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}", f"-DJSON_INCLUDE={headers}/include"]
+    source = REPOSITORY / "examples" / "serve_cpp"
+    for command in (["cmake", "-S", source, "-B", build, "-GNinja", *options], ["cmake", "--build", build]):
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def run(*arguments):
+        words = [build / "serve", *arguments]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    return run

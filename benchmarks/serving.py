@@ -1,0 +1,274 @@
+"""Latency of scoring under load: 200 candidates of a user with T events, requests that come at rising rates.
+
+    python benchmarks/serving.py [--threads 1] [--seconds 10] [--steps 50 500] [--ways ...] [--output results.json]
+
+Requests arrive at random times that do not wait for answers (an open loop), and their latency counts from these
+times. In a process, one thread answers them in their order; over HTTP, 64 clients of one process ask, each on a
+connection that stays open. A rate is raised by a quarter until the 99th percentile passes 20 ms. Nothing leaves
+this machine.
+
+run         Run.score_candidates: from words to probabilities
+encoded     the model's score_candidates on encoded features
+http        dien-fast serve
+package     the .pt2 file, called from Python
+onnx        the .onnx file in ONNX Runtime
+loop        dien_fast.reference for the repeated user
+scripted    the same, with the loop over steps compiled by TorchScript
+
+Every way must give the probabilities of ``run`` before it is timed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+
+from dien_fast import reference
+from dien_fast.cli import main as command
+from dien_fast.serving import Exported, OnnxModel, Package, export, export_onnx
+from dien_fast.training.candidates import Request, encode_request
+from dien_fast.training.runs import Run, load, model_arguments
+
+CANDIDATES, ITEMS, WIDTH = 200, 5000, 32
+LIMIT = 0.020  # seconds, of the 99th percentile
+CLIENTS = 64
+SCHEMA = """
+label = "clicked"
+categorical = ["item"]
+sequences = ["past"]
+min_count = 1
+max_length = {steps}
+negatives = "none"
+[[groups]]
+name = "items"
+pairs = [{{ ad = "item", pos_hist = "past" }}]
+"""
+WAYS = ("run", "encoded", "http", "package", "onnx", "loop", "scripted")
+Call = Callable[[], np.ndarray]
+
+
+def trained(directory: Path, steps: int) -> Run:
+    """Return a run on random clicks; what it has learned does not matter here."""
+    generator = np.random.default_rng(0)
+    rows = 2000
+    histories = [generator.integers(0, ITEMS, steps).tolist() for _ in range(rows)]
+    table = {
+        "clicked": generator.integers(0, 2, rows),
+        "item": generator.integers(0, ITEMS, rows),
+        "past": histories,
+    }
+    pa.parquet.write_table(pa.table(table), directory / "clicks.parquet")
+    (directory / "clicks.toml").write_text(SCHEMA.format(steps=steps))
+    words = ["--dataset", str(directory / "clicks.parquet"), "--schema", str(directory / "clicks.toml")]
+    words += [
+        "--output",
+        str(directory / "run"),
+        "--epochs",
+        "1",
+        "--embedding-size",
+        str(WIDTH),
+        "--cpu",
+        "--quiet",
+    ]
+    if command(["train", *words]):
+        raise SystemExit("the training failed")
+    return load(directory / "run")
+
+
+def exported(model: Exported, program: str, request: Request) -> Call:
+    """Return a call of an exported model on an encoded request."""
+    features = request.user | request.candidates
+    values = {
+        item.name: request.offsets
+        if item.name == "candidates.offsets"
+        else features[item.name.removesuffix(".offsets")].offsets
+        if item.name.endswith(".offsets")
+        else getattr(features[item.name], "values", None)
+        if item.size.startswith("events")
+        else features[item.name]
+        for item in model.inputs(program)
+    }
+    arguments = list(values.values())
+    return lambda: model.run(program, arguments).numpy()
+
+
+def loop(run: Run, request: Request, scripted: bool) -> Call:
+    """Return a call of the reference on the padded user, once for each candidate."""
+    model = reference.DIEN(**model_arguments(run.config, run.encoders))
+    model.load_state_dict(run.model.state_dict())
+    model.eval()
+    if scripted:
+        for layer in model.attention_poolings.values():
+            layer.interest_evolution = torch.jit.script(layer.interest_evolution)
+    past = request.user["past"].pad().expand(CANDIDATES, -1)
+
+    def call() -> np.ndarray:
+        with torch.no_grad():
+            logits, _ = model({"item": request.candidates["item"], "past": past})
+        return logits.sigmoid().numpy()
+
+    return call
+
+
+@contextmanager
+def served(run: Run, threads: int) -> Iterator[int]:
+    """Serve a run in a process of its own; give the port."""
+    words = [sys.executable, "-m", "dien_fast.cli", "serve", str(run.directory), "--port", "0"]
+    process = subprocess.Popen([*words, "--threads", str(threads)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        found = re.search(r"port (\d+)", process.stdout.readline())
+        assert found is not None
+        yield int(found[1])
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def over_http(port: int, body: bytes) -> Call:
+    """Return a call that keeps a connection for each thread."""
+    local = threading.local()
+
+    def ask() -> http.client.HTTPResponse:
+        if not hasattr(local, "connection"):
+            local.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        local.connection.request("POST", "/score", body)
+        response: http.client.HTTPResponse = local.connection.getresponse()
+        return response
+
+    def call() -> np.ndarray:
+        try:
+            answer = ask()
+        except ConnectionError:  # the server closes connections that nobody used for seconds
+            local.connection.close()
+            answer = ask()
+        content = json.loads(answer.read())
+        if answer.status != 200:
+            raise RuntimeError(content["error"])
+        return np.array(content["probabilities"], np.float32)
+
+    return call
+
+
+def latencies(call: Call, rate: float, seconds: float, clients: int) -> np.ndarray:
+    """Return the seconds from the arrival of each request to its answer."""
+    generator = np.random.default_rng(0)
+    arrivals = generator.exponential(1 / rate, max(int(rate * seconds), 20)).cumsum()
+    found = np.empty(len(arrivals))
+    start = time.perf_counter() + 0.05
+
+    def answer(number: int) -> None:
+        wait = start + arrivals[number] - time.perf_counter()
+        if wait > 0:
+            time.sleep(wait)
+        call()
+        found[number] = time.perf_counter() - start - arrivals[number]
+
+    if clients == 1:
+        for number in range(len(arrivals)):
+            answer(number)
+    else:
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(answer, range(len(arrivals))))
+    return found
+
+
+def under_load(call: Call, seconds: float, clients: int = 1) -> dict[str, Any]:
+    """Return p50 and p99 at each rate, in ms, and the highest rate whose p99 is below the limit."""
+    alone = []
+    for _ in range(20):
+        start = time.perf_counter()
+        call()
+        alone.append(time.perf_counter() - start)
+    rate, rates, best = 0.1 / float(np.median(alone)), [], 0.0
+    for _ in range(20):
+        found = latencies(call, rate, seconds, clients)
+        p50, p99 = np.percentile(found, [50, 99])
+        rates.append({"rate": round(rate, 2), "p50": round(1e3 * p50, 3), "p99": round(1e3 * p99, 3)})
+        if p99 > LIMIT:
+            break
+        best, rate = rate, 1.25 * rate
+    return {"alone": round(1e3 * float(np.median(alone)), 3), "highest_rate": round(best, 1), "rates": rates}
+
+
+def calls(run: Run, ways: list[str], directory: Path, port: int) -> dict[str, Call]:
+    """Return the call of each way, for one and the same request."""
+    generator = np.random.default_rng(1)
+    longest = run.encoders.sequence("past").max_length()
+    user = {"past": generator.integers(0, ITEMS, longest).tolist()}
+    items = generator.integers(0, ITEMS, CANDIDATES).tolist()
+    request = encode_request(run, user, items)
+
+    def encoded() -> np.ndarray:
+        logits = run.model.score_candidates(request.user, request.candidates, request.offsets)
+        return logits.sigmoid().numpy()
+
+    makers: dict[str, Callable[[], Call]] = {
+        "run": lambda: lambda: run.score_candidates(user, items),
+        "encoded": lambda: encoded,
+        "http": lambda: over_http(port, json.dumps({"user": user, "items": items}).encode()),
+        "package": lambda: exported(Package(export(run, directory / "m.pt2")), "candidates", request),
+        "onnx": lambda: exported(
+            OnnxModel(export_onnx(run, directory / "m.onnx"), torch.get_num_threads()), "candidates", request
+        ),
+        "loop": lambda: loop(run, request, scripted=False),
+        "scripted": lambda: loop(run, request, scripted=True),
+    }
+    found = {way: makers[way]() for way in ways}
+    expected = run.score_candidates(user, items)
+    for way, call in found.items():
+        if not np.allclose(call(), expected, rtol=0, atol=2e-6):
+            raise SystemExit(f"{way} gives other probabilities")
+    return found
+
+
+def main() -> None:
+    parser = machine.parser_of(__doc__)
+    parser.add_argument("--seconds", type=float, default=10, help="of each rate (10)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[50, 500], help="events of the user (50 500)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="what is timed (all)")
+    parser.add_argument("--output", type=Path, help="where the results go")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(arguments.threads))
+    results: dict[str, Any] = {}
+    for steps in arguments.steps:
+        with tempfile.TemporaryDirectory() as name:
+            run = trained(Path(name), steps)
+            with served(run, arguments.threads) as port:
+                results[str(steps)] = {}
+                for way, call in calls(run, arguments.ways, Path(name), port).items():
+                    found = under_load(call, arguments.seconds, CLIENTS if way == "http" else 1)
+                    results[str(steps)][way] = found
+                    last = {key: value for key, value in found.items() if key != "rates"}
+                    print(f"T={steps} {way}: {last}, {found['rates'][0]}", flush=True)
+    result = machine.description(arguments.threads) | {
+        "candidates": CANDIDATES,
+        "D": WIDTH,
+        "seconds": arguments.seconds,
+        "limit_ms": 1e3 * LIMIT,
+        "T": results,
+    }
+    machine.save(result, arguments.output or machine.RESULTS / f"serving-{machine.here(arguments.threads)}.json")
+
+
+if __name__ == "__main__":
+    main()
