@@ -201,7 +201,7 @@ def under_load(call: Call, seconds: float, clients: int = 1) -> dict[str, Any]:
     rate, rates, best = 0.1 / float(np.median(alone)), [], 0.0
     for _ in range(20):
         found = latencies(call, rate, seconds, clients)
-        p50, p99 = np.percentile(found, [50, 99])
+        p50, p99 = np.percentile(found, [50, 99]).tolist()
         rates.append({"rate": round(rate, 2), "p50": round(1e3 * p50, 3), "p99": round(1e3 * p99, 3)})
         if p99 > LIMIT:
             break
