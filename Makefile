@@ -68,6 +68,15 @@ test-peers: $(READY) $(PEERS_READY) ## train the supported libraries' own DIEN, 
 test-cuda-emulated: $(READY) ## run every case of the CUDA kernels on the host, without a GPU
 	$(PYTEST) -m '' tests/cuda/test_cuda_emulated.py tests/cuda/test_cuda_operators.py $(ARGS)
 
+SIMULATOR := $(or $(GPGPUSIM_ROOT),$(CURDIR)/.cache/gpgpu-sim)
+
+$(SIMULATOR)/env.sh:
+	tests/cuda_simulator/build.sh $(SIMULATOR) $(GPGPUSIM_SOURCE)
+
+.PHONY: test-cuda-simulated
+test-cuda-simulated: $(READY) $(SIMULATOR)/env.sh ## run the CUDA kernels as PTX in GPGPU-Sim, which GPGPUSIM_ROOT names or this builds
+	GPGPUSIM_ROOT=$(SIMULATOR) $(PYTEST) -m '' -rx tests/cuda_simulator $(ARGS)
+
 .PHONY: sanitize
 sanitize: $(READY) ## test the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/python tests/support/run_sanitized.py

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from cuda_cases import DTYPES, LAYOUTS, SHAPES, assert_close, in_layout, incoming, make
+from cuda_cases import DTYPES, EMPTY, LAYOUTS, SHAPES, assert_close, empty, incoming, make, outside
 from emulator.build import build, find_compiler, load
 from emulator.harness import Emulated
 from recurrence_cases import problem
@@ -142,33 +142,19 @@ def test_histories_that_share_rows(emulated, cell, chunk_bytes):
 @pytest.mark.parametrize("cell", GATES)
 def test_values_outside_of_the_arrays(emulated, cell, layout):
     """Lengths and offsets are cut, and no memory beside the arrays is touched: the guard zones show it."""
-    leaves, arguments = make((6, 4, 3, 9), cell, layout, torch.float32)
-    name = {"padded": "lengths", "ragged": "offsets"}[layout]
-    arguments[name][:5] = torch.tensor([-7, 2**62, -(2**63), 2**63 - 1, 3])
-    gradients = incoming(
-        leaves, arguments | {"lengths": arguments[name].clamp(0, 4)} if layout == "padded" else arguments
-    )
+    leaves, arguments, gradients = outside(cell, layout)
     for chunk_bytes in (256 << 20, 3_000):
         emulated.chunk_bytes = chunk_bytes
         got = emulated.outcome(leaves, CELLS[cell], **arguments, **gradients)
         if layout == "padded":
-            arguments[name] = arguments[name].clamp(0, 4)
+            arguments["lengths"] = arguments["lengths"].clamp(0, 4)
             assert_same_bits(got, emulated.outcome(leaves, CELLS[cell], **arguments, **gradients))
 
 
-@pytest.mark.parametrize(
-    "shape", [(0, 3, 2, 5), (3, 0, 2, 5), (3, 4, 0, 5)], ids=["no history", "no step", "no input"]
-)
+@pytest.mark.parametrize("shape", EMPTY, ids=["no history", "no step", "no input"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_empty(emulated, shape, layout):
-    batch, steps, inputs, hidden = shape
-    leaves, lengths = problem((max(batch, 1), max(steps, 1), max(inputs, 1), hidden), "augru")
-    leaves["x"] = leaves["x"][:batch, :steps, :inputs]
-    leaves["att"] = leaves["att"][:batch, :steps]
-    leaves["h0"] = leaves["h0"][:batch]
-    leaves["weight_ih"] = leaves["weight_ih"][:, :inputs]
-    lengths = lengths.clamp(max=steps)
-    leaves, arguments = in_layout(leaves, lengths[:batch], layout)
+    leaves, arguments = empty(shape, layout)
     gradients = incoming(leaves, arguments)
     got = emulated.outcome(leaves, CELLS["augru"], **arguments, **gradients)
     assert_close(got, leaves, arguments, "augru", gradients)

@@ -1,6 +1,6 @@
 """Calls of the recurrence's CUDA kernels in every layout, and what they must compute.
 
-Shared by the tests of the kernels on a GPU, and of the kernels and operators under the emulator.
+Shared by the tests of the kernels on a GPU, under the emulator (operators too) and in the simulator.
 """
 
 import torch
@@ -22,6 +22,8 @@ SHAPES = [
     (11, 3, 33, 128),
     (3, 3, 7, 257),
 ]
+# (B, T, I, H) without a history, without a step, without an input.
+EMPTY = [(0, 3, 2, 5), (3, 0, 2, 5), (3, 4, 0, 5)]
 
 
 def in_layout(leaves, lengths, layout):
@@ -57,6 +59,26 @@ def make(shape, cell, layout, dtype, optional=True):
         # ratio of two errors is luck.
         leaves["att"] = leaves["att"].sigmoid()
     return in_layout(leaves, lengths, layout)
+
+
+def empty(shape, layout):
+    """Leaves and arguments of one of the EMPTY shapes, of augru in float64."""
+    batch, steps, inputs, hidden = shape
+    leaves, lengths = problem((max(batch, 1), max(steps, 1), max(inputs, 1), hidden), "augru")
+    leaves["x"] = leaves["x"][:batch, :steps, :inputs]
+    leaves["att"] = leaves["att"][:batch, :steps]
+    leaves["h0"] = leaves["h0"][:batch]
+    leaves["weight_ih"] = leaves["weight_ih"][:, :inputs]
+    return in_layout(leaves, lengths.clamp(max=steps)[:batch], layout)
+
+
+def outside(cell, layout):
+    """Leaves, arguments and gradients whose lengths or offsets point outside of the arrays, padded or ragged."""
+    leaves, arguments = make((6, 4, 3, 9), cell, layout, torch.float32)
+    name = {"padded": "lengths", "ragged": "offsets"}[layout]
+    arguments[name][:5] = torch.tensor([-7, 2**62, -(2**63), 2**63 - 1, 3])
+    inside = {"lengths": arguments[name].clamp(0, 4)} if layout == "padded" else arguments
+    return leaves, arguments, incoming(leaves, inside)
 
 
 def incoming(leaves, arguments, states=True):
@@ -109,3 +131,13 @@ def assert_close(got, leaves, arguments, cell, gradients):
             torch.testing.assert_close(got[name], value, rtol=0, atol=1e-11 * scale, msg=name)
     else:
         assert_within_twice(got, reference(leaves, arguments, cell, gradients, dtype), exact)
+
+
+def largest_errors(got, leaves, arguments, cell, gradients):
+    """The largest error of each value against the loop in float64, over the value's largest number or 1."""
+    exact = reference(leaves, arguments, cell, gradients, torch.float64)
+    return {
+        name: (value.double() - exact[name]).abs().max().item() / max(1.0, exact[name].abs().max().item())
+        for name, value in got.items()
+        if value.numel()
+    }

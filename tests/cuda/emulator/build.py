@@ -81,7 +81,8 @@ def build(sources=ROOT / "csrc"):
     objects = kernels(sources)
     flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     path = HERE / "module.cpp"
-    needs = [path, HERE / "emulator.h", *headers_of(ROOT / "csrc")]
+    arguments = ROOT / "tests" / "support" / "cuda_arguments.h"
+    needs = [path, arguments, HERE / "emulator.h", *headers_of(ROOT / "csrc")]
     binding = make(cached("module.o", [*FLAGS, *flags], needs), [*flags, "-c", path])
     target = cached(NAME + sysconfig.get_config_var("EXT_SUFFIX"), FLAGS, [binding, *objects])
     return make(target, ["-shared", binding, *objects])
