@@ -2,23 +2,25 @@
 
     python benchmarks/gpu_floors.py        prints the tables; report.py writes them into docs/cuda-kernels.md
 
-No figure here was measured. Lengths are ragged, uniform in [T / 4, T], I = H, float32.
+No figure here was measured. Lengths are ragged, uniform in [T / 4, T], I = H, float32. The clocks of a step are
+those that issue_clocks.py counted in the code for sm_90.
 """
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from itertools import product
 from math import ceil
+from pathlib import Path
+from typing import Any
 
 BATCHES, STEPS, HIDDEN = (256, 1024, 4096), (100, 200, 1000, 4096), (32, 64, 128, 256)
 BANDWIDTH, RATE = 3.35e12, 67e12  # bytes and operations a second
 MULTIPROCESSORS, CLOCK, THREADS = 132, 1.755e9, 2048
 SHARED = 227 * 1024
-# A step's clocks that nothing hides where a block is alone on its multiprocessor: shared memory and exchange of
-# sums (100), activations (150), barriers and the loop (100); backward has two barriers and the sum of da beside.
-LATENCY = {False: 350, True: 600}
-LEAST_STEP = 350 / CLOCK
-GEMM_SHARE = 0.6  # of RATE, for tiles of 128 x 64 with 8 x 4 numbers a thread
+COUNTS = Path(__file__).parent / "results" / "issue-clocks.json"
+GEMM_SHARE = 0.6  # of RATE; its loop's instructions allow 0.68
 L2_BYTES = 48  # a clock and multiprocessor, for streamed weights
 
 
@@ -33,25 +35,49 @@ def floors(rows: float, hidden: int, itemsize: int, backward: bool) -> tuple[flo
     return 1e3 * numbers * itemsize / BANDWIDTH, 1e3 * operations / RATE
 
 
+@cache
+def counted(hidden: int, tile: int, backward: bool) -> dict[str, Any]:
+    """What issue_clocks.py counted of a step for sm_90, with resident weights where they fit."""
+    wanted = {
+        "kernel": "backward" if backward else "forward",
+        "architecture": 90,
+        "hidden": hidden,
+        "histories": tile,
+    }
+    rows = [row for row in json.loads(COUNTS.read_text())["rows"] if wanted.items() <= row.items()]
+    return max(rows, key=lambda row: row["resident"])
+
+
+def alone(hidden: int, tile: int, backward: bool) -> float:
+    """Clocks of a step of a block that has a multiprocessor for itself."""
+    row = counted(hidden, tile, backward)
+    return row.get("modelled", max(row["issue"], *row["busiest unit"].values()))
+
+
+def steps_seconds(steps: int, hidden: int, backward: bool) -> float:
+    """The longest history's steps, one after the other, with the smaller tile."""
+    clocks = alone(hidden, 4, False) + (alone(hidden, 4, True) if backward else 0)
+    return steps * clocks / CLOCK
+
+
 def scan_seconds(batch: int, steps: int, hidden: int, backward: bool) -> float:
     """One scan: a wave of the longest blocks, or the throughput of all of them, whichever is longer."""
     tile = 8 if batch > 4 * MULTIPROCESSORS else 4
     padded = ceil(hidden / 8) * 8
-    resident = padded <= 128
-    fused = tile * 3 * hidden**2 / 128
+    row = counted(hidden, tile, backward)
+    resident = row["resident"]
     # Reads of shared memory by a warp, 128 bytes each: weights, and the tile's numbers that they meet.
     reads = padded / 8 * (3 * padded / 8 * 4 if backward else padded / 4 * (3 + tile / 4))
-    busy = max(fused, reads)
+    busy = max(row["issue"], *row["busiest unit"].values(), reads)
     if not resident:
-        busy = max(busy, 12 * hidden**2 / L2_BYTES) + 40 * ceil(hidden / 128) * ceil(hidden / 16)
-    busy += 12 * tile * hidden / 128  # activations
-    alone = busy + LATENCY[backward]
+        busy = max(busy, 12 * hidden**2 / L2_BYTES)
+    one_block = max(busy, alone(hidden, tile, backward))
     weights = 12 * padded**2 if resident else SHARED / 2
     together = max(1, min(int(SHARED / (weights + 16 * tile * padded)), THREADS // (4 * min(padded, 128))))
     blocks = ceil(batch / tile)
     on_one = min(together, ceil(blocks / MULTIPROCESSORS))
-    wave = steps * max(alone, on_one * busy)
-    all_blocks = blocks * 0.625 * steps * max(busy, alone / together) / MULTIPROCESSORS
+    wave = steps * max(one_block, on_one * busy)
+    all_blocks = blocks * 0.625 * steps * max(busy, one_block / together) / MULTIPROCESSORS
     return max(wave, all_blocks) / CLOCK
 
 
@@ -76,7 +102,7 @@ def text() -> str:
             cells = [f"{batch}, {steps}"]
             for backward in (False, True):
                 least = floors(0.625 * batch * steps, hidden, 4, backward)
-                figures = [*least, 1e3 * steps * LEAST_STEP * (2 if backward else 1)]
+                figures = [*least, 1e3 * steps_seconds(steps, hidden, backward)]
                 time = predicted(batch, steps, hidden, backward)
                 cells += [f"{figure:.2g}" if figure < 99 else f"{figure:.0f}" for figure in (*figures, time)]
                 cells += [f"{max(figures) / time:.2f}"]

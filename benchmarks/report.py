@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import charts
 import gpu_floors
+import issue_clocks
 import machine
 import tables
 
@@ -259,7 +260,9 @@ def pages(results: Results, others: list[Results]) -> dict[Path, str]:
     return {
         README: replaced(readme, "speed", readme_block(results)),
         BENCHMARKS: replaced(BENCHMARKS.read_text(), "results", benchmarks_block(results, others)),
-        CUDA: replaced(CUDA.read_text(), "predictions", gpu_floors.text()),
+        CUDA: replaced(
+            replaced(CUDA.read_text(), "predictions", gpu_floors.text()), "issue-clocks", issue_clocks.text()
+        ),
         LARGE: replaced(LARGE.read_text(), "sizes", sizes_block([results, *others])),
     }
 
