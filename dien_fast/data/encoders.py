@@ -33,7 +33,6 @@ from dien_fast.data.vocabulary import (
     WordCounts,
     count_words,
     encode_column,
-    knows,
     sequence_words,
 )
 from dien_fast.errors import DataError
@@ -334,10 +333,16 @@ class SequenceEncoder(_WordEncoder):
             lengths.append(counts)
         return np.concatenate(values), np.concatenate(lengths)
 
+    def kept(self, words: list[Any]) -> list[Any]:
+        """Return the words of one sequence that :meth:`transform` keeps."""
+        if len(words) <= self.max_len_:
+            return words
+        return words[-self.max_len_ :] if self.keep == "newest" else words[: self.max_len_]
+
     def knows_zero(self) -> bool:
         """Return whether 0, as a number or as text, is one of the words and so cannot be padding."""
         check_is_fitted(self, "vocabulary_")
-        return bool(knows(self.vocabulary_, ["0"])[0])
+        return self.vocabulary_.knows_zero
 
     def max_length(self) -> int:
         """Return the most ids a transformed sequence has."""
@@ -417,8 +422,11 @@ class NumericEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
     def transform(self, x: Any) -> np.ndarray:
         """Return ``[N]`` float32 quantiles in [0, 1]."""
         check_is_fitted(self, "quantiles_")
-        numbers = to_finite_floats(as_column(x))
-        numbers[np.isnan(numbers)] = self.mean_
+        return self.quantiles(to_finite_floats(as_column(x)))
+
+    def quantiles(self, numbers: np.ndarray) -> np.ndarray:
+        """Return ``[N]`` float32 quantiles in [0, 1] of ``[N]`` float64 numbers, NaN where one is missing."""
+        numbers = np.where(np.isnan(numbers), self.mean_, numbers)
         levels = np.linspace(0, 1, len(self.quantiles_))
         # Where quantiles are equal, np.interp takes one end of them; the mean over both directions is the middle.
         upwards = np.interp(numbers, self.quantiles_, levels)

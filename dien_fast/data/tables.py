@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -220,6 +220,18 @@ def _lists_as_text(table: pa.Table, path: str | Path, separator: str) -> pa.Tabl
     return table
 
 
+def no_column(name: str, columns: Iterable[str]) -> str:
+    """Return the clause that says that a table has no such column.
+
+    Example:
+        >>> no_column("item", ["", "brand", "price"])
+        "no column 'item'; the columns are brand, price"
+    """
+    # A column without a name only says how many rows there are.
+    named = ", ".join(filter(None, columns))
+    return f"no column {name!r}; " + (f"the columns are {named}" if named else "there are no columns")
+
+
 def get_column(table: pa.Table, name: str, source: str) -> pa.ChunkedArray:
     """Return a column of a table.
 
@@ -228,7 +240,7 @@ def get_column(table: pa.Table, name: str, source: str) -> pa.ChunkedArray:
     """
     found = table.schema.get_all_field_indices(name)
     if not found:
-        raise DataError(f"{source}: no column {name!r}; the columns are {', '.join(table.column_names)}")
+        raise DataError(f"{source}: {no_column(name, table.column_names)}")
     if len(found) > 1:
         raise DataError(f"{source}: column {name!r} is there {len(found)} times")
     return table.column(found[0])

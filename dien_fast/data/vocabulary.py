@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ _TYPES = {"int64": pa.int64(), "string": pa.large_string()}
 _NONE = np.zeros(0, np.int64)
 # From so many words on, it takes Arrow longer to make its hash table, in each call, than to look up a batch.
 _SORTED_WORDS = 1 << 14
+# Up to so many words, a few are looked up as Python objects; they take some 100 bytes each.
+_INDEXED_WORDS = 1 << 17
 # Texts become Python objects before they get a hash.
 _HASHED_AT_ONCE = 1 << 18
 # Text that fits 64 bits as a whole number.
@@ -400,6 +403,39 @@ class Vocabulary:
             if pc.any(padding).as_py():
                 ids[padding.to_numpy(zero_copy_only=False)] = 0
         return ids
+
+    def encode_list(self, words: list[Any]) -> np.ndarray | None:
+        """Return what :meth:`encode` does for a few words, which are Python objects of the vocabulary's own kind.
+
+        Args:
+            words: ``[N]`` of int or str, whichever the words of the vocabulary are, or None.
+
+        Returns:
+            int64 ids ``[N]``; None where Arrow cannot hold one of the words.
+        """
+        if len(self) > _INDEXED_WORDS:
+            try:
+                return self.encode(pa.array(words, _TYPES[self.kind]))
+            except (OverflowError, UnicodeError):
+                return None
+        index, unknown = self._index, self.unknown
+        ids = np.array([index.get(word, unknown) for word in words], np.int64)
+        strange = [words[place] for place in np.flatnonzero(ids == unknown)]
+        if strange:
+            try:
+                pa.array(strange, _TYPES[self.kind])
+            except (OverflowError, UnicodeError):
+                return None
+        return ids
+
+    @cached_property
+    def _index(self) -> dict[Any, int]:
+        return self.word2idx()
+
+    @cached_property
+    def knows_zero(self) -> bool:
+        """Whether 0, as a number or as text, is one of the words."""
+        return bool(knows(self, ["0"])[0])
 
     def _places(self, words: pa.Array) -> np.ndarray:
         """Return the place of each word among the known, behind them where it is none of them."""

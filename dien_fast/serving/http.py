@@ -216,7 +216,9 @@ def _arguments(content: dict[str, Any], single: bool) -> tuple[Any, Any]:
         user = content["user"]
         if not isinstance(user, dict):
             raise DataError(f"user must be an object, got {type(user).__name__}")
-        return user, _columns(items) if isinstance(items, dict) else items
+        if isinstance(items, dict):
+            _check_columns(items)
+        return user, items
     users = content["users"]
     if not isinstance(users, list) or not users or not all(isinstance(user, dict) for user in users):
         raise DataError("users must be a list of objects, one for each user")
@@ -224,9 +226,10 @@ def _arguments(content: dict[str, Any], single: bool) -> tuple[Any, Any]:
         count = len(items) if isinstance(items, list) else type(items).__name__
         raise DataError(f"items must be a list of what each of {len(users)} users gets, got {count}")
     if items and all(isinstance(one, dict) for one in items):
-        items = _columns(_transposed(items, "items"))
+        items = _transposed(items, "items")
+    columns = {name: as_column(values) for name, values in _transposed(users, "users").items()}
     # A table without columns would have no rows either.
-    return pa.table({"": pa.nulls(len(users))} | _columns(_transposed(users, "users"))), items
+    return pa.table({"": pa.nulls(len(users))} | columns), items
 
 
 def _transposed(objects: list[dict[str, Any]], what: str) -> dict[str, list[Any]]:
@@ -238,10 +241,7 @@ def _transposed(objects: list[dict[str, Any]], what: str) -> dict[str, list[Any]
     return {name: [one.get(name) for one in objects] for name in names}
 
 
-def _columns(columns: dict[str, Any]) -> dict[str, Any]:
-    found = {}
-    for name, values in columns.items():
+def _check_columns(items: dict[str, Any]) -> None:
+    for name, values in items.items():
         if not isinstance(values, list):
             raise DataError(f"items[{name!r}] must be a list, got {type(values).__name__}")
-        found[name] = as_column(values)
-    return found

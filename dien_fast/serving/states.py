@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from dien_fast.data import read_table
+from dien_fast.data.tables import no_column
 from dien_fast.errors import DataError, DienFastError
 from dien_fast.ragged import Ragged
 from dien_fast.training.candidates import encode_request
@@ -226,7 +227,7 @@ class UserStates:
         histories = [pair.pos_hist for pair in schema.pairs()]
         for name in histories:
             if name not in read.column_names:
-                raise DataError(f"events: no column {name!r}; the columns are {', '.join(read.column_names)}")
+                raise DataError(f"events: {no_column(name, read.column_names)}")
         table = read.select(histories)
         for name in (*schema.numeric, *schema.categorical, *schema.sequences):
             if name not in histories:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from dien_fast.data import read_table
 from dien_fast.data.columns import as_column, is_list, offsets_of, split_words
+from dien_fast.data.tables import no_column
 from dien_fast.errors import DataError
 from dien_fast.ragged import Ragged
+from dien_fast.training.plain import plain_candidates, plain_user
 
 if TYPE_CHECKING:
     from dien_fast.data import Schema
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _USERS = "user_table"
 _ITEMS = "items"
+# Features of users by name, of candidates by name, and where each user's candidates begin.
+_Encoded = tuple[dict[str, Tensor | Ragged], dict[str, Tensor], np.ndarray]
 
 
 class Request(NamedTuple):
@@ -47,10 +51,32 @@ def encode_request(run: Run, user_table: Any, items: Any, candidate_offsets: Any
     Raises:
         DataError: if a column is missing or not what the schema says, or users and candidates do not fit together.
     """
+    found = None
+    if candidate_offsets is None:
+        found = _encode_plain(run, user_table, items)
+    if found is None:
+        found = _encode_tables(run, user_table, items, candidate_offsets)
+    user, candidates, offsets = found
+    unknown: Counter[str] = Counter()
+    for name in (*run.schema.categorical, *run.schema.sequences):
+        unknown[name] += _count_unknown(candidates[name] if name in candidates else user[name], run, name)
+    return Request(user, candidates, torch.from_numpy(offsets), unknown)
+
+
+def _encode_plain(run: Run, user: Any, items: Any) -> _Encoded | None:
+    """Encode one user and its candidates, given as plain Python values; None if they are not."""
+    candidates = plain_candidates(run, items)
+    if candidates is None:
+        return None
+    features = plain_user(run, user, candidates)
+    count = len(next(iter(candidates.values())))
+    return None if features is None else (features, candidates, np.array([0, count]))
+
+
+def _encode_tables(run: Run, user_table: Any, items: Any, candidate_offsets: Any) -> _Encoded:
     users = _read_users(user_table, run.schema)
     columns = _read_items(items, run.schema)
     words, offsets = _flatten(columns, users.num_rows, candidate_offsets)
-    unknown: Counter[str] = Counter()
     candidates: dict[str, Tensor] = {}
     for name, column in words.items():
         try:
@@ -60,17 +86,13 @@ def encode_request(run: Run, user_table: Any, items: Any, candidate_offsets: Any
             candidates[name] = torch.from_numpy(run.encoders.category(name).transform(column))
         except DataError as error:
             raise DataError(f"{_ITEMS}: column {name!r}: {error}") from None
-        unknown[name] += _count_unknown(candidates[name], run, name)
     users = users.drop_columns([name for name in words if name in users.column_names])
     for name in words:
         # A dataset wants every column; the candidate's own are not used.
         users = users.append_column(name, pa.nulls(users.num_rows))
     batch = run.dataset(users, allow_unknown=True, source=_USERS).batch(np.arange(users.num_rows))
     user = {name: value for name, value in batch.items() if name not in candidates}
-    for name in (*run.schema.categorical, *run.schema.sequences):
-        if name in user:
-            unknown[name] += _count_unknown(user[name], run, name)
-    return Request(user, candidates, torch.from_numpy(offsets), unknown)
+    return user, candidates, offsets
 
 
 def _read_users(user_table: Any, schema: Schema) -> pa.Table:
@@ -117,7 +139,7 @@ def _read_items(items: Any, schema: Schema) -> dict[str, pa.Array | pa.ChunkedAr
     known = [name for name in (*schema.numeric, *schema.categorical) if name in table.column_names]
     for name in ads or known[:1] or [*schema.categorical, *schema.numeric][:1]:
         if name not in known:
-            raise DataError(f"{_ITEMS}: no column {name!r}; the columns are {', '.join(table.column_names)}")
+            raise DataError(f"{_ITEMS}: {no_column(name, table.column_names)}")
     return {name: as_column(table.column(name)) for name in known}
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,6 +241,11 @@ class Run:
         logits = self.model.score_candidates(user, candidates, request.offsets)
         return logits.float().sigmoid().cpu().numpy()
 
+    @cached_property
+    def _scored_schema(self) -> Schema:
+        # The negatives serve the auxiliary loss alone; a table to score need not have them.
+        return without_negatives(self.schema)
+
     def _check_process(self) -> None:
         """Raise where a call would wait forever: OpenMP's threads do not come along when a process forks."""
         if os.getpid() != self._process and torch.get_num_threads() > 1:
@@ -282,8 +288,7 @@ class Run:
             return self._prepared_rows(table, part, require_label)
         if source is None:
             source = _name_of(table)
-        # The negatives serve the auxiliary loss alone; a table to score need not have them.
-        schema = without_negatives(self.schema)
+        schema = self._scored_schema
         data = read_table(table, schema)
         columns = [*schema.numeric, *schema.categorical, *schema.sequences]
         with steps(len(columns) + schema.timed_groups(), "encoding", progress):

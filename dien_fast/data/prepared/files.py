@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from dien_fast.data.columns import SLICE_ROWS, first_line, is_list, is_text
 from dien_fast.data.schema import Schema
-from dien_fast.data.tables import table_format
+from dien_fast.data.tables import no_column, table_format
 from dien_fast.data.text_files import convert_options, parse_options, text_layout
 from dien_fast.data.utf8 import HEAD_BYTES, not_utf8
 from dien_fast.errors import DataError
@@ -215,7 +215,7 @@ def _check_columns(path: str, wanted: list[str], there: list[str]) -> None:
         if there.count(name) != 1:
             if name in there:
                 raise DataError(f"{path}: column {name!r} is there {there.count(name)} times")
-            raise DataError(f"{path}: no column {name!r}; the columns are {', '.join(there)}")
+            raise DataError(f"{path}: {no_column(name, there)}")
 
 
 def _guessed(column: pa.ChunkedArray) -> pa.ChunkedArray:
