@@ -38,6 +38,7 @@ from dien_fast import AttentionGroup, Ragged, reference
 from dien_fast.data import fit_encoders, pad_batch
 from dien_fast.data.sources import Source
 from dien_fast.training import runs, seed_everything
+from dien_fast.training.optimizers import make_optimizer, tables_of
 from dien_fast.training.pipeline import make_loaders
 
 SECTIONS = ("step", "epoch", "official", "serving", "parts", "memory")
@@ -164,16 +165,14 @@ def measure_official(rounds: int) -> dict[str, Any]:
     eager, dense, sparse = official(reference.DIEN), official(dien_fast.DIEN), official(dien_fast.DIEN)
     dense.load_state_dict(eager.state_dict())
     sparse.load_state_dict(eager.state_dict())
-    tables = [module for module in sparse.modules() if isinstance(module, nn.Embedding)]
-    for table in tables:
+    for table in tables_of(sparse):
         table.sparse = True
-    of_tables = [table.weight for table in tables]
-    others = [value for value in sparse.parameters() if all(value is not weight for weight in of_tables)]
-    optimizers = [torch.optim.SparseAdam(of_tables, lr=1e-3), adam(others)]
     steps = {
         "reference": step_of(eager, [adam(eager.parameters())], "label"),
         "dien-fast": step_of(dense, [adam(dense.parameters())], "label"),
-        "dien-fast, sparse tables": step_of(sparse, optimizers, "label"),
+        "dien-fast, sparse tables": step_of(
+            sparse, [make_optimizer(sparse, "sparse-adam", lr=1e-3, weight_decay=0.0)], "label"
+        ),
     }
     runs_of: dict[str, Callable[[int], object]] = {
         name: lambda number, step=step, given=padded if name == "reference" else batches: step(  # type: ignore[misc]

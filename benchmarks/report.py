@@ -4,7 +4,7 @@
 
 NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``. Beside that file
 there may be ``model-zen3-2-threads.json``, ``memory-...``, ``peers-...``, ``trainings-...``, ``dsin-...`` and
-``embeddings-...``.
+``embeddings-...``. What the models reach, ``auc-TASK.json``, is of no certain machine.
 Without NAME it is that of the results that docs/benchmarks.md shows now. ``--here`` means the results of this
 machine. ``--check`` changes nothing and fails if a page differs.
 """
@@ -18,6 +18,8 @@ import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import auc
+import auc_tables
 import charts
 import gpu_floors
 import issue_clocks
@@ -29,6 +31,7 @@ README = ROOT / "README.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 CUDA = ROOT / "docs" / "cuda-kernels.md"
 LARGE = ROOT / "docs" / "large-tables.md"
+MODELS = ROOT / "docs" / "models.md"
 WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
 
 
@@ -59,7 +62,7 @@ def results_of(name: str) -> Results | None:
 
 def paragraphs(*texts: str) -> str:
     """Join paragraphs, tables and pictures; paragraphs are wrapped."""
-    return "\n\n".join(text if text[0] in "|!#" else textwrap.fill(text, 120, **WHOLE_WORDS) for text in texts)
+    return "\n\n".join(text if text[0] in "|!# " else textwrap.fill(text, 120, **WHOLE_WORDS) for text in texts)
 
 
 def picture(text: str, path: Path) -> str:
@@ -98,13 +101,10 @@ def readme_block(results: Results) -> str:
         "histories have T/4 to T events. *Before* is a plain PyTorch loop over the time steps with the same "
         "weights, or the library as it is installed. `Interest` is the whole layer in training mode with its "
         "auxiliary loss. Epochs include data loading, those of the libraries use the library's own trainer. "
-        "The gain shrinks as the hidden size grows, because matrix products then take most of the time anyway."
+        "The gain shrinks as the hidden size grows, because matrix products then take most of the time anyway. "
+        "[Benchmarks](docs/benchmarks.md) has every size, other machines, oneDNN, `torch.compile` and `nn.GRU`."
     )
-    more = (
-        "[docs/benchmarks.md](docs/benchmarks.md) has every size, other machines, and the comparison with oneDNN, "
-        "`torch.compile` and `nn.GRU`."
-    )
-    return paragraphs(tables.readme_table(speed, results.model, results.trainings), conditions, more)
+    return paragraphs(tables.readme_table(speed, results.model, results.trainings), conditions)
 
 
 def benchmarks_block(results: Results, others: list[Results]) -> str:
@@ -237,6 +237,25 @@ def sizes_block(found: list[Results]) -> str:
     return paragraphs(text, tables.sizes_table(sizes["milliseconds"]))
 
 
+def measured_aucs() -> auc_tables.Measured:
+    """Return what ``auc.py`` saved, by task."""
+    paths = {name: machine.RESULTS / f"auc-{name}.json" for name in auc.TASKS}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def tasks_block(found: auc_tables.Measured) -> str:
+    """Return the tables of docs/models.md on the models."""
+    texts = [auc_tables.overview(found)]
+    for name in auc_tables.COLUMNS:
+        if name in found:
+            result = found[name]
+            texts += [f"## {result['title'].capitalize()}", auc_tables.conditions(result)]
+            texts += [textwrap.indent(auc_tables.command(result, name), "    "), auc_tables.task_table(result)]
+    if any(name in found for name in auc_tables.ABLATIONS):
+        texts += ["## What the auxiliary loss adds", auc_tables.ablation_table(found)]
+    return paragraphs(*texts)
+
+
 def replaced(text: str, mark: str, section: str) -> str:
     """Return a page with another text between the marks ``<!-- MARK:begin -->`` and ``<!-- MARK:end -->``."""
     begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
@@ -256,6 +275,7 @@ def named(page: str) -> str:
 
 def pages(results: Results, others: list[Results]) -> dict[Path, str]:
     """Return the pages with these results."""
+    aucs = measured_aucs()
     readme = replaced(README.read_text(), "summary", summary(results))
     return {
         README: replaced(readme, "speed", readme_block(results)),
@@ -264,6 +284,7 @@ def pages(results: Results, others: list[Results]) -> dict[Path, str]:
             replaced(CUDA.read_text(), "predictions", gpu_floors.text()), "issue-clocks", issue_clocks.text()
         ),
         LARGE: replaced(LARGE.read_text(), "sizes", sizes_block([results, *others])),
+        MODELS: replaced(MODELS.read_text(), "tasks", tasks_block(aucs)),
     }
 
 

@@ -166,7 +166,7 @@ def model_table(model: dict[str, Any]) -> str:
             old / epoch["dien-fast"],
         ),
     ]
-    for provider, what in (("dien-fast", ""), ("dien-fast, sparse tables", ", sparse gradients of the tables")):
+    for provider, what in (("dien-fast", ""), ("dien-fast, sparse tables", ", `--table-optimizer sparse-adam`")):
         quotient = official[provider] / official["reference"]
         what = f"official sizes, records a second{what}"
         body.append(row(what, official["reference"], official[provider], "/s", quotient))
@@ -252,7 +252,7 @@ def readme_table(speed: dict[str, Any], model: dict[str, Any] | None, trainings:
     rows = rows_of(speed)
     body = []
     for part, what, sizes in (
-        (BOTH, "AUGRU recurrence, forward + backward", [(128, 50, 32), (1024, 100, 64), (64, 50, 768)]),
+        (BOTH, "AUGRU recurrence, forward + backward", [(128, 50, 32), (64, 50, 768)]),
         (LAYER, "`Interest`, forward + backward", [(128, 50, 32), (1024, 100, 64)]),
     ):
         for size in sizes:
@@ -279,11 +279,22 @@ def readme_table(speed: dict[str, Any], model: dict[str, Any] | None, trainings:
                 *_before_after(memory["MiB"]["reference"], memory["MiB"]["dien-fast"], "MiB"),
             ],
         ]
-    for library, result in sorted(trainings["libraries"].items()) if trainings else []:
-        before, after = (result["trainings"][f"{kind}, 2 threads"] for kind in ("unpatched", "accelerated"))
-        what = f"epoch of {NAMES.get(library, library)} {result['version']}, accelerated"
-        body.append([what, *_before_after(before["epoch_seconds"], after["epoch_seconds"], "s")])
+    if trainings:
+        body.append(_libraries_row(trainings["libraries"]))
     return table(["", "before", "dien-fast", "gain"], body)
+
+
+def _libraries_row(libraries: dict[str, Any]) -> list[str]:
+    """Return the README's row for all libraries: the smallest and the largest of their figures."""
+    kinds = ("unpatched", "accelerated")
+    seconds = [
+        [result["trainings"][f"{kind}, 2 threads"]["epoch_seconds"] for kind in kinds]
+        for result in libraries.values()
+    ]
+    columns = [*zip(*seconds, strict=True), [before / after for before, after in seconds]]
+    before, after, gain = (sorted({f"{end(column):.1f}" for end in (min, max)}, key=float) for column in columns)
+    name = f"epoch of a library's own DIEN, accelerated ({len(libraries)} libraries)"
+    return [name, f"{' to '.join(before)} s", f"{' to '.join(after)} s", f"**{'x to '.join(gain)}x**"]
 
 
 def _before_after(before: float, after: float, unit: str) -> list[str]:

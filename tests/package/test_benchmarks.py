@@ -4,10 +4,15 @@ import os
 import subprocess
 from pathlib import Path
 
+import auc
+import auc_tables
 import charts
+import machine
 import pytest
 import report
 import tables
+
+from dien_fast import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,13 +112,85 @@ def test_the_table_of_the_readme(speed, trainings):
     speed["rows"].append(row(tables.BOTH, size, **{"reference loop": 120.4, "dien-fast": 9.0}))
     assert tables.readme_table(speed, None, trainings).splitlines()[2:] == [
         "| AUGRU recurrence, forward + backward, B 128, T 50, H 32 | 120 ms | 9.0 ms | **13.4x** |",
-        "| epoch of RecBole 1.2.1, accelerated | 27.3 s | 5.8 s | **4.7x** |",
+        "| epoch of a library's own DIEN, accelerated (1 libraries) | 27.3 s | 5.8 s | **4.7x** |",
     ]
+    slower = {f"{kind}, 2 threads": {"epoch_seconds": 40.0, "auc": 0.7} for kind in ("unpatched", "accelerated")}
+    trainings["libraries"]["fuxictr"] = {"version": "2.3.10", "epochs": 3, "trainings": slower}
+    assert tables.readme_table(speed, None, trainings).splitlines()[-1] == (
+        "| epoch of a library's own DIEN, accelerated (2 libraries) | 27.3 to 40.0 s | 5.8 to 40.0 s "
+        "| **1.0x to 4.7x** |"
+    )
 
 
 def test_the_summary(speed, peers):
     text = " ".join(report.summary(report.Results("some-cpu", speed, peers=peers)).split())
     assert text.startswith("On 2 cores of Some CPU, a training step of a whole DIEN is 6.2 to 6.2 times as fast")
+
+
+@pytest.fixture
+def aucs():
+    """Two seeds of DIN and two kinds of DIEN in one task."""
+    variants = {"DIEN, gru_type AUGRU, negatives uniform": 0.8, "DIN": 0.7}
+    variants |= {"DIEN, gru_type AUGRU, negatives none": 0.75, "DIEN, gru_type GRU, negatives none": 0.9}
+    rows = [
+        {"variant": name, "seed": seed, "test_auc": mean + 0.01 * seed, "epochs": 5}
+        | {"test_gauc": 0.6, "test_logloss": 0.5, "best_reachable_auc": 0.9, "seconds": 480.0}
+        for name, mean in variants.items()
+        for seed in (0, 1)
+    ]
+    result = {"title": "the next film", "command": "dien-fast compare --models din,dien", "rows": rows}
+    result |= {
+        "machine": {"cores": 2, "cpu": "Some CPU", "name": "some-1-threads"},
+        "versions": {"torch": "2.0"},
+        "jobs": 2,
+    }
+    return {"next-popularity": result | {"epoch seconds": dict.fromkeys(variants, 8.5)}}
+
+
+def test_the_overview_of_the_models(aucs):
+    assert auc_tables.overview(aucs).splitlines()[2:] == [
+        "| DIN | 0.7050 ± 0.0071 |",
+        "| DIEN, AUGRU, no auxiliary loss | 0.7550 ± 0.0071 |",
+        "| DIEN, AUGRU | **0.8050 ± 0.0071** |",
+    ]
+
+
+def test_the_tasks_of_the_models(aucs):
+    block = report.tasks_block(aucs)
+    assert "\n    dien-fast compare --models din,dien --seeds 2 --output compared/next-popularity\n" in block
+    words = " ".join(block.split())
+    assert "2 at a time on 2 cores of Some CPU (some), 32 minutes; torch 2.0." in words
+    assert "The best reachable AUC is 0.9000." in words
+    assert block.splitlines()[-1] == (
+        "| DIEN, AUGRU | 0.8050 ± 0.0071 | +0.1000 (+0.1000 to +0.1000) | +48.8 % | 0.6000 | 0.5000 | 5.0 | 8.5 |"
+    )
+
+
+def test_a_comparison_goes_on_from_its_results_file(aucs, tmp_path, monkeypatch):
+    (result,) = aucs.values()
+    monkeypatch.setattr(machine, "here", lambda threads: f"some-{threads}-threads")
+    auc.restore(result, tmp_path / "same")
+    assert len((tmp_path / "same" / "results.csv").read_text().splitlines()) == 1 + len(result["rows"])
+    result["machine"]["name"] = "other-1-threads"
+    auc.restore(result, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_ablations(aucs):
+    (result,) = aucs.values()
+    names = {"DIN": "DIEN, negatives none", "DIEN, gru_type AUGRU, negatives uniform": "DIEN, negatives uniform"}
+    rows = [row | {"variant": names[row["variant"]]} for row in result["rows"] if row["variant"] in names]
+    assert auc_tables.ablation_table({"auxiliary-order": result | {"rows": rows}}).splitlines()[2:] == [
+        "| the next film | uniform | 0.7050 | 0.8050 | +0.1000 (+0.1000 to +0.1000) |"
+    ]
+
+
+@pytest.mark.parametrize("name", auc.TASKS)
+def test_the_commands_of_the_tasks_are_valid(name, tmp_path):
+    arguments = cli.build_parser().parse_known_args(auc.words_of(auc.TASKS[name], tmp_path))
+    arguments[0].more = arguments[1]
+    trainings = cli.compare._trainings(arguments[0])
+    assert len({training.variant for training in trainings}) in (2, 3, 10)
 
 
 def test_the_sections(speed):
@@ -146,7 +223,13 @@ def test_the_pictures(speed, peers, trainings, tmp_path):
 
 @pytest.mark.parametrize(
     ("page", "mark"),
-    [("README", "summary"), ("README", "speed"), ("BENCHMARKS", "results"), ("CUDA", "predictions")],
+    [
+        ("README", "summary"),
+        ("README", "speed"),
+        ("BENCHMARKS", "results"),
+        ("CUDA", "predictions"),
+        ("MODELS", "tasks"),
+    ],
 )
 def test_the_pages_tell_the_committed_results(page, mark, monkeypatch, tmp_path, capsys):
     assert report.main(["--check"]) == 0

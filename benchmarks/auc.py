@@ -1,0 +1,161 @@
+"""What DIN, DSIN and DIEN reach on four tasks: test AUC over several seeds, by ``dien-fast compare``.
+
+    python benchmarks/auc.py TASK [--seeds 5] [--jobs 2] [--directory runs/auc]
+    python benchmarks/auc.py TASK --time
+
+Every training runs on one thread, ``--jobs`` of them at a time. Interrupted, the same command goes on; also
+without the runs, from ``results/auc-TASK.json``, if that was saved on the same kind of machine. ``--time`` trains
+two epochs of each variant, one after the other, for the seconds of an epoch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import machine
+import pandas as pd
+import torch
+
+from dien_fast.cli import main as dien_fast
+from dien_fast.training.config import read_json
+
+NEXT = ["--dataset", "ml-100k", "--task", "next", "--first-event", "5", "--max-length", "20"]
+KINDS = ["gru_type=AUGRU,AGRU,AIGRU,GRU", "negatives=uniform,none"]
+
+
+class Task(NamedTuple):
+    """What is trained on.
+
+    Attributes:
+        title: what pages call it.
+        options: the data, as options of ``dien-fast train``.
+        models: which models.
+        vary: which of their settings, as options of ``dien-fast compare``.
+        own: settings that a model has for itself.
+    """
+
+    title: str
+    options: list[str]
+    models: str = "din,dsin,dien"
+    vary: list[str] = KINDS
+    own: dict[str, list[str]] = {}
+
+
+# What is kept of a training.
+COLUMNS = [
+    *("variant", "seed", "test_auc", "test_gauc", "test_logloss", "epochs"),
+    *("epoch_seconds", "seconds", "best_reachable_auc"),
+]
+# The best of 12 trials of `dien-fast tune` for each model on "next-popularity", by validation AUC (DIN 0.8510,
+# DIEN 0.8760), with --search lr=1e-3:2e-2 weight_decay=1e-6:1e-3 mlp_dropout=0.0:0.5 attention_hidden=16+8,36.
+TUNED = {
+    "din": ["lr=0.0031", "weight_decay=8.3e-5", "mlp_dropout=0.05"],
+    "dien": ["lr=0.0064", "weight_decay=3.9e-5", "mlp_dropout=0.07"],
+}
+POPULARITY = [*NEXT, "--sampling", "popularity"]
+UNIFORM = [*NEXT, "--sampling", "uniform"]
+TASKS = {
+    "next-popularity": Task("next film, against one drawn by popularity", POPULARITY, own=TUNED),
+    "next-uniform": Task("next film, against one drawn uniformly", UNIFORM, own=TUNED),
+    "synthetic": Task("synthetic clicks with a drifting interest", ["--dataset", "synthetic"]),
+    "rating": Task("is the rating above 3?", ["--dataset", "ml-100k"]),
+    "auxiliary-popularity": Task(
+        "next film, against one drawn by popularity", POPULARITY, "dien", ["negatives=none,uniform,popularity"]
+    ),
+    "auxiliary-uniform": Task(
+        "next film, against one drawn uniformly", UNIFORM, "dien", ["negatives=none,uniform,popularity"]
+    ),
+    "auxiliary-tables": Task(
+        "next film, a table for each feature",
+        [*POPULARITY, "--separate-embeddings"],
+        "dien",
+        ["negatives=none,uniform"],
+    ),
+    "auxiliary-order": Task(
+        "next film, histories in random order",
+        [*POPULARITY, "--shuffle-histories"],
+        "dien",
+        ["negatives=none,uniform"],
+    ),
+}
+
+
+def words_of(task: Task, directory: Path) -> list[str]:
+    """Return the command, without seeds and jobs."""
+    own = [word for model, settings in task.own.items() for word in ("--for", model, *settings)]
+    return [
+        "compare",
+        "--models",
+        task.models,
+        "--vary",
+        *task.vary,
+        *own,
+        *task.options,
+        "--output",
+        str(directory),
+    ]
+
+
+def compare(words: list[str], directory: Path) -> pd.DataFrame:
+    """Run the command and return a row for each training."""
+    if dien_fast(words) != 0:
+        raise SystemExit(1)
+    return pd.read_csv(directory / "results.csv")
+
+
+def restore(saved: dict[str, Any], directory: Path) -> None:
+    """Put the trainings that a results file of this kind of machine has where the command looks for them."""
+    if (directory / "results.csv").exists() or not saved.get("rows"):
+        return
+    if saved["machine"]["name"] == machine.here(1):
+        directory.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(saved["rows"]).to_csv(directory / "results.csv", index=False)
+
+
+def measured(task: Task, directory: Path, seeds: int, jobs: int) -> dict[str, Any]:
+    """Return what a results file holds."""
+    words = words_of(task, directory)
+    results = compare([*words, "--seeds", str(seeds), "--jobs", str(jobs)], directory)
+    rows = results.sort_values(["seed", "variant"])[[name for name in COLUMNS if name in results]]
+    return {
+        **machine.description(1),
+        "title": task.title,
+        "command": " ".join(["dien-fast", *words[:-2]]),
+        "jobs": jobs,
+        "rows": json.loads(rows.to_json(orient="records")),
+    }
+
+
+def epoch_seconds(task: Task, directory: Path) -> dict[str, float]:
+    """Return the seconds of each variant's second epoch."""
+    words = [*words_of(task, directory), "--epochs", "2", "--seeds", "1"]
+    results = compare(words, directory)
+    return {row["variant"]: round(row["epoch_seconds"], 2) for row in results.to_dict("records")}
+
+
+def main() -> None:
+    parser = machine.parser_of(__doc__)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (2)")
+    parser.add_argument("--time", action="store_true", help="measure the seconds of an epoch alone")
+    parser.add_argument("--directory", type=Path, default=Path("runs/auc"), help="for the runs (runs/auc)")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    task, directory = TASKS[given.task], given.directory / given.task
+    path = machine.RESULTS / f"auc-{given.task}.json"
+    saved = read_json(path) if path.exists() else {}
+    if given.time:
+        machine.save(
+            {**saved, "epoch seconds": epoch_seconds(task, directory.with_name(directory.name + "-time"))}, path
+        )
+        return
+    restore(saved, directory)
+    result = measured(task, directory, given.seeds, given.jobs)
+    machine.save({**result, **{name: saved[name] for name in ("epoch seconds",) if name in saved}}, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The tables of docs/models.md, from what ``auc.py`` saved."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import pandas as pd
+from tables import table
+
+from dien_fast.training.comparison import markdown, summary
+
+# The tasks, and what the columns of the overview are called.
+COLUMNS = {
+    "next-popularity": "next film, others drawn by popularity",
+    "next-uniform": "next film, others drawn uniformly",
+    "synthetic": "drifting interests, synthetic",
+    "rating": "rating above 3?",
+}
+ABLATIONS = ("auxiliary-popularity", "auxiliary-uniform", "auxiliary-tables", "auxiliary-order")
+
+Measured = dict[str, dict[str, Any]]  # by task
+
+
+def shown(variant: str) -> str:
+    """Return a variant's name without what all of them have.
+
+    "DIEN, gru_type AGRU, negatives none" is "DIEN, AGRU, no auxiliary loss".
+    """
+    name = variant.replace("gru_type ", "").replace(", negatives uniform", "")
+    return name.replace("negatives none", "no auxiliary loss")
+
+
+def summarised(result: dict[str, Any], baseline: str) -> pd.DataFrame:
+    """Return a row for each variant, in the order of the trainings."""
+    seconds = result.get("epoch seconds", {})
+    rows = pd.DataFrame(result["rows"])
+    rows["epoch_seconds"] = rows["variant"].map(seconds).astype(float)
+    return summary(rows, baseline)
+
+
+def overview(found: Measured) -> str:
+    """Return the mean test AUC of each variant in each task; bold where it is the best of its column.
+
+    Without the auxiliary loss, AUGRU stands for all.
+    """
+    tasks = [name for name in COLUMNS if name in found]
+    means = {name: _shown_there(summarised(found[name], "DIN").set_index("variant")) for name in tasks}
+    variants = sorted(means[tasks[0]].index, key=_order)
+    body = []
+    for variant in variants:
+        cells = []
+        for name in tasks:
+            row, best = means[name].loc[variant], means[name]["auc"].max()
+            text = f"{row['auc']:.4f}" + ("" if row["seeds"] == 1 else f" ± {row['auc_std']:.4f}")
+            cells.append(f"**{text}**" if row["auc"] == best else text)
+        body.append([shown(variant), *cells])
+    return table(["", *(COLUMNS[name] for name in tasks)], body)
+
+
+def _shown_there(rows: pd.DataFrame) -> pd.DataFrame:
+    others = [name for name in rows.index if "negatives none" in name and "gru_type AUGRU" not in name]
+    return rows.drop(index=others)
+
+
+def _order(variant: str) -> tuple[int, bool, int]:
+    """DIN, DSIN, then DIEN without and with the auxiliary loss, each from GRU to AUGRU."""
+    model, *settings = variant.split(", ")
+    cells = ("gru_type GRU", "gru_type AIGRU", "gru_type AGRU", "gru_type AUGRU")
+    cell = next((place for place, name in enumerate(cells) if name in settings), 0)
+    return ("DIN", "DSIN", "DIEN").index(model), "negatives none" not in settings, cell
+
+
+def task_table(result: dict[str, Any], baseline: str = "DIN") -> str:
+    """Return everything that was measured in a task."""
+    measured = summarised(result, baseline).sort_values("variant", key=lambda names: names.map(_order))
+    measured["variant"] = measured["variant"].map(shown)
+    text = markdown(measured).rstrip()
+    if result.get("epoch seconds"):
+        return text
+    # The last column has the seconds of an epoch.
+    return "\n".join(line.rsplit("|", 2)[0] + "|" for line in text.splitlines())
+
+
+def ablation_table(found: Measured) -> str:
+    """Return what the auxiliary loss adds to DIEN's AUC in each ablation."""
+    body = []
+    for name in ABLATIONS:
+        if name not in found:
+            continue
+        measured = summarised(found[name], "DIEN, negatives none").set_index("variant")
+        without = measured.loc["DIEN, negatives none", "auc"]
+        for variant, row in measured.drop("DIEN, negatives none").iterrows():
+            gain = f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
+            body.append(
+                [found[name]["title"], str(variant).split(" ")[-1], f"{without:.4f}", f"{row['auc']:.4f}", gain]
+            )
+    return table(["task", "its negatives", "AUC without", "AUC with", "difference (95 % interval)"], body)
+
+
+def command(result: dict[str, Any], name: str) -> str:
+    """Return what repeats a task's trainings."""
+    words = f"{result['command']} --seeds {len({row['seed'] for row in result['rows']})}"
+    lines = textwrap.wrap(f"{words} --output compared/{name}", 108, break_long_words=False, break_on_hyphens=False)
+    return " \\\n    ".join(lines)
+
+
+def conditions(result: dict[str, Any]) -> str:
+    """Return how a task was measured."""
+    seeds = len({row["seed"] for row in result["rows"]})
+    machine = result["machine"]
+    minutes = sum(row["seconds"] for row in result["rows"]) / result["jobs"] / 60
+    over = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    text = (
+        f"Test AUC, {over}; one thread a training, {result['jobs']} at a time on {machine['cores']} cores of "
+        f"{machine['cpu']} ({machine['name'].split('-')[0]}), {minutes:.0f} minutes; torch "
+        f"{result['versions']['torch']}."
+    )
+    reachable = [row["best_reachable_auc"] for row in result["rows"] if row.get("best_reachable_auc")]
+    if reachable:
+        text += f" The best reachable AUC is {sum(reachable) / len(reachable):.4f}."
+    return text
