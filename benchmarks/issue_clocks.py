@@ -4,8 +4,8 @@
 
 compiles csrc/cuda with nvcc for sm_80 and sm_90 and disassembles it with nvdisasm. No GPU is needed, and no clock
 is measured. It takes the longest way through the loop over the steps: all histories of the block have the step,
-and of two branches the longer is taken. Not counted are slow paths that are called (reciprocals of denormal
-numbers) and what one warp alone does (the sum of a step's attention gradient).
+and of two branches the longer is taken, but that rows are not packed. Not counted are slow paths that are called
+(reciprocals of denormal numbers) and what one warp alone does (the sum of a step's attention gradient).
 
 A step's issue clocks are what the busiest of four schedulers needs to issue its warps' instructions, one a clock.
 `modelled` adds what else is known: the stalls between the instructions of a warp, barriers, waits for results,
@@ -129,7 +129,8 @@ class Step:
             return ceil(scan.depth / scan.stage)
         if multiply_adds:
             return scan.blocks
-        return ceil(scan.stage * scan.stride / (4 * 32 * scan.warps)) if self.holds(loop, "LDGSTS") else 0
+        copies = self.holds(loop, "LDGSTS")
+        return ceil(scan.stage * scan.stride / (4 * 32 * scan.warps * copies)) if copies else 0
 
     def over_stages(self, loop: tuple[int, int]) -> bool:
         """The innermost loop with a barrier, where weights are streamed."""
@@ -141,6 +142,8 @@ class Step:
         """A slow path, or what is left of the products where their loop does not come out even; here it does."""
         block = self.blocks[number]
         if any(i.opcode.startswith("CALL") and "$" in i.operands for i in block.instructions):
+            return True
+        if any(i.opcode.startswith("LDG.E.64") for i in block.instructions):  # where a packed step begins
             return True
         if self.scan is None or number in self.loops:
             return False
@@ -160,7 +163,7 @@ class Step:
                     f for b in self.blocks[number : end + 1] for f in b.followers if not number <= f <= end
                 ]
                 trips = self.trips((number, end))
-                length = trips * len(self.once(number, end)) if trips else 0
+                length = trips * len(self.once(number, end)) if trips else -inf
             elif self.forbidden(number):
                 return -inf, ()
             if first in followers:

@@ -55,7 +55,7 @@ struct Call {
 
 struct Forward : Call {
     void* states;       // output, rows of H, or null if not wanted
-    void* wide_states;  // output, the same in wide, or null if not wanted
+    void* wide_states;  // output, the same in wide, of types of 16 bits, or null if not wanted
     void* last;         // output [B, H]
 };
 

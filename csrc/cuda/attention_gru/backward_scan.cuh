@@ -41,23 +41,25 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
     constexpr int kOwn = kRows / 4;
     using OwnRows = Vector<W, kOwn>;
     const Panels& p = b.panels;
+    const int blocks = kResident ? 1 : p.blocks;  // of columns
     const int64_t hidden = b.hidden;
     const Owner owner;
-    const int64_t steps = longest<kRows>(b.histories, b.chunk);
+    const int64_t width = (kGates + 1) * hidden;  // of a row of gates
+    const int steps = longest<kRows>(b.histories, b.chunk);
     const int warps = p.columns / kWarpColumns;
 
     SharedMemory shared;
     PanelReader<W, kResident> reader(shared, b.weights, p);
-    W* dgates = shared.take<W>(p.depth * kRows);           // [depth][kRows], this step's (dc | du' | dr')
-    W* dh = shared.take<W>(p.blocks * p.columns * kRows);  // [columns][kRows], each read by its owner alone
-    W* da = shared.take<W>(warps * kRows);                 // [warps][kRows]
+    W* dgates = shared.take<W>(p.depth * kRows);         // [depth][kRows], this step's (dc | du' | dr')
+    W* dh = shared.take<W>(blocks * p.columns * kRows);  // [columns][kRows], each read by its owner alone
+    W* da = shared.take<W>(warps * kRows);               // [warps][kRows]
 
     OwnHistory own[kOwn];
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
         const int64_t position = int64_t(blockIdx.x) * kRows + owner.group * kOwn + i;
         own[i].load(b.histories, b.chunk, position);
-        for (int block = 0; block < p.blocks; ++block) {
+        for (int block = 0; block < blocks; ++block) {
             const int column = block * p.columns + owner.column;
             const int64_t from = own[i].history * hidden + column;
             W value = 0;
@@ -83,13 +85,13 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
     };
     Inputs next[kOwn];
     W next_att[kOwn] = {};
-    auto load = [&](int64_t s, int block) {
+    auto load = [&](int s, int block) {
         const int column = block * p.columns + owner.column;
 #pragma unroll
         for (int i = 0; i < kOwn; ++i) {
-            const int64_t at = own[i].steps - 1 - s;
+            const int at = own[i].steps - 1 - s;
             if (at < 0 || column >= hidden) continue;
-            const W* from = b.gates + (own[i].slot + at) * (kGates + 1) * hidden + column;
+            const W* from = b.gates + (own[i].slot + at) * width + column;
 #pragma unroll
             for (int gate = 0; gate <= kGates; ++gate) next[i].gates[gate] = from[gate * hidden];
             const int64_t t = own[i].begin + at;
@@ -106,9 +108,9 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
     load(0, 0);
     if constexpr (kResident) copy_async_wait<0>();  // the first barrier below makes it visible
 
-    for (int64_t s = 0; s < steps; ++s) {
+    for (int s = 0; s < steps; ++s) {
         W own_da[kOwn] = {};
-        for (int block = 0; block < p.blocks; ++block) {
+        for (int block = 0; block < blocks; ++block) {
             const int column = block * p.columns + owner.column;
             Inputs in[kOwn];
             W att[kOwn];
@@ -117,14 +119,14 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
                 in[i] = next[i];
                 att[i] = next_att[i];
             }
-            const bool wraps = block + 1 == p.blocks;
+            const bool wraps = block + 1 == blocks;
             load(wraps ? s + 1 : s, wraps ? 0 : block + 1);
             if (column >= hidden) continue;
             OwnRows of_state[kGates] = {};
             W* own_dh = dh + column * kRows + owner.group * kOwn;
 #pragma unroll
             for (int i = 0; i < kOwn; ++i) {
-                const int64_t at = own[i].steps - 1 - s;
+                const int at = own[i].steps - 1 - s;
                 if (at < 0) continue;
                 W d = own_dh[i];
                 if (b.dstates != nullptr) d += widened(in[i].dstate);
@@ -132,7 +134,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
                 const W c = in[i].gates[0], r = sigmoid(in[i].gates[kGates - 1]);
                 const W n = hyperbolic_tangent(in[i].gates[kGates] + r * c);
                 const W dz = d * (n - in[i].before);
-                W* to = b.gates + (own[i].slot + at) * (kGates + 1) * hidden + column;
+                W* to = b.gates + (own[i].slot + at) * width + column;
                 W share = z.alpha;
                 if constexpr (kGates == 3) {
                     const W u = sigmoid(in[i].gates[1]);
@@ -164,7 +166,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
         if constexpr (kResident) __syncthreads();
 
         bool summed_da = b.datt == nullptr;
-        for (int block = 0; block < p.blocks; ++block) {
+        for (int block = 0; block < blocks; ++block) {
             // A lane adds up two columns of its warp; four pairs of lanes have the same two and share the
             // terms.
             const int share = (owner.lane & 1) + (owner.lane >> 3 << 1);
@@ -197,7 +199,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
             }
             if (!summed_da) {
                 summed_da = true;
-                const int64_t at = summed.steps - 1 - s;
+                const int at = summed.steps - 1 - s;
                 if (threadIdx.x < kRows && at >= 0) {
                     W sum = 0;
                     for (int warp = 0; warp < warps; ++warp) sum += da[warp * kRows + threadIdx.x];
@@ -209,7 +211,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
     }
 
     if (b.dstart != nullptr)
-        for (int block = 0; block < p.blocks; ++block) {
+        for (int block = 0; block < blocks; ++block) {
             const int column = block * p.columns + owner.column;
             if (column >= hidden) continue;
 #pragma unroll

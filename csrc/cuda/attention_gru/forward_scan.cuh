@@ -41,9 +41,10 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
     constexpr int kOwn = kRows / 4;
     using OwnRows = Vector<W, kOwn>;
     const Panels& p = f.panels;
+    const int blocks = kResident ? 1 : p.blocks;  // of columns
     const int64_t hidden = f.hidden;
     const Owner owner;
-    const int64_t steps = longest<kRows>(f.histories, f.chunk);
+    const int steps = longest<kRows>(f.histories, f.chunk);
 
     SharedMemory shared;
     PanelReader<W, kResident> reader(shared, f.weights, p);
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
     const W* gx[kOwn];
     int64_t row[kOwn];
     W att[kOwn];
-    auto load_att = [&](int64_t s) {
+    auto load_att = [&](int s) {
 #pragma unroll
         for (int i = 0; i < kOwn; ++i) {
             if (s >= own[i].steps) continue;
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
         gx[i] = own[i].steps > 0 ? f.gx + f.gx_start[position] * kGates * hidden : nullptr;
         row[i] = 0;
         att[i] = 0;
-        for (int block = 0; block < p.blocks; ++block) {
+        for (int block = 0; block < blocks; ++block) {
             const int column = block * p.columns + owner.column;
             const bool some = column < hidden && position < f.histories.batch && f.start != nullptr;
             if (column < p.depth)
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
         }
     }
     // Every thread fetches what it alone will read, so that no barrier is needed.
-    auto fetch = [&](int64_t s, int block, int place) {
+    auto fetch = [&](int s, int block, int place) {
         const int column = block * p.columns + owner.column;
 #pragma unroll
         for (int i = 0; i < kOwn; ++i) {
@@ -100,11 +101,14 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
     } else {
         fetch(0, 0, 0);  // is committed with the first stage below
     }
+    W c_bias = 0;
+    if constexpr (kResident)
+        if (owner.column < hidden) c_bias = f.c_bias[owner.column];
     load_att(0);
     __syncthreads();
 
     int place = 0;  // in `fetched`
-    for (int64_t s = 0; s < steps; ++s) {
+    for (int s = 0; s < steps; ++s) {
         const W* h_now = h + (s & 1) * p.depth * kRows;
         W* h_next = h + (1 - (s & 1)) * p.depth * kRows;
         int64_t own_row[kOwn];
@@ -115,7 +119,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
             own_att[i] = att[i];
         }
         load_att(s + 1);
-        for (int block = 0; block < p.blocks; ++block) {
+        for (int block = 0; block < blocks; ++block) {
             const int column = block * p.columns + owner.column;
             W from_x[kGates][kOwn];
             auto take_fetched = [&] {
@@ -139,7 +143,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
                 place = place + 1 == f.ahead ? 0 : place + 1;
             } else {
                 // Is committed with the first stage below, and so has arrived when the last one is read.
-                const bool wraps = block + 1 == p.blocks;
+                const bool wraps = block + 1 == blocks;
                 fetch(wraps ? s + 1 : s, wraps ? 0 : block + 1, 1 - place);
             }
 
@@ -147,14 +151,15 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
             Stage<W> stage;
             do {
                 stage = reader.next();
-                const W* u = stage.rows + owner.group * p.stride + owner.column;
+                const W* u = stage.rows + owner.group * p.stride + owner.warp * kGates * kWarpColumns +
+                             owner.lane % kWarpColumns;
                 const W* other = h_now + (stage.first + owner.group) * kRows;
 #pragma unroll 4
                 for (int k = 0; k < stage.count; k += 4, u += 4 * p.stride, other += 4 * kRows) {
                     const auto rows = *reinterpret_cast<const Vector<W, kRows>*>(other);
 #pragma unroll
                     for (int gate = 0; gate < kGates; ++gate) {
-                        const W weight = u[gate * p.columns];
+                        const W weight = u[gate * kWarpColumns];
 #pragma unroll
                         for (int i = 0; i < kRows; ++i) sums[gate][i] += weight * rows.values[i];
                     }
@@ -174,7 +179,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
             const int at = column * kRows + owner.group * kOwn;
             auto state = *reinterpret_cast<const OwnRows*>(h_now + at);
             if (column < hidden) {
-                const W c_bias = f.c_bias[column];
+                if constexpr (!kResident) c_bias = f.c_bias[column];
 #pragma unroll
                 for (int i = 0; i < kOwn; ++i) {
                     if (s >= own[i].steps) continue;
@@ -186,7 +191,8 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
                     state.values[i] += share * (n - state.values[i]);
                     const int64_t to = own_row[i] * hidden + column;
                     if (f.states != nullptr) store(f.states[to], state.values[i]);
-                    if (f.wide_states != nullptr) f.wide_states[to] = state.values[i];
+                    if constexpr (sizeof(T) < sizeof(W))
+                        if (f.wide_states != nullptr) f.wide_states[to] = state.values[i];
                 }
             }
             *reinterpret_cast<OwnRows*>(h_next + at) = state;
@@ -195,7 +201,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
     }
 
     const W* h_end = h + (steps & 1) * p.depth * kRows;
-    for (int block = 0; block < p.blocks; ++block) {
+    for (int block = 0; block < blocks; ++block) {
         const int column = block * p.columns + owner.column;
         if (column >= hidden) continue;
 #pragma unroll

@@ -126,7 +126,7 @@ class PanelReader {
 struct OwnHistory {
     int64_t history = 0;
     int64_t begin = 0;  // first step
-    int64_t steps = 0;
+    int steps = 0;      // a chunk's memory has room for less than an int counts
     int64_t slot = 0;
     int64_t row_start = 0;
 
@@ -135,7 +135,7 @@ struct OwnHistory {
         history = h.history[position];
         begin = chunk.begin[position];
         slot = chunk.slot[position];
-        steps = chunk.slot[position + 1] - slot;
+        steps = int(chunk.slot[position + 1] - slot);
         row_start = h.row_start[position];
     }
 };
@@ -143,12 +143,12 @@ struct OwnHistory {
 // The most steps in the chunk that a history of the block has. All are nearly as long, as histories are
 // sorted.
 template <int kRows>
-__device__ int64_t longest(const Histories& h, const Chunk& chunk) {
-    int64_t most = 0;
+__device__ int longest(const Histories& h, const Chunk& chunk) {
+    int most = 0;
     for (int i = 0; i < kRows; ++i) {
         const int64_t position = int64_t(blockIdx.x) * kRows + i;
         if (position >= h.batch) break;
-        const int64_t steps = chunk.slot[position + 1] - chunk.slot[position];
+        const int steps = int(chunk.slot[position + 1] - chunk.slot[position]);
         most = steps > most ? steps : most;
     }
     return most;

@@ -15,7 +15,8 @@
 namespace dien_fast::cuda {
 
 // Recurrent weights as the scans read them. The columns of a product are cut into blocks; a block has `depth`
-// rows of `stride` numbers, which are its columns of each gate side by side. The lanes of a warp read
+// rows of `stride` numbers, which are its columns in groups of a warp's 8, each group's gates side by side:
+// their distance is known to the compiler, so that one address serves them all. The lanes of a warp read
 // neighbouring rows together: a stride that is an odd multiple of 8 spreads those over all banks of the
 // shared memory.
 struct Panels {
@@ -98,10 +99,12 @@ __global__ void pack_kernel(PackWeights<T> p) {
     const int64_t size = int64_t(p.shape.blocks) * p.shape.depth + p.shape.stage;
     for (int64_t i = first; i < size * p.shape.stride; i += step) {
         const int64_t line = i / p.shape.stride, block = line / p.shape.depth, k = line % p.shape.depth;
-        const int at = int(i % p.shape.stride), gate = p.forward ? at / p.shape.columns : 0;
-        const int64_t column = block * p.shape.columns + at - gate * p.shape.columns;
+        const int at = int(i % p.shape.stride), gates = p.forward ? p.gates : 1;
+        const int gate = at / kWarpColumns % gates;
+        const int64_t column =
+            block * p.shape.columns + at / (kWarpColumns * gates) * kWarpColumns + at % kWarpColumns;
         W value = 0;
-        if (block < p.shape.blocks && column < hidden && at < p.gates * p.shape.columns) {
+        if (block < p.shape.blocks && column < hidden && at < gates * p.shape.columns) {
             if (p.forward && k < hidden)
                 value = widened(p.u[caller_row(gate * hidden + column, true) * hidden + k]);
             if (!p.forward && k < rows) value = widened(p.u[caller_row(k, true) * hidden + column]);

@@ -25,13 +25,8 @@ struct alignas(sizeof(W) * kCount < 16 ? sizeof(W) * kCount : 16) Vector {
     W values[kCount];
 };
 
-__device__ inline float exponential(float v) { return expf(v); }
-__device__ inline double exponential(double v) { return exp(v); }
 __device__ inline float hyperbolic_tangent(float v) { return tanhf(v); }
 __device__ inline double hyperbolic_tangent(double v) { return tanh(v); }
-template <typename W>
-__device__ inline W sigmoid(W v) {
-    return W(1) / (W(1) + exponential(-v));
-}
+__device__ inline double sigmoid(double v) { return 1 / (1 + exp(-v)); }
 
 }  // namespace dien_fast::cuda

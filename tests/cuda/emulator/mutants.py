@@ -40,7 +40,7 @@ RULES = (
     ("bound", r"at < end(?= \? p\.a)", "at <= end"),
     ("bound", r"c < columns\)", "c <= columns)"),
     ("bound", r"k < p\.depth \* kRows", "k <= p.depth * kRows"),
-    ("bound", r"if \(column < hidden\)(?= \{\n\s+const W c_bias)", "if (column <= hidden)"),
+    ("bound", r"if \(column < hidden\)(?= \{\n\s+if constexpr \(!kResident\) c_bias)", "if (column <= hidden)"),
     ("bound", r"(?<=if \()column >= hidden(?=\) continue)", "column > hidden"),
     ("bound", r"column >= p\.depth\) continue", "column > p.depth) continue"),
     ("bound", r"s >= own\[i\]\.steps(?=\) continue;\n\s+const Rule)", "s > own[i].steps"),

@@ -43,6 +43,8 @@ inline void store(BFloat16& to, float value) {
 inline void store(float& to, float value) { to = value; }
 inline void store(double& to, double value) { to = value; }
 
+inline float sigmoid(float v) { return 1 / (1 + expf(-v)); }
+
 class SharedMemory {
   public:
     template <typename T>
