@@ -1,6 +1,7 @@
 """Latency of scoring under load: 200 candidates of a user with T events, requests that come at rising rates.
 
     python benchmarks/serving.py [--threads 1] [--seconds 10] [--steps 50 500] [--ways ...] [--output results.json]
+    python benchmarks/serving.py --soak MINUTES
 
 Requests arrive at random times that do not wait for answers (an open loop), and their latency counts from these
 times. In a process, one thread answers them in their order; over HTTP, 64 clients of one process ask, each on a
@@ -14,13 +15,17 @@ package     the .pt2 file, called from Python
 onnx        the .onnx file in ONNX Runtime
 loop        dien_fast.reference for the repeated user
 scripted    the same, with the loop over steps compiled by TorchScript
+cpp         the .pt2 file in examples/serve_cpp, from words to probabilities; without load, and the time to begin
 
 Every way must give the probabilities of ``run`` before it is timed.
+
+``--soak`` keeps a server half busy and prints its memory and open files each minute, and how its memory grows.
 """
 
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -29,6 +34,7 @@ import sys
 import tempfile
 import threading
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -43,6 +49,7 @@ import torch
 
 from dien_fast import reference
 from dien_fast.cli import main as command
+from dien_fast.ops.backend import LIBRARY
 from dien_fast.serving import Exported, OnnxModel, Package, export, export_onnx
 from dien_fast.training.candidates import Request, encode_request
 from dien_fast.training.runs import Run, load, model_arguments
@@ -61,7 +68,8 @@ negatives = "none"
 name = "items"
 pairs = [{{ ad = "item", pos_hist = "past" }}]
 """
-WAYS = ("run", "encoded", "http", "package", "onnx", "loop", "scripted")
+WAYS = ("run", "encoded", "http", "package", "onnx", "loop", "scripted", "cpp")
+ROOT = Path(__file__).parents[1]
 Call = Callable[[], np.ndarray]
 
 
@@ -129,15 +137,15 @@ def loop(run: Run, request: Request, scripted: bool) -> Call:
 
 
 @contextmanager
-def served(run: Run, threads: int) -> Iterator[int]:
-    """Serve a run in a process of its own; give the port."""
+def served(run: Run, threads: int) -> Iterator[tuple[int, int]]:
+    """Serve a run in a process of its own; give the port and the process."""
     words = [sys.executable, "-m", "dien_fast.cli", "serve", str(run.directory), "--port", "0"]
     process = subprocess.Popen([*words, "--threads", str(threads)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         found = re.search(r"port (\d+)", process.stdout.readline())
         assert found is not None
-        yield int(found[1])
+        yield int(found[1]), process.pid
     finally:
         process.terminate()
         process.wait(60)
@@ -209,12 +217,63 @@ def under_load(call: Call, seconds: float, clients: int = 1) -> dict[str, Any]:
     return {"alone": round(1e3 * float(np.median(alone)), 3), "highest_rate": round(best, 1), "rates": rates}
 
 
-def calls(run: Run, ways: list[str], directory: Path, port: int) -> dict[str, Call]:
-    """Return the call of each way, for one and the same request."""
+def request_of(run: Run) -> tuple[dict[str, list[int]], list[int]]:
+    """Return the user and the candidates that every way scores."""
     generator = np.random.default_rng(1)
     longest = run.encoders.sequence("past").max_length()
-    user = {"past": generator.integers(0, ITEMS, longest).tolist()}
-    items = generator.integers(0, ITEMS, CANDIDATES).tolist()
+    return {"past": generator.integers(0, ITEMS, longest).tolist()}, generator.integers(
+        0, ITEMS, CANDIDATES
+    ).tolist()
+
+
+def in_cpp(run: Run, directory: Path, threads: int) -> dict[str, float]:
+    """Build the C++ program; return its median of one request in ms, and the seconds to load and score once."""
+    user, items = request_of(run)
+    rows = ["past,item", "|".join(map(str, user["past"])) + "," + "|".join(map(str, items))]
+    (directory / "users.csv").write_text("\n".join(rows) + "\n")
+    headers = importlib.util.find_spec("nlohmann_json")
+    if headers is None or not headers.submodule_search_locations:
+        raise SystemExit("nlohmann-json is not installed")
+    build = directory / "build"
+    configure = ["cmake", "-S", ROOT / "examples" / "serve_cpp", "-B", build, "-DCMAKE_BUILD_TYPE=Release"]
+    configure += [f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"]
+    configure += [f"-DJSON_INCLUDE={headers.submodule_search_locations[0]}/include"]
+    for step in (configure, ["cmake", "--build", build]):
+        subprocess.run(step, check=True, stdout=subprocess.DEVNULL)
+    model = export(run, directory / "cpp.pt2")
+    words = [build / "serve", model, LIBRARY, directory / "users.csv", "candidates", "--repeat", "1000"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(list(map(str, words)), check=True, capture_output=True, text=True, env=environment)
+    if not np.allclose(np.array(done.stdout.split(), float), run.score_candidates(user, items), rtol=0, atol=2e-6):
+        raise SystemExit("cpp gives other probabilities")
+    load, alone = re.findall(r"(\S+) m?s$", done.stderr, re.MULTILINE)
+    return {"alone": float(alone), "load_and_first_s": float(load)}
+
+
+def soak(run: Run, minutes: int, threads: int) -> None:
+    """Keep a server half busy; print its memory and open files each minute, and how its memory grows."""
+    user, items = request_of(run)
+    with served(run, threads) as (port, process):
+        call = over_http(port, json.dumps({"user": user, "items": items}).encode())
+        alone = float(np.median(timeit.repeat(call, number=1, repeat=50)))
+        memory = []
+        for minute in range(minutes + 1):
+            if minute:
+                found = latencies(call, 0.5 / alone, 60, CLIENTS)
+            status = Path(f"/proc/{process}/status").read_text()
+            memory.append(int(status.partition("VmRSS:")[2].split()[0]) / 1024)
+            files = len(list(Path(f"/proc/{process}/fd").iterdir()))
+            p50 = f", {len(found)} requests, p50 {1e3 * np.median(found):.1f} ms" if minute else ""
+            print(f"minute {minute}: {memory[-1]:.1f} MiB, {files} open files{p50}", flush=True)
+    # In the first minute, every client's connection and every size of buffer comes up once.
+    if minutes > 1:
+        slope = np.polyfit(np.arange(1, minutes + 1), memory[1:], 1)[0]
+        print(f"growth after the first minute: {slope:+.3f} MiB a minute")
+
+
+def calls(run: Run, ways: list[str], directory: Path, port: int) -> dict[str, Call]:
+    """Return the call of each way, for one and the same request."""
+    user, items = request_of(run)
     request = encode_request(run, user, items)
 
     def encoded() -> np.ndarray:
@@ -246,16 +305,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 500], help="events of the user (50 500)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="what is timed (all)")
     parser.add_argument("--output", type=Path, help="where the results go")
+    parser.add_argument("--soak", type=int, metavar="MINUTES", help="watch a server's memory for so long, no more")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(arguments.threads))
+    if arguments.soak:
+        with tempfile.TemporaryDirectory() as name:
+            soak(trained(Path(name), arguments.steps[0]), arguments.soak, arguments.threads)
+        return
     results: dict[str, Any] = {}
     for steps in arguments.steps:
         with tempfile.TemporaryDirectory() as name:
             run = trained(Path(name), steps)
-            with served(run, arguments.threads) as port:
+            with served(run, arguments.threads) as (port, _):
                 results[str(steps)] = {}
-                for way, call in calls(run, arguments.ways, Path(name), port).items():
+                if "cpp" in arguments.ways:
+                    results[str(steps)]["cpp"] = in_cpp(run, Path(name), arguments.threads)
+                    print(f"T={steps} cpp: {results[str(steps)]['cpp']}", flush=True)
+                ways = [way for way in arguments.ways if way != "cpp"]
+                for way, call in calls(run, ways, Path(name), port).items():
                     found = under_load(call, arguments.seconds, CLIENTS if way == "http" else 1)
                     results[str(steps)][way] = found
                     last = {key: value for key, value in found.items() if key != "rates"}

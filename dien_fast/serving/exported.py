@@ -83,7 +83,8 @@ class Exported(ABC):
         """Return what a program returns for its arguments: click probabilities, float32.
 
         Raises:
-            DienFastError: there is no such program, or an argument has another dtype or more than one dimension.
+            DienFastError: there is no such program, or an argument has another dtype, more than one dimension, or
+                a size that does not go with another's.
         """
         inputs = self.inputs(program)
         if len(arguments) != len(inputs):
@@ -94,6 +95,7 @@ class Exported(ABC):
                     f"{item.name} must be {item.dtype} with one dimension, got {value.dtype} of shape "
                     f"{tuple(value.shape)}"
                 )
+        _check_sizes(inputs, arguments)
         return self._run(program, arguments)
 
     def check(self) -> dict[str, float]:
@@ -116,6 +118,19 @@ class Exported(ABC):
                     f"{TOLERANCE:.0e}"
                 )
         return found
+
+
+def _check_sizes(inputs: Sequence[Input], arguments: Sequence[Tensor]) -> None:
+    """Raise where sizes differ that must not: compiled programs do not look, and would read what is not there."""
+    sizes: dict[str, tuple[str, int]] = {}
+    for item, value in zip(inputs, arguments, strict=True):
+        kind = item.size.removesuffix(" + 1")
+        extra = int(kind != item.size)
+        other, count = sizes.setdefault(kind, (item.name, value.numel() - extra))
+        if count + extra != value.numel():
+            raise DienFastError(
+                f"{item.name} must have {count + extra} elements, to go with {other}, got {value.numel()}"
+            )
 
 
 def check_output(path: Path, suffix: str) -> None:

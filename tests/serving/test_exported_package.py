@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import zipfile
 
@@ -79,11 +80,27 @@ def test_wrong_arguments_are_refused(shop):
         package.run("candidates", good[1:])
     with pytest.raises(DienFastError, match="program must be one of rows, candidates, got 'user'"):
         package.run("user", good)
+    with pytest.raises(DienFastError, match="item must have 8 elements, to go with price, got 9"):
+        package.run("candidates", [value[:-1] if value is good[names.index("price")] else value for value in good])
+    with pytest.raises(
+        DienFastError, match=r"past_items\.offsets must have 4 elements, to go with country, got 3"
+    ):
+        package.run("candidates", changed("past_items.offsets", good[names.index("past_items.offsets")][:-1]))
     for name in ("past_items.offsets", "candidates.offsets"):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="offsets must rise from 0 to"):
             package.run("candidates", changed(name, good[names.index(name)] + 1))
     with pytest.raises(RuntimeError):
         package.run("candidates", changed("item", torch.full_like(good[names.index("item")], 1000)))
+
+
+def changed_copy(path, copy, document, change):
+    """Copy a package with one of its documents changed."""
+    with zipfile.ZipFile(path) as package, zipfile.ZipFile(copy, "w") as other:
+        for name in package.namelist():
+            content = package.read(name)
+            if name.endswith(document):
+                content = json.dumps(change(json.loads(content))).encode()
+            other.writestr(name, content)
 
 
 def test_files_that_are_no_packages(shop, tmp_path, capsys):
@@ -94,12 +111,9 @@ def test_files_that_are_no_packages(shop, tmp_path, capsys):
     with (tmp_path / "cut.pt2").open("rb+") as file:
         file.truncate(1000)
     assert "is not a package of dien-fast, or is damaged" in failure(capsys, "check", tmp_path / "cut.pt2")
-    with zipfile.ZipFile(shop / "model.pt2") as package, zipfile.ZipFile(tmp_path / "new.pt2", "w") as other:
-        for name in package.namelist():
-            content = package.read(name)
-            if name.endswith("dien_fast.json"):
-                content = json.dumps(json.loads(content) | {"format": 99}).encode()
-            other.writestr(name, content)
+    changed_copy(
+        shop / "model.pt2", tmp_path / "new.pt2", "dien_fast.json", lambda content: content | {"format": 99}
+    )
     assert "has format 99, this version of dien-fast reads 1" in failure(capsys, "check", tmp_path / "new.pt2")
 
 
@@ -130,6 +144,38 @@ def test_a_program_without_python_scores_candidates(shop, serve, tmp_path):
     lists = {name: [cell.split(";") if cell else [] for cell in cells] for name, cells in items.items()}
     lists["price"] = [[float(number) for number in cell] for cell in lists["price"]]
     assert_scores(done, load(shop / "run").score_candidates(users, pd.DataFrame(lists)))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_threads_of_a_program_get_the_same_bits(shop, serve, tmp_path, threads):
+    shop_table(60, seed=3).to_pandas().to_csv(tmp_path / "rows.csv", index=False)
+    words = (shop / "model.pt2", LIBRARY, tmp_path / "rows.csv", "rows", "--repeat", 20)
+    done = serve(*words, "--threads", threads)  # it compares the bits of all its scores
+    assert_scores(done, load(shop / "run").predict(tmp_path / "rows.csv"))
+    assert done.stdout == serve(*words).stdout
+    times = re.fullmatch(
+        r"load and first score: (\S+) s\np50 of (\d+) scores on (\d) threads: \S+ ms\n", done.stderr
+    )
+    assert times is not None, done.stderr
+    assert (float(times[1]) < 2, int(times[2]), int(times[3])) == (True, 20 * threads, threads)
+
+
+def test_a_program_refuses_wrong_sizes_and_ids(shop, serve, tmp_path):
+    users = shop_table(1, seed=4).to_pandas().drop(columns=["item", "brand", "price"])
+    users.assign(item="i1;i2", brand="b1", price="0.5;0.1").to_csv(tmp_path / "users.csv", index=False)
+    done = serve(shop / "model.pt2", LIBRARY, tmp_path / "users.csv", "candidates", "--threads", 2)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "serve: error: brand must have 2 elements, to go with price, got 1\n"
+
+    def with_another_word(content):
+        content["item"]["word_by_id"].append("new")
+        return content
+
+    users.assign(item="new", brand="b1", price="0.5").to_csv(tmp_path / "users.csv", index=False)
+    changed_copy(shop / "model.pt2", tmp_path / "new.pt2", "encoders.json", with_another_word)
+    done = serve(tmp_path / "new.pt2", LIBRARY, tmp_path / "users.csv", "candidates")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "serve: error: index out of bounds" in done.stderr
 
 
 def test_the_program_says_what_is_wrong(shop, serve, tmp_path):

@@ -158,7 +158,8 @@ def cpp_example(build):
         assert done.returncode == 0, done.stdout + done.stderr
 
     def run(*arguments):
-        words = [build / "serve", *arguments]
-        return subprocess.run(words, capture_output=True, text=True, check=False)
+        words = [build / "serve", *map(str, arguments)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
     return run
