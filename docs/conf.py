@@ -29,10 +29,10 @@ exclude_patterns = ["_options", "sg_execution_times.rst", "tutorial/index.rst", 
 nitpicky = True  # a reference to something that is not documented is an error
 # Types of other libraries, whose inventories could only be had from the network.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|np|numpy|pa|pyarrow|pd|pandas|collections|pathlib|nn|sklearn|argparse)\..*"),
+    (r"py:.*", r"(torch|np|numpy|pa|pyarrow|pd|pandas|collections|concurrent|pathlib|nn|sklearn|argparse)\..*"),
     (r"py:.*", r"(Tensor|Any|optional|DataFrame|ndarray|Self|Accelerator|Path|dict\[str)"),
     # Parts of signatures that nobody but the package itself makes.
-    (r"py:class", r"(.*\.)?(Vocabulary|_Catalogue|Tables|RunDirectory)"),
+    (r"py:class", r"(.*\.)?(Vocabulary|_Catalogue|Tables|RunDirectory|Request)"),
 ]
 suppress_warnings = ["ref.python"]  # a bare DIEN in a signature may be the fast or the reference one
 

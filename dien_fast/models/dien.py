@@ -115,7 +115,7 @@ class DIEN(ClickModel, reference.DIEN):
 
     @torch.no_grad()
     def extract_states(self, user: Batch, states: Mapping[str, Ragged] | None = None) -> dict[str, Ragged]:
-        """Return the extractor's states by group, as :meth:`ClickModel.extract_states` says."""
+        """Return the states as :meth:`~dien_fast.models.base.ClickModel.extract_states` says."""
         found = {}
         for group in self.attention_groups:
             layer = self.attention_poolings[group.name]

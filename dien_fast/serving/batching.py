@@ -48,7 +48,7 @@ class Batcher:
     Nothing waits for a batch to fill: a request that comes alone is computed at once.
 
     Args:
-        run: the model, on any device. Assigning to :attr:`run` exchanges it; a batch that is being computed ends
+        run: the model, on any device. Assigning to ``run`` exchanges it; a batch that is being computed ends
             with the old one.
         most_users: users of one request, and of a batch unless a single request has more.
         most_candidates: candidates, likewise.

@@ -112,9 +112,9 @@ def _key(user: str) -> bytes:
 class UserStates:
     """The states of users by name, which take the place of their histories.
 
-    States are those of the newest ``max_length`` events. Scores equal those of :meth:`Run.score_candidates` for
-    the whole history, to rounding, until it is longer than that: from then on the states still know the older
-    events, which ``score_candidates`` does not read.
+    States are those of the newest ``max_length`` events. Scores equal those of
+    :meth:`dien_fast.training.runs.Run.score_candidates` for the whole history, to rounding, until it is longer
+    than that: from then on the states still know the older events, which ``score_candidates`` does not read.
 
     Calls of several threads are safe. Of several processes, let one write.
 
@@ -183,11 +183,13 @@ class UserStates:
     def score_candidates(
         self, users: Sequence[str], user_table: Any, items: Any, candidate_offsets: Any = None
     ) -> np.ndarray:
-        """Return the click probability of each candidate of each user, as :meth:`Run.score_candidates` does.
+        """Return the click probability of each candidate of each user.
+
+        As :meth:`dien_fast.training.runs.Run.score_candidates` does, from the states in the store.
 
         Args:
             users: their names; one who is not known has no history.
-            user_table: a row for each user, as for :meth:`Run.score_candidates`, without histories.
+            user_table: a row for each user, as there, without histories.
             items: as there.
             candidate_offsets: as there.
 

@@ -42,7 +42,7 @@ def main(directory, batch_size, table_optimizer, sync, killed, *resume):
     torch.set_num_threads(1)
     loop.make_optimizer = sgd
     build = pipeline.build_model
-    pipeline.build_model = lambda *arguments: build(*arguments).double()
+    pipeline.build_model = lambda *given, **named: build(*given, **named).double()
     if int(killed):
         kill_in(int(killed))
     config = RunConfig(

@@ -156,9 +156,9 @@ def test_a_table_that_is_used_as_a_whole_is_refused():
 def test_rules_that_are_none_are_refused():
     with pytest.raises(DienFastError, match="rule must be one of sparse-adam, rowwise-adagrad, got 'sgd'"):
         RowOptimizer([torch.zeros(2, 2)], "sgd", lr=0.1)
-    with pytest.raises(
-        DienFastError, match="table_optimizer must be one of auto, adam, sparse-adam, rowwise-adagrad"
-    ):
+    with pytest.raises(DienFastError, match="table_optimizer must be one of auto, adam, sparse-adam, rowwise"):
+        train(table_optimizer="lamb")
+    with pytest.raises(DienFastError, match="table_optimizer 'sgd' is one of divided tables; train with --tables"):
         train(table_optimizer="sgd")
 
 
