@@ -198,7 +198,10 @@ WRONG = {
         (USERS[:1].drop_columns("age"), ITEMS),
         "user_table: no column 'age'; the columns are ",
     ),
-    "a dict without a value": (({"age": 3, "tags": "x"}, ITEMS), "user_table: no column 'hist_item'"),
+    "a dict without a value": (
+        ({"age": 3, "tags": "x"}, ITEMS),
+        "user_table: no column 'hist_item'; the columns are age, tags, item, category$",
+    ),
     "a dict of columns": (
         (USERS.to_pydict(), ITEMS),
         r"user_table\['age'\] must be one value, as a dict holds one user, got a list; give several users as ",
