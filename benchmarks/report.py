@@ -4,7 +4,8 @@
 
 NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``. Beside that file
 there may be ``model-zen3-2-threads.json``, ``memory-...``, ``peers-...``, ``trainings-...``, ``dsin-...`` and
-``embeddings-...``. What the models reach, ``auc-TASK.json``, is of no certain machine.
+``embeddings-...``. What the models reach, ``auc-TASK.json``, and ``sharding.json``
+are of no certain machine.
 Without NAME it is that of the results that docs/benchmarks.md shows now. ``--here`` means the results of this
 machine. ``--check`` changes nothing and fails if a page differs.
 """
@@ -237,6 +238,20 @@ def sizes_block(found: list[Results]) -> str:
     return paragraphs(text, tables.sizes_table(sizes["milliseconds"]))
 
 
+def scaling_block() -> str:
+    """Return what ``sharding.py`` saved, for docs/large-tables.md."""
+    found = json.loads((machine.RESULTS / "sharding.json").read_text())
+    of = found["machine"]
+    text = (
+        f"Weak scaling: every process has one thread, a batch of {found['B of a process']} rows with histories of "
+        f"{found['T'][0]} to {found['T'][1]} events and as many negatives, and "
+        f"{found['rows of a process']:,} rows of each of two tables of {found['D']} numbers a row; "
+        f"{of['cores']} cores of {of['cpu']} ({of['name'].split('-')[0]}), "
+        f"medians of {found['rounds']} steps. By `benchmarks/sharding.py`."
+    )
+    return paragraphs(text, tables.scaling_table(found["milliseconds"], found["B of a process"]))
+
+
 def measured_aucs() -> auc_tables.Measured:
     """Return what ``auc.py`` saved, by task."""
     paths = {name: machine.RESULTS / f"auc-{name}.json" for name in auc.TASKS}
@@ -276,6 +291,7 @@ def named(page: str) -> str:
 def pages(results: Results, others: list[Results]) -> dict[Path, str]:
     """Return the pages with these results."""
     aucs = measured_aucs()
+    large = replaced(LARGE.read_text(), "sizes", sizes_block([results, *others]))
     readme = replaced(README.read_text(), "summary", summary(results))
     return {
         README: replaced(readme, "speed", readme_block(results)),
@@ -283,7 +299,7 @@ def pages(results: Results, others: list[Results]) -> dict[Path, str]:
         CUDA: replaced(
             replaced(CUDA.read_text(), "predictions", gpu_floors.text()), "issue-clocks", issue_clocks.text()
         ),
-        LARGE: replaced(LARGE.read_text(), "sizes", sizes_block([results, *others])),
+        LARGE: replaced(large, "scaling", scaling_block()),
         MODELS: replaced(MODELS.read_text(), "tasks", tasks_block(aucs)),
     }
 

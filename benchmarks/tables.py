@@ -284,6 +284,16 @@ def readme_table(speed: dict[str, Any], model: dict[str, Any] | None, trainings:
     return table(["", "before", "dien-fast", "gain"], body)
 
 
+def scaling_table(milliseconds: dict[str, float], batch: int) -> str:
+    """Return a row for each number of processes: its step, its rows a second, and these against one process's."""
+    rates = {number: 1000 * batch * int(number) / taken for number, taken in milliseconds.items()}
+    body = [
+        [number, show_milliseconds(milliseconds[number]), f"{rate:,.0f}", show_ratio(rate / rates["1"])]
+        for number, rate in rates.items()
+    ]
+    return table(["processes", "ms a step", "rows/s", "of one process"], body)
+
+
 def _libraries_row(libraries: dict[str, Any]) -> list[str]:
     """Return the README's row for all libraries: the smallest and the largest of their figures."""
     kinds = ("unpatched", "accelerated")

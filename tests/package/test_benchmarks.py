@@ -98,6 +98,13 @@ def test_sessions(speed):
     assert "2 threads" in words
 
 
+def test_several_processes():
+    assert tables.scaling_table({"1": 100.0, "2": 125.0}, batch=128).splitlines()[2:] == [
+        "| 1 | 100 | 1,280 | 1.0x |",
+        "| 2 | 125 | 2,048 | 1.6x |",
+    ]
+
+
 def test_trainings(trainings):
     libraries = trainings["libraries"]
     assert tables.trainings_table(libraries).splitlines()[2:] == [
@@ -229,6 +236,8 @@ def test_the_pictures(speed, peers, trainings, tmp_path):
         ("BENCHMARKS", "results"),
         ("CUDA", "predictions"),
         ("MODELS", "tasks"),
+        ("LARGE", "sizes"),
+        ("LARGE", "scaling"),
     ],
 )
 def test_the_pages_tell_the_committed_results(page, mark, monkeypatch, tmp_path, capsys):
