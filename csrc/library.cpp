@@ -36,6 +36,7 @@ STABLE_TORCH_LIBRARY(dien_fast, m) {
         "weighted_sum_backward(Tensor dsum, Tensor values, Tensor weights, Tensor offsets) "
         "-> (Tensor dvalues, Tensor dweights)");
     m.def("add_rows_(Tensor(a!) out, Tensor rows, Tensor ids, int padding) -> ()");
+    m.def("sum_by_id(Tensor rows, Tensor ids, int padding) -> (Tensor distinct, Tensor total)");
     m.def(
         "adam_rows_(Tensor(a!) table, Tensor(b!) average, Tensor(c!) square, Tensor change, Tensor rows, "
         "float rate, float decay, float first, float second, float root, float eps) -> ()");

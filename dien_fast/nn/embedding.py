@@ -115,7 +115,8 @@ class _SparseEmbedding(torch.autograd.Function):
                 None,
                 None,
             )
-        rows, total = sum_by_id(dout.reshape(ids.numel(), -1).contiguous(), ids.reshape(-1), ctx.padding)
+        dout, ids = dout.reshape(ids.numel(), -1).contiguous(), ids.reshape(-1).contiguous()
+        rows, total = sum_by_id(dout, ids, ctx.padding)
         gradient = torch.sparse_coo_tensor(
             rows.unsqueeze(0), total, ctx.shape, is_coalesced=True, check_invariants=False
         )

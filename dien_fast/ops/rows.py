@@ -150,17 +150,19 @@ def sum_by_id(rows: Tensor, ids: Tensor, padding: int) -> tuple[Tensor, Tensor]:
 
     Args:
         rows: ``[N, D]``, contiguous.
-        ids: ``[N]`` int64, at least 0.
+        ids: ``[N]`` int64, contiguous, at least 0.
         padding: an id that is left out; -1 is none.
 
     Returns:
-        The U different ids, rising, ``[U]`` int64, and the sum of each one's rows ``[U, D]``.
+        The U different ids, rising, ``[U]`` int64, and the sum of each one's rows in their order ``[U, D]``.
     """
-    distinct, places = torch.unique(ids, return_inverse=True)
-    total = rows.new_zeros(distinct.numel(), rows.size(1))
-    add_rows_(total, rows, places, -1)
-    kept = distinct != padding
-    return (distinct, total) if bool(kept.all()) else (distinct[kept], total[kept])
+    distinct, total = below_autograd(torch.ops.dien_fast.sum_by_id.default, rows, ids, padding)
+    return distinct, total
+
+
+def _fake_sum_by_id(rows: Tensor, ids: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    different = torch.library.get_ctx().new_dynamic_size()
+    return ids.new_empty(different), rows.new_empty((different, rows.size(1)))
 
 
 if LOADED:
@@ -169,6 +171,7 @@ if LOADED:
     register("weighted_sum", _fake_sum, _sum_backward, _sum_setup)
     register("weighted_sum_backward", _fake_sum_backward, refuse_double_backward("weighted_sum"))
     register("add_rows_", lambda out, rows, ids, padding: None)
+    register("sum_by_id", _fake_sum_by_id)
 else:
     define(SCHEMAS["rows_from_padded"], plain_rows_from_padded)
     define(SCHEMAS["padded_from_rows"], plain_padded_from_rows)

@@ -18,7 +18,7 @@ OFFSETS = torch.tensor([0, 5, 5, 12])
 SCHEMAS = [recurrence.SCHEMA, attention_scores.SCHEMA, auxiliary_loss.SCHEMA, *rows.SCHEMAS.values()]
 
 # Nobody exports or scripts these.
-WITHOUT_FALLBACK = {"add_rows_", "adam_rows_", "adagrad_rows_", "cpu_capability", "vector_bytes"}
+WITHOUT_FALLBACK = {"add_rows_", "sum_by_id", "adam_rows_", "adagrad_rows_", "cpu_capability", "vector_bytes"}
 SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 
 

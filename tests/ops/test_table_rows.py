@@ -1,4 +1,4 @@
-"""Rows of tables moved by Adam and by Adagrad: the kernels against plain PyTorch, and what they refuse."""
+"""Rows of tables summed by id, and moved by Adam and by Adagrad: the kernels against plain PyTorch, and refusals."""
 
 import os
 
@@ -7,6 +7,7 @@ import torch
 from interest_cases import NATIVE
 
 from dien_fast import use_backend
+from dien_fast.ops.rows import sum_by_id
 from dien_fast.ops.table_rows import Adam, adagrad_rows_, adam_rows_
 
 needs_native = pytest.mark.skipif(
@@ -84,3 +85,65 @@ def test_wrong_arguments(place, value, message):
     arguments[place] = value
     with pytest.raises(RuntimeError, match=message):
         NATIVE.adam_rows_(*arguments, *OF)
+
+
+def ids_of(count, largest):
+    """Ids of which small ones are frequent, with the largest among them."""
+    ids = (torch.rand(count, dtype=torch.float64) ** 3 * largest).long()
+    ids[count // 2 :][:1] = largest
+    return ids
+
+
+@needs_native
+@pytest.mark.parametrize("padding", [-1, 0, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("count", "size", "largest"),
+    [(0, 3, 0), (1, 1, 0), (700, 18, 90), (700, 0, 90), (9000, 18, 2**11), (5000, 16, 10**6), (300, 3, 2**63 - 1)],
+)
+def test_sums_are_those_of_unique_ids(count, size, largest, dtype, padding):
+    rows, ids = torch.randn(count, size, dtype=dtype), ids_of(count, largest)
+    distinct, places = torch.unique(ids, return_inverse=True)
+    want = rows.new_zeros(distinct.numel(), size)
+    for place, row in zip(places.tolist(), rows, strict=True):
+        want[place] += row
+    kept = distinct != padding
+    found = sum_by_id(rows, ids, padding)
+    assert torch.equal(found[0], distinct[kept])
+    assert torch.equal(found[1], want[kept])
+
+
+@needs_native
+def test_any_number_of_threads_sums_the_same_bits():
+    before, found = torch.get_num_threads(), []
+    rows, ids = torch.randn(20000, 33), ids_of(20000, 5000)
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(sum_by_id(rows, ids, 0))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(left, right) for left, right in zip(found[0], other, strict=True))
+
+
+@needs_native
+def test_opcheck_of_sums():
+    torch.library.opcheck(NATIVE.sum_by_id.default, (torch.randn(20, 3), torch.randint(0, 9, (20,)), 0))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("rows", "ids", "message"),
+    [
+        (torch.zeros(4), torch.arange(4), r"rows must have shape \(\*, \*\), got \(4,\)"),
+        (torch.zeros(4, 3), torch.arange(5), r"rows must have shape \(5, 3\), got \(4, 3\)"),
+        (torch.zeros(4, 3).half(), torch.arange(4), "rows must have dtype float32 or float64"),
+        (torch.zeros(3, 4).t(), torch.arange(4), "rows must be contiguous"),
+        (torch.zeros(4, 3), torch.arange(4).int(), "ids must be contiguous int64"),
+        (torch.zeros(4, 3), torch.tensor([0, 1, -2, 3]), "ids must be at least 0, got -2"),
+    ],
+)
+def test_wrong_arguments_of_sums(rows, ids, message):
+    with pytest.raises(RuntimeError, match=message):
+        NATIVE.sum_by_id(rows, ids, 0)
