@@ -32,8 +32,10 @@ from dien_fast.errors import DataError
 from dien_fast.progress import step
 
 _ATTEMPTS = 64
-# With at most so many possible tuples of ids, a table holds the catalogue entry of each.
+# With at most so many possible tuples of ids, or so many for each that occurs, a table holds the catalogue entry of
+# each. A search takes 60 times as long among 5 million.
 _TABLE_SIZE = 1 << 22
+_TABLE_SIZE_PER_TUPLE = 4
 
 
 def _below(hashes: np.ndarray, limit: int) -> np.ndarray:
@@ -64,7 +66,9 @@ class _Catalogue:
         keys = _join(values, self.sizes)
         if self.table is not None:
             return self.table[keys]
-        found = np.searchsorted(self.keys, keys)
+        order = np.argsort(keys)  # neighbours share what the search reads: twice as fast among 5 million
+        found = np.empty_like(order)
+        found[order] = np.searchsorted(self.keys, keys[order])
         found[found == len(self.keys)] = 0
         return np.where(self.keys[found] == keys, found, -1)
 
@@ -390,7 +394,7 @@ def _catalogue(group: Group, tuples: Tuples, encoders: Encoders, by_popularity: 
             "needs two: lower min_count or train without negatives"
         )
     table = None
-    if np.prod([float(size) for size in sizes]) <= _TABLE_SIZE:
+    if np.prod([float(size) for size in sizes]) <= max(_TABLE_SIZE, _TABLE_SIZE_PER_TUPLE * len(keys)):
         table = np.full(int(np.prod(sizes)), -1, np.int32)
         table[keys] = np.arange(len(keys))
     draws = index.astype(np.int32)

@@ -90,6 +90,7 @@ def test_groups_draw_apart() -> None:
 def test_exclude_clicked_avoids_the_history_up_to_the_step(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if large:
         monkeypatch.setattr(negatives_module, "_TABLE_SIZE", 0)
+        monkeypatch.setattr(negatives_module, "_TABLE_SIZE_PER_TUPLE", 0)
     sampler, dataset, _ = fitted(make_table(300), make_schema(exclude_clicked=True))
     (items, _), (drawn, _), offsets = draw(sampler, dataset, np.arange(300))
     later = 0
@@ -180,7 +181,9 @@ def test_a_large_catalogue_agrees_with_the_table(monkeypatch: pytest.MonkeyPatch
     sampler, dataset, encoders = fitted(table, schema)
     _, expected, _ = draw(sampler, dataset, np.arange(100))
     monkeypatch.setattr(negatives_module, "_TABLE_SIZE", 0)
+    monkeypatch.setattr(negatives_module, "_TABLE_SIZE_PER_TUPLE", 0)
     searching = NegativeSampler.fit(table, schema, encoders, seed=3)
+    assert searching._catalogues["items"].table is None
     for first, second in zip(draw(searching, dataset, np.arange(100))[1], expected, strict=True):
         np.testing.assert_array_equal(first, second)
     unknown = [np.array([10, 3]), np.array([4, 4])]
