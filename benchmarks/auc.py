@@ -4,8 +4,9 @@
     python benchmarks/auc.py TASK --time
 
 Every training runs on one thread, ``--jobs`` of them at a time. Interrupted, the same command goes on; also
-without the runs, from ``results/auc-TASK.json``, if that was saved on the same kind of machine. ``--time`` trains
-two epochs of each variant, one after the other, for the seconds of an epoch.
+without the runs, from ``results/auc-TASK.json``. Digits are those of the kind of machine that the file names for each
+training: another kind rounds otherwise. ``--time`` trains two epochs of each variant, one after the other, for the
+seconds of an epoch.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Task(NamedTuple):
 # What is kept of a training.
 COLUMNS = [
     *("variant", "seed", "test_auc", "test_gauc", "test_logloss", "epochs"),
-    *("epoch_seconds", "seconds", "best_reachable_auc"),
+    *("epoch_seconds", "seconds", "best_reachable_auc", "machine"),
 ]
 # The best of 12 trials of `dien-fast tune` for each model on "next-popularity", by validation AUC (DIN 0.8510,
 # DIEN 0.8760), with --search lr=1e-3:2e-2 weight_decay=1e-6:1e-3 mlp_dropout=0.0:0.5 attention_hidden=16+8,36.
@@ -106,18 +107,19 @@ def compare(words: list[str], directory: Path) -> pd.DataFrame:
 
 
 def restore(saved: dict[str, Any], directory: Path) -> None:
-    """Put the trainings that a results file of this kind of machine has where the command looks for them."""
+    """Put the trainings that a results file has where the command looks for them."""
     if (directory / "results.csv").exists() or not saved.get("rows"):
         return
-    if saved["machine"]["name"] == machine.here(1):
-        directory.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(saved["rows"]).to_csv(directory / "results.csv", index=False)
+    directory.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(saved["rows"]).to_csv(directory / "results.csv", index=False)
 
 
 def measured(task: Task, directory: Path, seeds: int, jobs: int) -> dict[str, Any]:
     """Return what a results file holds."""
     words = words_of(task, directory)
     results = compare([*words, "--seeds", str(seeds), "--jobs", str(jobs)], directory)
+    kind = machine.short_name(machine.cpu(), machine.cpu_model())
+    results["machine"] = results["machine"].fillna(kind) if "machine" in results else kind
     rows = results.sort_values(["seed", "variant"])[[name for name in COLUMNS if name in results]]
     return {
         **machine.description(1),

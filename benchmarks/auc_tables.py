@@ -108,13 +108,12 @@ def command(result: dict[str, Any], name: str) -> str:
 def conditions(result: dict[str, Any]) -> str:
     """Return how a task was measured."""
     seeds = len({row["seed"] for row in result["rows"]})
-    machine = result["machine"]
+    kinds = " and ".join(sorted({row["machine"] for row in result["rows"]}))
     minutes = sum(row["seconds"] for row in result["rows"]) / result["jobs"] / 60
     over = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     text = (
-        f"Test AUC, {over}; one thread a training, {result['jobs']} at a time on {machine['cores']} cores of "
-        f"{machine['cpu']} ({machine['name'].split('-')[0]}), {minutes:.0f} minutes; torch "
-        f"{result['versions']['torch']}."
+        f"Test AUC, {over}; one thread a training, {result['jobs']} at a time on {result['machine']['cores']} cores "
+        f"of {kinds}, {minutes:.0f} minutes; torch {result['versions']['torch']}."
     )
     reachable = [row["best_reachable_auc"] for row in result["rows"] if row.get("best_reachable_auc")]
     if reachable:
