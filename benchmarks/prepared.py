@@ -3,7 +3,7 @@
 ``python benchmarks/prepared.py --rows 50000000 --directory /data`` writes Parquet files of clicks (histories of up
 to 50 events, 5 million items), prepares them, and takes 2,000 steps. Each stage is a process of its own, whose
 highest resident memory is printed. ``--compare`` also reads and trains on the same rows in memory, which must fit
-there. Files that are there are not written again.
+there. Files that are there are not written again. ``--save`` adds the figures to ``results/prepared.json``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+import torch
 
 from dien_fast.data import (
     ClickDataset,
@@ -57,17 +59,30 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--directory", type=Path, required=True, help="on a disk with 300 bytes a row")
     parser.add_argument("--compare", action="store_true", help="with the same rows in memory")
+    parser.add_argument("--save", action="store_true", help="the figures for docs/prepared.md")
     parser.add_argument("--stage", choices=list(STAGES))
     parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="options of dien-fast train")
     arguments = parser.parse_args()
     if arguments.stage:
         print(json.dumps(STAGES[arguments.stage](arguments) | {"peak_mib": peak_mib()}))
         return
+    figures: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
         if arguments.compare or not stage.endswith("memory"):
             command = [sys.executable, __file__, "--stage", stage, *sys.argv[1:]]
             output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            print(f"{stage}: {output.splitlines()[-1]}", flush=True)
+            figures[stage] = json.loads(output.splitlines()[-1])
+            print(f"{stage}: {figures[stage]}", flush=True)
+    if arguments.save:
+        save(figures, arguments)
+
+
+def save(figures: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Add the figures of a number of rows to the results file."""
+    path = machine.RESULTS / "prepared.json"
+    saved = json.loads(path.read_text())["rows"] if path.exists() else {}
+    described = machine.description(torch.get_num_threads()) | {"B": arguments.batch_size, "items": arguments.items}
+    machine.save(described | {"rows": {**saved, str(arguments.rows): figures}}, path)
 
 
 def write(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -4,8 +4,8 @@
 
 NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``. Beside that file
 there may be ``model-zen3-2-threads.json``, ``memory-...``, ``peers-...``, ``trainings-...``, ``dsin-...`` and
-``embeddings-...``. What the models reach, ``auc-TASK.json``, and ``sharding.json``
-are of no certain machine.
+``embeddings-...``. What the models reach, ``auc-TASK.json``, ``sharding.json`` and
+``prepared.json`` are of no certain machine.
 Without NAME it is that of the results that docs/benchmarks.md shows now. ``--here`` means the results of this
 machine. ``--check`` changes nothing and fails if a page differs.
 """
@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 CUDA = ROOT / "docs" / "cuda-kernels.md"
+PREPARED = ROOT / "docs" / "prepared.md"
 LARGE = ROOT / "docs" / "large-tables.md"
 MODELS = ROOT / "docs" / "models.md"
 WHOLE_WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
@@ -252,6 +253,19 @@ def scaling_block() -> str:
     return paragraphs(text, tables.scaling_table(found["milliseconds"], found["B of a process"]))
 
 
+def prepared_block() -> str:
+    """Return what ``prepared.py`` saved, for docs/prepared.md."""
+    found = json.loads((machine.RESULTS / "prepared.json").read_text())
+    steps = next(iter(found["rows"].values()))["train-prepared"]["steps"]
+    text = (
+        f"Clicks with a price, a country, an item of {found['items']:,} and a history of up to 50 items; batch "
+        f"{found['B']}, {steps:,} steps of DIEN with negatives; {processor(found)}, {found['threads']} threads. "
+        "Memory is the highest resident set of each process, files that the system has mapped included. By "
+        "`benchmarks/prepared.py`."
+    )
+    return paragraphs(text, tables.prepared_table(found["rows"]))
+
+
 def measured_aucs() -> auc_tables.Measured:
     """Return what ``auc.py`` saved, by task."""
     paths = {name: machine.RESULTS / f"auc-{name}.json" for name in auc.TASKS}
@@ -300,6 +314,7 @@ def pages(results: Results, others: list[Results]) -> dict[Path, str]:
             replaced(CUDA.read_text(), "predictions", gpu_floors.text()), "issue-clocks", issue_clocks.text()
         ),
         LARGE: replaced(large, "scaling", scaling_block()),
+        PREPARED: replaced(PREPARED.read_text(), "prepared", prepared_block()),
         MODELS: replaced(MODELS.read_text(), "tasks", tasks_block(aucs)),
     }
 

@@ -346,3 +346,28 @@ def gains(
         what = f"{NAMES.get(library, library)}, epoch of its trainer"
         found.append((what, before["epoch_seconds"] / after["epoch_seconds"], 2))
     return found
+
+
+def prepared_table(of_rows: dict[str, dict[str, Any]]) -> str:
+    """Return the table of docs/prepared.md: what prepared data cost, and the same rows in memory.
+
+    Args:
+        of_rows: the figures of each stage, by number of rows.
+    """
+    body = []
+    for rows, stages in sorted(of_rows.items(), key=lambda item: -int(item[0])):
+        for kind, label in (("prepared", "prepared"), ("memory", "in memory")):
+            read, trained = stages.get(f"read-{kind}"), stages.get(f"train-{kind}")
+            if read is None or trained is None:
+                continue
+            prepare = stages["prepare"] if kind == "prepared" else None
+            body.append(
+                [
+                    f"{int(rows):,}, {label}",
+                    f"{prepare['rows_per_second']:,} rows/s, {prepare['peak_mib']:,} MiB" if prepare else "",
+                    f"{read['first_batch_s']:.1f} s",
+                    f"{read['rows_per_second']:,} rows/s, {read['peak_mib']:,} MiB",
+                    f"{trained['rows_per_second']:,} rows/s, {trained['peak_mib']:,} MiB",
+                ]
+            )
+    return table(["rows", "`dien-fast prepare`", "first batch", "reading alone", "training"], body)

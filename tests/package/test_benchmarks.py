@@ -8,6 +8,7 @@ import auc
 import auc_tables
 import charts
 import machine
+import pandas as pd
 import pytest
 import report
 import tables
@@ -105,6 +106,18 @@ def test_several_processes():
     ]
 
 
+def test_the_table_of_prepared_data():
+    read = {"first_batch_s": 0.25, "rows_per_second": 200_000, "peak_mib": 700}
+    trained = {"steps": 2000, "rows_per_second": 4000, "peak_mib": 1900}
+    stages = {"prepare": {"rows_per_second": 90_000, "peak_mib": 1400}, "read-prepared": read, "train-prepared": trained}
+    both = stages | {"read-memory": read | {"peak_mib": 9000}, "train-memory": trained}
+    assert tables.prepared_table({"5000": both, "70000": stages}).splitlines()[2:] == [
+        "| 70,000, prepared | 90,000 rows/s, 1,400 MiB | 0.2 s | 200,000 rows/s, 700 MiB | 4,000 rows/s, 1,900 MiB |",
+        "| 5,000, prepared | 90,000 rows/s, 1,400 MiB | 0.2 s | 200,000 rows/s, 700 MiB | 4,000 rows/s, 1,900 MiB |",
+        "| 5,000, in memory |  | 0.2 s | 200,000 rows/s, 9,000 MiB | 4,000 rows/s, 1,900 MiB |",
+    ]
+
+
 def test_trainings(trainings):
     libraries = trainings["libraries"]
     assert tables.trainings_table(libraries).splitlines()[2:] == [
@@ -142,6 +155,7 @@ def aucs():
     rows = [
         {"variant": name, "seed": seed, "test_auc": mean + 0.01 * seed, "epochs": 5}
         | {"test_gauc": 0.6, "test_logloss": 0.5, "best_reachable_auc": 0.9, "seconds": 480.0}
+        | {"machine": ("zen4", "zen3")[seed]}
         for name, mean in variants.items()
         for seed in (0, 1)
     ]
@@ -166,7 +180,7 @@ def test_the_tasks_of_the_models(aucs):
     block = report.tasks_block(aucs)
     assert "\n    dien-fast compare --models din,dien --seeds 2 --output compared/next-popularity\n" in block
     words = " ".join(block.split())
-    assert "2 at a time on 2 cores of Some CPU (some), 32 minutes; torch 2.0." in words
+    assert "2 at a time on 2 cores of zen3 and zen4, 32 minutes; torch 2.0." in words
     assert "The best reachable AUC is 0.9000." in words
     assert block.splitlines()[-1] == (
         "| DIEN, AUGRU | 0.8050 ± 0.0071 | +0.1000 (+0.1000 to +0.1000) | +48.8 % | 0.6000 | 0.5000 | 5.0 | 8.5 |"
@@ -175,12 +189,17 @@ def test_the_tasks_of_the_models(aucs):
 
 def test_a_comparison_goes_on_from_its_results_file(aucs, tmp_path, monkeypatch):
     (result,) = aucs.values()
-    monkeypatch.setattr(machine, "here", lambda threads: f"some-{threads}-threads")
-    auc.restore(result, tmp_path / "same")
-    assert len((tmp_path / "same" / "results.csv").read_text().splitlines()) == 1 + len(result["rows"])
-    result["machine"]["name"] = "other-1-threads"
-    auc.restore(result, tmp_path / "other")
-    assert not (tmp_path / "other").exists()
+    auc.restore(result, tmp_path)
+
+    def one_more(words, directory):
+        row = result["rows"][0] | {"seed": 2}
+        del row["machine"]
+        return pd.concat([pd.read_csv(directory / "results.csv"), pd.DataFrame([row])])
+
+    monkeypatch.setattr(auc, "compare", one_more)
+    monkeypatch.setattr(machine, "short_name", lambda fields, model: "here")
+    rows = auc.measured(auc.TASKS["next-popularity"], tmp_path, seeds=3, jobs=2)["rows"]
+    assert [row["machine"] for row in rows] == ["zen4"] * 4 + ["zen3"] * 4 + ["here"]
 
 
 def test_the_ablations(aucs):
@@ -238,6 +257,7 @@ def test_the_pictures(speed, peers, trainings, tmp_path):
         ("MODELS", "tasks"),
         ("LARGE", "sizes"),
         ("LARGE", "scaling"),
+        ("PREPARED", "prepared"),
     ],
 )
 def test_the_pages_tell_the_committed_results(page, mark, monkeypatch, tmp_path, capsys):
