@@ -1,7 +1,7 @@
-// Training of embedding tables on the CPU by the rows that a batch looked up. sum_by_id makes the gradient, with
-// each row once; adam_rows_ and adagrad_rows_ move these rows of the table, with their state, in one pass. Rows
-// lie far apart in a large table, so memory's latency would bound the pass: the rows a few steps ahead are
-// fetched early.
+// Training of embedding tables on the CPU by the rows that a batch looked up. sum_by_id makes the gradient,
+// with each row once; adam_rows_ and adagrad_rows_ move these rows of the table, with their state, in one
+// pass. Rows lie far apart in a large table, so memory's latency would bound the pass: the rows a few steps
+// ahead are fetched early.
 
 #include <cmath>
 #include <numeric>
