@@ -81,7 +81,10 @@ def save(figures: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> N
     """Add the figures of a number of rows to the results file."""
     path = machine.RESULTS / "prepared.json"
     saved = json.loads(path.read_text())["rows"] if path.exists() else {}
-    described = machine.description(torch.get_num_threads()) | {"B": arguments.batch_size, "items": arguments.items}
+    described = machine.description(torch.get_num_threads()) | {
+        "B": arguments.batch_size,
+        "items": arguments.items,
+    }
     machine.save(described | {"rows": {**saved, str(arguments.rows): figures}}, path)
 
 
