@@ -5,8 +5,8 @@
 
 Every training runs on one thread, ``--jobs`` of them at a time. Interrupted, the same command goes on; also
 without the runs, from ``results/auc-TASK.json``. Digits are those of the kind of machine that the file names for
-each training: another kind rounds otherwise. ``--time`` trains two epochs of each variant, one after the other, for
-the seconds of an epoch.
+each training: another kind rounds otherwise. ``--time`` trains two epochs of each variant, one after the other,
+for the seconds of an epoch.
 """
 
 from __future__ import annotations
