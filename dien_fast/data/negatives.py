@@ -32,8 +32,8 @@ from dien_fast.errors import DataError
 from dien_fast.progress import step
 
 _ATTEMPTS = 64
-# With at most so many possible tuples of ids, or so many for each that occurs, a table holds the catalogue entry of
-# each. A search takes 60 times as long among 5 million.
+# With at most so many possible tuples of ids, or so many for each that occurs, a table holds the catalogue entry
+# of each. A search takes 60 times as long among 5 million.
 _TABLE_SIZE = 1 << 22
 _TABLE_SIZE_PER_TUPLE = 4
 

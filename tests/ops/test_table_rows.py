@@ -1,4 +1,4 @@
-"""Rows of tables summed by id, and moved by Adam and by Adagrad: the kernels against plain PyTorch, and refusals."""
+"""Rows of tables summed by id, and moved by Adam and by Adagrad: kernels against plain PyTorch, and refusals."""
 
 import os
 
