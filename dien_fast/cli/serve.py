@@ -13,6 +13,9 @@ _EXAMPLES = """\
 examples:
   dien-fast serve runs/clicks
   curl -s localhost:8000/score -d '{"user": {"past_items": ["i9"]}, "items": {"item": ["i3"], "brand": ["b3"]}}'
+  dien-fast serve runs/clicks --states states
+  curl -s localhost:8000/events -d '{"user_id": "ann", "events": {"past_items": ["i9"], "past_brands": ["b3"]}}'
+  curl -s localhost:8000/score -d '{"user_id": "ann", "items": {"item": ["i3"], "brand": ["b3"]}}'
 
 SIGHUP loads the run again; SIGTERM and Ctrl-C answer what was asked and end the server.
 """
@@ -23,7 +26,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "serve",
         help="score over HTTP",
-        description="Score candidates of users over HTTP, as JSON: POST /score, GET /health, GET /metrics.",
+        description="Score candidates of users over HTTP, as JSON: POST /score, POST and PUT /events, "
+        "GET /health, GET /metrics.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -31,6 +35,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
         "--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--states",
+        metavar="memory|DIRECTORY",
+        help="keep states of users, for requests that name a user_id: in memory, or on the disk in a directory",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads that compute (default: one a core)")
     parser.add_argument(
@@ -59,6 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
         import uvicorn
 
         from dien_fast.serving.http import Limits, Service
+        from dien_fast.serving.stores import LmdbStore, MemoryStore
     except ModuleNotFoundError as error:
         if error.name not in ("prometheus_client", "starlette", "uvicorn"):
             raise
@@ -70,7 +80,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     limits = Limits(arguments.max_body, arguments.max_users, arguments.max_candidates)
-    service = Service(load(arguments.run), limits)
+    store = None
+    if arguments.states is not None:
+        store = MemoryStore() if arguments.states == "memory" else LmdbStore(arguments.states)
+    service = Service(load(arguments.run), limits, store)
     server = uvicorn.Server(uvicorn.Config(service.application, log_level="warning", access_log=False))
     family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
     # Without the protocol's number, asyncio leaves small packets to wait for each other, 40 ms a request.

@@ -1,7 +1,11 @@
-"""A run over HTTP: scores as JSON, health, metrics.
+"""A run over HTTP: scores as JSON, events of users, health, metrics.
 
 POST /score     ``{"user": {...}, "items": ...}`` or ``{"users": [...], "items": [...]}``, as the arguments of
-                :meth:`dien_fast.training.runs.Run.score_candidates`
+                :meth:`dien_fast.training.runs.Run.score_candidates`; with ``"user_id"`` or ``"user_ids"``, users
+                have states in place of histories
+POST /events    ``{"user_id": ..., "events": {...}}`` or ``{"user_ids": [...], "events": [...]}``, newer events of
+                users, as the arguments of :meth:`dien_fast.serving.states.UserStates.extend`
+PUT /events     the same with whole histories, as for :meth:`dien_fast.serving.states.UserStates.replace`
 GET /health     what is served
 GET /metrics    counts and times in the format of Prometheus
 """
@@ -9,28 +13,29 @@ GET /metrics    counts and times in the format of Prometheus
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import pyarrow as pa
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dien_fast.data.columns import as_column
 from dien_fast.errors import DataError, DienFastError
 from dien_fast.serving.batching import Batcher
+from dien_fast.serving.bodies import read_events, read_score
+from dien_fast.serving.states import OutdatedStatesError, StateStore, UnknownUserError
 from dien_fast.training.runs import Run, load
+
+_Answer = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,18 @@ class Limits:
     candidates: int = 10_000
 
 
-class _TooLargeError(DienFastError):
+class _TooLargeError(DataError):
     """A body is above its limit."""
+
+
+# The first that an error is gives the status.
+_STATUSES = (
+    (_TooLargeError, 413),
+    (UnknownUserError, 404),
+    (OutdatedStatesError, 409),
+    (DataError, 400),
+    (DienFastError, 500),
+)
 
 
 class _Metrics:
@@ -71,6 +86,10 @@ class _Metrics:
             **named,
         )
         self.unknown = Counter("dien_fast_unknown_words", "Words that training did not see.", ["column"], **named)
+        self.events = Counter("dien_fast_events", "Events added to the states of users.", **named)
+        self.event_requests = Counter(
+            "dien_fast_event_requests", "Answers of /events by status.", ["status"], **named
+        )
         self.reloads = Counter("dien_fast_reloads", "Loads of another model.", ["result"], **named)
 
 
@@ -80,21 +99,26 @@ class Service:
     Args:
         run: the model.
         limits: of a request.
+        store: where the states of users are kept; None keeps none.
 
     Attributes:
         application: what an ASGI server runs.
+
+    Raises:
+        DienFastError: there is a store, and the model has no states.
 
     Example:
         >>> Service(dien_fast.load("runs/clicks")).application  # doctest: +SKIP
     """
 
-    def __init__(self, run: Run, limits: Limits | None = None) -> None:
+    def __init__(self, run: Run, limits: Limits | None = None, store: StateStore | None = None) -> None:
         self.limits = limits or Limits()
-        self._batcher = Batcher(run, self.limits.users, self.limits.candidates)
+        self._batcher = Batcher(run, self.limits.users, self.limits.candidates, store)
         self._metrics = _Metrics()
         self._reloading = threading.Lock()
         routes = [
             Route("/score", self._timed(self._score), methods=["POST"]),
+            Route("/events", self._answered(self._add, self._metrics.event_requests), methods=["POST", "PUT"]),
             Route("/health", self._health),
             Route("/metrics", self._show_metrics),
         ]
@@ -113,11 +137,11 @@ class Service:
         with self._reloading:
             try:
                 run = load(self.run.directory, next(self.run.model.parameters()).device)
+                self._batcher.exchange(run)
             except DienFastError as error:
                 self._metrics.reloads.labels("failed").inc()
                 print(f"dien-fast: the old model stays: {error}", file=sys.stderr, flush=True)
                 return
-            self._batcher.run = run
             self._metrics.reloads.labels("done").inc()
             print(f"dien-fast: loaded {run.directory} again", file=sys.stderr, flush=True)
 
@@ -135,39 +159,55 @@ class Service:
                 loop.remove_signal_handler(signal.SIGHUP)
             await asyncio.to_thread(self._batcher.close)
 
-    def _timed(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """Count answers and turn errors into them."""
+    def _timed(self, answer: _Answer) -> _Answer:
+        counted = self._answered(answer, self._metrics.requests)
 
         async def timed(request: Request) -> Response:
             start = time.perf_counter()
-            try:
-                response = await answer(request)
-            except _TooLargeError as error:
-                response = _failure(413, str(error))
-            except DataError as error:
-                response = _failure(400, str(error))
-            except DienFastError as error:
-                response = _failure(500, str(error))
-            self._metrics.requests.labels(response.status_code).inc()
+            response = await counted(request)
             self._metrics.seconds.observe(time.perf_counter() - start)
             return response
 
         return timed
 
+    @staticmethod
+    def _answered(answer: _Answer, counter: Counter) -> _Answer:
+        """Turn errors into answers, and count these by status."""
+
+        async def answered(request: Request) -> Response:
+            try:
+                response = await answer(request)
+            except DienFastError as error:
+                response = _failure(next(status for kind, status in _STATUSES if isinstance(error, kind)), error)
+            counter.labels(response.status_code).inc()
+            return response
+
+        return answered
+
     async def _score(self, request: Request) -> Response:
-        content = _parsed(await self._body(request))
-        single = "user" in content
-        users, items = _arguments(content, single)
-        scores = await asyncio.wrap_future(self._batcher.submit(users, items))
+        asked = read_score(await self._body(request))
+        scores = await asyncio.wrap_future(self._batcher.submit(asked.users, asked.items, asked.names))
         self._metrics.candidates.inc(len(scores.probabilities))
         self._metrics.together.observe(scores.together)
-        for column, count in scores.unknown.items():
-            self._metrics.unknown.labels(column).inc(count)
+        self._count_unknown(scores.unknown)
         found: Any = scores.probabilities.tolist()
-        if not single:
+        if not asked.single:
             ends = scores.offsets.tolist()
             found = [found[start:end] for start, end in pairwise(ends)]
         return JSONResponse({"probabilities": found})
+
+    async def _add(self, request: Request) -> Response:
+        asked = read_events(await self._body(request))
+        added = await asyncio.wrap_future(
+            self._batcher.add(asked.names, asked.events, replace=request.method == "PUT")
+        )
+        self._metrics.events.inc(added.events)
+        self._count_unknown(added.unknown)
+        return JSONResponse({"added": added.events})
+
+    def _count_unknown(self, unknown: Mapping[str, int]) -> None:
+        for column, count in unknown.items():
+            self._metrics.unknown.labels(column).inc(count)
 
     async def _body(self, request: Request) -> bytes:
         """Read a body up to the limit, whatever its head says."""
@@ -192,56 +232,5 @@ class Service:
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _failure(status: int, sentence: str) -> Response:
-    return JSONResponse({"error": " ".join(sentence.split())}, status)
-
-
-def _parsed(body: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"the body must be JSON: {error}") from None
-    if not isinstance(content, dict) or content.keys() - {"user", "users", "items"}:
-        got = ", ".join(content) if isinstance(content, dict) else type(content).__name__
-        raise DataError(f"the body must be an object with user or users, and items, got {got}")
-    if ("user" in content) == ("users" in content) or "items" not in content:
-        raise DataError(f"the body must have exactly one of user and users, and items, got {', '.join(content)}")
-    return content
-
-
-def _arguments(content: dict[str, Any], single: bool) -> tuple[Any, Any]:
-    """Return users and items as ``score_candidates`` takes them."""
-    items = content["items"]
-    if single:
-        user = content["user"]
-        if not isinstance(user, dict):
-            raise DataError(f"user must be an object, got {type(user).__name__}")
-        if isinstance(items, dict):
-            _check_columns(items)
-        return user, items
-    users = content["users"]
-    if not isinstance(users, list) or not users or not all(isinstance(user, dict) for user in users):
-        raise DataError("users must be a list of objects, one for each user")
-    if not isinstance(items, list) or len(items) != len(users):
-        count = len(items) if isinstance(items, list) else type(items).__name__
-        raise DataError(f"items must be a list of what each of {len(users)} users gets, got {count}")
-    if items and all(isinstance(one, dict) for one in items):
-        items = _transposed(items, "items")
-    columns = {name: as_column(values) for name, values in _transposed(users, "users").items()}
-    # A table without columns would have no rows either.
-    return pa.table({"": pa.nulls(len(users))} | columns), items
-
-
-def _transposed(objects: list[dict[str, Any]], what: str) -> dict[str, list[Any]]:
-    names = dict.fromkeys(name for one in objects for name in one)
-    for number, one in enumerate(objects):
-        for name in names:
-            if name not in one and what == "items":
-                raise DataError(f"items[{number}] has no column {name!r}, which others have")
-    return {name: [one.get(name) for one in objects] for name in names}
-
-
-def _check_columns(items: dict[str, Any]) -> None:
-    for name, values in items.items():
-        if not isinstance(values, list):
-            raise DataError(f"items[{name!r}] must be a list, got {type(values).__name__}")
+def _failure(status: int, error: DienFastError) -> Response:
+    return JSONResponse({"error": " ".join(str(error).split())}, status)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,12 +37,14 @@ class Request(NamedTuple):
         candidates: the features that are the candidate's ``[C]``.
         offsets: ``[U + 1]`` int64: user ``u`` has candidates ``offsets[u]`` to ``offsets[u + 1]``.
         unknown: how many words of each column training did not see.
+        states: by group, what the model's ``extract_states`` returned for the users, in place of their histories.
     """
 
     user: dict[str, Tensor | Ragged]
     candidates: dict[str, Tensor]
     offsets: Tensor
     unknown: Counter[str]
+    states: dict[str, Ragged] | None = None
 
 
 def encode_request(run: Run, user_table: Any, items: Any, candidate_offsets: Any = None) -> Request:
@@ -61,6 +63,41 @@ def encode_request(run: Run, user_table: Any, items: Any, candidate_offsets: Any
     for name in (*run.schema.categorical, *run.schema.sequences):
         unknown[name] += _count_unknown(candidates[name] if name in candidates else user[name], run, name)
     return Request(user, candidates, torch.from_numpy(offsets), unknown)
+
+
+def merged(requests: Sequence[Request]) -> Request:
+    """Return one request of the users of all; all have the same features of candidates, and all or none states."""
+    if len(requests) == 1:
+        return requests[0]
+    first = requests[0]
+    return Request(
+        joined_by_name([request.user for request in requests]),
+        joined_by_name([request.candidates for request in requests]),
+        _joined_offsets([request.offsets for request in requests]),
+        sum((request.unknown for request in requests), start=Counter()),
+        None if first.states is None else joined_by_name([request.states or {} for request in requests]),
+    )
+
+
+def joined_by_name(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return batches of the same features as one, of the rows of all."""
+    return {name: _joined([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """Return tensors ``[B]``, or ragged sequences, one after the other."""
+    if isinstance(values[0], Tensor):
+        return torch.cat(list(values))
+    return Ragged(
+        torch.cat([value.values for value in values]),
+        _joined_offsets([value.offsets for value in values]),
+        max(value.max_length for value in values),
+    )
+
+
+def _joined_offsets(offsets: Sequence[Tensor]) -> Tensor:
+    """Return the offsets of sequences one after the other, of which each part has its own ``[B + 1]`` int64."""
+    return torch.nn.functional.pad(torch.cat([part.diff() for part in offsets]).cumsum(0), (1, 0))
 
 
 def _encode_plain(run: Run, user: Any, items: Any) -> _Encoded | None:

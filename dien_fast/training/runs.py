@@ -238,7 +238,8 @@ class Run:
         self.unknown.update(request.unknown)
         device = next(self.model.parameters()).device
         user, candidates = (to_device(batch, device) for batch in (request.user, request.candidates))
-        logits = self.model.score_candidates(user, candidates, request.offsets)
+        states = None if request.states is None else to_device(request.states, device)
+        logits = self.model.score_candidates(user, candidates, request.offsets, states=states)
         return logits.float().sigmoid().cpu().numpy()
 
     @cached_property

@@ -124,6 +124,7 @@ def test_wrong_words_are_refused_with_the_sentence_of_the_library(server, run, u
         (400, '{"users": [{}], "items": []}', "items must be a list of what each of 1 users gets, got 0"),
         (400, '{"user": {}, "items": {"item": "i1"}}', "items['item'] must be a list, got str"),
         (400, '{"user": {}, "items": {"item": [1, "a", []]}}', "a column must hold values of one kind"),
+        (400, '{"user_id": "ann", "items": []}', "user_id and events need a server that keeps states"),
         (413, " " * 100_001, "a body must have at most 100000 bytes"),
         (
             400,
