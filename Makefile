@@ -113,6 +113,7 @@ bench: $(READY) ## run the benchmarks and write their figures into the pages
 	OMP_PROC_BIND=true $(BIN)/python benchmarks/model.py
 	OMP_PROC_BIND=true $(BIN)/python benchmarks/embeddings.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/serving.py --threads 1  # the clients take the other core
 	$(BIN)/python benchmarks/report.py --here
 
 .PHONY: clean

@@ -3,8 +3,8 @@
     python benchmarks/report.py [NAME | --here] [--check]
 
 NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``. Beside that file
-there may be ``model-zen3-2-threads.json``, ``memory-...``, ``peers-...``, ``trainings-...``, ``dsin-...`` and
-``embeddings-...``. What the models reach, ``auc-TASK.json``, ``sharding.json`` and
+there may be ``model-zen3-2-threads.json``, ``memory-...``, ``peers-...``, ``trainings-...``, ``dsin-...``,
+``embeddings-...`` and ``serving-...``. What the models reach, ``auc-TASK.json``, ``sharding.json`` and
 ``prepared.json`` are of no certain machine.
 Without NAME it is that of the results that docs/benchmarks.md shows now. ``--here`` means the results of this
 machine. ``--check`` changes nothing and fails if a page differs.
@@ -48,6 +48,7 @@ class Results(NamedTuple):
     trainings: dict[str, Any] | None = None
     dsin: dict[str, Any] | None = None
     embeddings: dict[str, Any] | None = None
+    serving: dict[str, Any] | None = None
 
 
 def load(kind: str, name: str) -> dict[str, Any] | None:
@@ -132,6 +133,8 @@ def benchmarks_block(results: Results, others: list[Results]) -> str:
         texts.append(picture("Gains of whole models and libraries", charts.path("models", results.name)))
     if results.dsin:
         texts += session_texts(results.dsin)
+    if results.serving:
+        texts += serving_texts(results.serving)
     texts += alternatives_texts(results)
     if results.memory:
         texts += ["## Memory", tables.memory_text(results.memory)]
@@ -199,6 +202,20 @@ def session_texts(dsin: dict[str, Any]) -> list[str]:
         f"of its own, and the two take turns; a figure is the median of {dsin['rounds']} turns. In brackets: "
         "milliseconds of both. By `benchmarks/dsin.py`.",
         tables.sessions_table(dsin["rows"]),
+    ]
+
+
+def serving_texts(serving: dict[str, Any]) -> list[str]:
+    return [
+        "## Serving under load",
+        f"{serving['candidates']} candidates of one user with T events, {serving['D']} numbers an event, float32; "
+        f"{processor(serving)}, threads that compute: {serving['threads']}, torch {serving['versions']['torch']}. "
+        "*Alone* is the median of one request after the other. *Requests a second* is the highest rate with a "
+        f"99th percentile of latency below {serving['limit_ms']:.0f} ms, when requests come at random times that "
+        f"do not wait for answers, {serving['seconds']:g} s at each rate. Over HTTP, the clients run on the same "
+        "cores. "
+        "By `benchmarks/serving.py`.",
+        tables.serving_table(serving),
     ]
 
 

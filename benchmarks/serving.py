@@ -335,7 +335,7 @@ def main() -> None:
         "limit_ms": 1e3 * LIMIT,
         "T": results,
     }
-    machine.save(result, arguments.output or machine.RESULTS / f"serving-{machine.here(arguments.threads)}.json")
+    machine.save(result, arguments.output or machine.RESULTS / f"serving-{machine.here(os.cpu_count() or 1)}.json")
 
 
 if __name__ == "__main__":

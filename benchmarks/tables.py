@@ -14,6 +14,16 @@ NAMES = {
     "recbole": "RecBole",
     "torch-rechub": "torch-rechub",
 }
+SERVED = {
+    "run": "`Run.score_candidates`, from words",
+    "encoded": "the model's `score_candidates`, on encoded features",
+    "http": "`dien-fast serve`, from JSON to JSON",
+    "package": "`.pt2` file called from Python, on encoded features",
+    "cpp": "`.pt2` file in `examples/serve_cpp`, from words",
+    "onnx": "`.onnx` file in ONNX Runtime, on encoded features",
+    "loop": "reference loop, on encoded features",
+    "scripted": "the same, its loop compiled by TorchScript",
+}
 RATES = [(1024, 50, 32), (1024, 100, 64), (256, 200, 128)]
 
 Rows = dict[tuple[str, tuple[int, int, int]], dict[str, Any]]  # by part and size
@@ -371,3 +381,19 @@ def prepared_table(of_rows: dict[str, dict[str, Any]]) -> str:
                 ]
             )
     return table(["rows", "`dien-fast prepare`", "first batch", "reading alone", "training"], body)
+
+
+def serving_table(serving: dict[str, Any]) -> str:
+    """Return what serving.py measured, by way and by T."""
+    found = serving["T"]
+    head = [column for steps in found for column in (f"T {steps}: ms alone", f"T {steps}: requests a second")]
+    body = []
+    for way, name in SERVED.items():
+        cells = []
+        for of_ways in found.values():
+            one = of_ways.get(way, {})
+            cells.append(show_milliseconds(one["alone"]) if one else "")
+            cells.append(f"{one['highest_rate']:,.0f}" if "highest_rate" in one else "")
+        if any(cells):
+            body.append([name, *cells])
+    return table(["way", *head], body)

@@ -11,6 +11,7 @@ import machine
 import pandas as pd
 import pytest
 import report
+import serving
 import tables
 
 from dien_fast import cli
@@ -97,6 +98,24 @@ def test_sessions(speed):
     words = " ".join(report.benchmarks_block(report.Results("some-cpu", speed, dsin=dsin), []).split())
     assert "DeepCTR 0.9 on TensorFlow 2.0 (CPU)" in words
     assert "2 threads" in words
+
+
+def test_serving(speed):
+    assert {*tables.SERVED} == {*serving.WAYS}
+    ways = {"run": {"alone": 2.4, "highest_rate": 390.6}, "cpp": {"alone": 12.3}}
+    result = {"candidates": 200, "D": 32, "threads": 1, "limit_ms": 20.0, "seconds": 10.0, "T": {"50": ways}}
+    result |= {name: speed[name] for name in ("machine", "versions")}
+    result["T"]["500"] = {"run": {"alone": 9.0, "highest_rate": 1234.5}}
+    assert tables.serving_table(result).splitlines() == [
+        "| way | T 50: ms alone | T 50: requests a second | T 500: ms alone | T 500: requests a second |",
+        "|---|---|---|---|---|",
+        "| `Run.score_candidates`, from words | 2.40 | 391 | 9.00 | 1,234 |",
+        "| `.pt2` file in `examples/serve_cpp`, from words | 12 |  |  |  |",
+    ]
+    words = " ".join(report.benchmarks_block(report.Results("some-cpu", speed, serving=result), []).split())
+    assert "2 cores of Some CPU, threads that compute: 1, torch 2.0." in words
+    assert "99th percentile of latency below 20 ms" in words
+    assert "10 s at each rate" in words
 
 
 def test_several_processes():
