@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         terminated = isinstance(interrupt, Terminated)
         print(f"\ndien-fast: {'terminated' if terminated else 'interrupted'}{interrupt}", file=sys.stderr)
         return 143 if terminated else 130
+    finally:
+        _leave_the_others()
     return 0
 
 
@@ -80,6 +82,13 @@ def build_parser() -> argparse.ArgumentParser:
     for module in (train, prepare, evaluate, predict, compare, tune, export, serve, info):
         module.add_parser(commands)
     return parser
+
+
+def _leave_the_others() -> None:
+    """Leave the processes that train as one: threads of their group would abort this one at its end."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _fail(sentence: str) -> int:

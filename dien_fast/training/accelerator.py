@@ -134,7 +134,7 @@ def missing_processes(accelerator: Accelerator) -> Iterator[None]:
         reason = " ".join(str(error).split())[:160]
         raise DienFastError(
             f"process {accelerator.process_index} of {accelerator.num_processes} has lost another one, which has "
-            f"ended or does not answer; start all of them again with --resume ({reason})"
+            f"ended or does not answer; if it did not say why, start all of them again with --resume ({reason})"
         ) from error
 
 

@@ -33,8 +33,6 @@ def check_same_everywhere(what: Mapping[str, Any]) -> None:
     # The whole is exchanged only where it differs.
     texts: list[str] = [""] * len(digests)
     torch.distributed.all_gather_object(texts, text)
-    # Threads of the group that outlive the interpreter's end would abort the process.
-    torch.distributed.destroy_process_group()
     raise DienFastError(
         f"{difference_among([json.loads(text) for text in texts])}; start all processes with the same command "
         "on the same data"

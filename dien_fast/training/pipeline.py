@@ -17,7 +17,7 @@ from dien_fast.data.sources import LOAD_STEPS, Parts, PreparedParts, Source
 from dien_fast.models import MODELS
 from dien_fast.nn.embedding import RemoteEmbedding
 from dien_fast.progress import steps
-from dien_fast.training.accelerator import check_loaders, make_accelerator
+from dien_fast.training.accelerator import check_loaders, make_accelerator, missing_processes
 from dien_fast.training.agreement import check_same_everywhere
 from dien_fast.training.config import RunConfig, write_json
 from dien_fast.training.directory import RunDirectory
@@ -91,7 +91,7 @@ def train_run(
     check_trackers(track)
     accelerator = _accelerator(config, cpu)
     say = log if accelerator.is_main_process else _say_nothing
-    with RunDirectory(directory) as run:
+    with missing_processes(accelerator), RunDirectory(directory) as run:
         if accelerator.is_main_process:
             # At once, and not after minutes of reading.
             run.check(resume=resume, overwrite=overwrite)

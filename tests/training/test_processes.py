@@ -67,7 +67,7 @@ def test_a_process_that_dies_ends_the_others_and_resuming_loses_nothing(tmp_path
     assert died.returncode != 0
     assert time.monotonic() - begin < 60
     assert (
-        "process 0 of 2 has lost another one, which has ended or does not answer; start all of them" in died.stderr
+        "process 0 of 2 has lost another one, which has ended or does not answer; if it did not" in died.stderr
     )
     assert "Error: process 0" in died.stderr
     resumed = train(tmp_path / "died", 2, 16, "adam", "sync", 0, "--resume")
@@ -112,6 +112,15 @@ def test_processes_with_other_settings_or_rows_are_refused(tmp_path, other, said
         assert error.count("dien-fast: error: ") == 1
         assert "Traceback" not in error
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_the_other_in_a_sentence(tmp_path):
+    (first, status), (second, other_status) = train_apart(tmp_path / "run", ["--resume"], ["--resume"])
+    assert (status, other_status) == (2, 2), first + second
+    assert "holds no run to resume" in first
+    assert "process 1 of 2 has lost another one" in second
+    assert "Traceback" not in first + second
 
 
 def test_what_differs_is_named():
