@@ -35,6 +35,7 @@ resume: $(READY) ## go on with a training that was interrupted
 
 WORKERS ?= $(shell nproc)
 PYTEST := $(BIN)/python -m pytest -p no:benchmark --numprocesses $(WORKERS) --dist worksteal
+PEERS := .venv-peers
 COVERAGE := --cov --cov-report=term --cov-fail-under=90
 
 .PHONY: test
@@ -42,10 +43,9 @@ test: $(READY) ## run the tests, but for slow ones; WORKERS=1 uses one core
 	$(PYTEST) $(ARGS)
 
 .PHONY: test-all
-test-all: $(READY) ## run all tests with branch coverage: slow ones, every emulated case and the whole of make sanitize too
+test-all: $(READY) $(PEERS)/torchrec/.ready ## run all tests with branch coverage: slow ones, every emulated case and the whole of make sanitize too
 	$(PYTEST) $(COVERAGE) -m '' $(ARGS)
 
-PEERS := .venv-peers
 PEERS_READY := $(patsubst tests/peers/requirements/%.txt,$(PEERS)/%/.ready,$(wildcard tests/peers/requirements/*.txt))
 
 # --no-deps: the files name everything, and nothing else may come in. torchrec asks for fbgemm-gpu, the CUDA build of
