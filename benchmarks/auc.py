@@ -1,6 +1,6 @@
 """What DIN, DSIN and DIEN reach on four tasks: test AUC over several seeds, by ``dien-fast compare``.
 
-    python benchmarks/auc.py TASK [--seeds 5] [--jobs 2] [--directory runs/auc]
+    python benchmarks/auc.py TASK [--seeds 5] [--jobs 2] [--models din,dien] [--directory runs/auc]
     python benchmarks/auc.py TASK --time
 
 Every training runs on one thread, ``--jobs`` of them at a time. Interrupted, the same command goes on; also
@@ -141,12 +141,14 @@ def main() -> None:
     parser = machine.parser_of(__doc__)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--models", help="some of the task's models, such as din,dien (all)")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (2)")
     parser.add_argument("--time", action="store_true", help="measure the seconds of an epoch alone")
     parser.add_argument("--directory", type=Path, default=Path("runs/auc"), help="for the runs (runs/auc)")
     given = parser.parse_args()
     torch.set_num_threads(1)
     task, directory = TASKS[given.task], given.directory / given.task
+    task = task._replace(models=given.models or task.models)
     path = machine.RESULTS / f"auc-{given.task}.json"
     saved = read_json(path) if path.exists() else {}
     if given.time:

@@ -66,9 +66,7 @@ def test_a_process_that_dies_ends_the_others_and_resuming_loses_nothing(tmp_path
     died = train(tmp_path / "died", 2, 16, "adam", "sync", 2)
     assert died.returncode != 0
     assert time.monotonic() - begin < 60
-    assert (
-        "process 0 of 2 has lost another one, which has ended or does not answer; if it did not" in died.stderr
-    )
+    assert "process 0 of 2 has lost another one, which has ended or does not answer; if it did not" in died.stderr
     assert "Error: process 0" in died.stderr
     resumed = train(tmp_path / "died", 2, 16, "adam", "sync", 0, "--resume")
     assert resumed.returncode == 0, resumed.stderr
