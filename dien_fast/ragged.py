@@ -10,6 +10,7 @@ from torch import Tensor
 from dien_fast.ops.layouts import owners_of
 from dien_fast.ops.rows import (
     COPY_KERNELS,
+    PAD_KERNELS,
     padded_from_rows,
     plain_padded_from_rows,
     plain_rows_from_padded,
@@ -100,7 +101,7 @@ class Ragged(NamedTuple):
 
     def pad(self) -> Tensor:
         """Return ``[B, max_length, ...]`` with zeros behind each sequence."""
-        pad = padded_from_rows if COPY_KERNELS.are_used(self.values) else plain_padded_from_rows
+        pad = padded_from_rows if PAD_KERNELS.are_used(self.values) else plain_padded_from_rows
         return pad(self.values, self.offsets, self.max_length)
 
     def take(self, sequences: Tensor) -> Ragged:

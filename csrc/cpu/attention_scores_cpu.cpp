@@ -277,6 +277,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> run_backward(const ScoreMLP<T>& 
     return {dquery, dkeys, dparameters};
 }
 
+template <typename T>
+const T* parameter_data(const char* name, const Tensor& value, Shape shape) {
+    return data<T>(name, value, shape);
+}
+
 std::tuple<Tensor, Tensor, Tensor> attention_scores(Tensor query, Tensor keys, Tensor offsets,
                                                     std::optional<Tensor> key_start,
                                                     std::vector<Tensor> parameters,
@@ -287,8 +292,9 @@ std::tuple<Tensor, Tensor, Tensor> attention_scores(Tensor query, Tensor keys, T
     check_shape("query", query, {-1, -1});
     const ScoreInputs in{query, keys, offsets, key_start, seed, max_length, training ? dropout : 0.0};
     const ScoreArguments arguments{parameters, running, layers, epsilons, training};
-    if (is_single("query", query)) return run_forward<float>({arguments, query.size(1)}, in, save);
-    return run_forward<double>({arguments, query.size(1)}, in, save);
+    if (is_single("query", query))
+        return run_forward<float>({arguments, query.size(1), parameter_data<float>}, in, save);
+    return run_forward<double>({arguments, query.size(1), parameter_data<double>}, in, save);
 }
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> attention_scores_backward(
@@ -301,8 +307,10 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> attention_scores_backward(
     const ScoreArguments arguments{parameters, running, layers, epsilons, training};
     const int64_t depth = query.size(1);
     if (is_single("query", query))
-        return run_backward<float>({arguments, depth}, in, dscores, scores, saved, parameters);
-    return run_backward<double>({arguments, depth}, in, dscores, scores, saved, parameters);
+        return run_backward<float>({arguments, depth, parameter_data<float>}, in, dscores, scores, saved,
+                                   parameters);
+    return run_backward<double>({arguments, depth, parameter_data<double>}, in, dscores, scores, saved,
+                                parameters);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 // Everything here is internal to the translation unit: a function that instruction sets shared could be
 // linked from the wrong one.
 
+#include "../activations.h"
 #include "../interest.h"
 #include "kernel/target.h"
 

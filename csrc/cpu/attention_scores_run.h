@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "attention_scores_layers.h"
+#include "../attention_scores_mlp.h"
 #include "ragged.h"
 
 namespace dien_fast {

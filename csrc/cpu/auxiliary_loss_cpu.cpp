@@ -4,7 +4,7 @@
 #include <optional>
 #include <tuple>
 
-#include "../interest.h"
+#include "../auxiliary_loss_mlp.h"
 #include "ragged.h"
 
 namespace dien_fast {
@@ -19,34 +19,19 @@ const AuxiliaryKernels<T>& kernels(const std::vector<int64_t>& widths) {
         return DIEN_FAST_CHOOSE(chosen, kDoubleAuxiliary);
 }
 
-// The MLP: its parameters checked, and packed for the kernels.
 template <typename T>
-class AuxiliaryMLP {
+const T* parameter_data(const char* name, const Tensor& value, Shape shape) {
+    return data<T>(name, value, shape);
+}
+
+// The MLP: its parameters, and packed for the kernels.
+template <typename T>
+class AuxiliaryMLP : public AuxiliaryParameters<T> {
   public:
-    int64_t operations = 0;      // that a row costs forward
-    int64_t parameter_size = 0;  // numbers in all parameters
+    using AuxiliaryParameters<T>::widths, AuxiliaryParameters<T>::layers;
 
-    AuxiliaryMLP(const std::vector<Tensor>& parameters, int64_t depth) {
-        layers_ = int64_t(parameters.size()) / 2 - 1;
-        STD_TORCH_CHECK(parameters.size() % 2 == 0 && layers_ >= 1 && layers_ <= kMaxLayers,
-                        "parameters must hold weight and bias of 2 to ", kMaxLayers + 1, " layers, got ",
-                        parameters.size(), " tensors");
-        int64_t inputs = 2 * depth;
-        for (int64_t l = 0; l <= layers_; ++l) {
-            const Tensor& weight = parameters[2 * l];
-            check_shape("parameters", weight, {l == layers_ ? 1 : -1, inputs});
-            const int64_t width = weight.size(0);
-            STD_TORCH_CHECK(width > 0, "parameters must have at least one output a layer");
-            weights_.push_back(data<T>("parameters", weight, {width, inputs}));
-            biases_.push_back(data<T>("parameters", parameters[2 * l + 1], {width}));
-            if (l < layers_) widths.push_back(width);
-            operations += 4 * inputs * width;
-            parameter_size += (inputs + 1) * width;
-            inputs = width;
-        }
-    }
-
-    std::vector<int64_t> widths;
+    AuxiliaryMLP(const std::vector<Tensor>& parameters, int64_t depth)
+        : AuxiliaryParameters<T>(parameters, depth, parameter_data<T>) {}
 
     // Points p to packed weights in `memory`, which must outlive it.
     void pack(const AuxiliaryKernels<T>& k, int64_t depth, std::optional<Scratch<T>>& memory,
@@ -60,7 +45,7 @@ class AuxiliaryMLP {
         const int64_t state_backward = pieces.add(backward), event_backward = pieces.add(backward);
         const int64_t last = pieces.add(k.padded(widths.back()));
         int64_t biases[kMaxLayers], forwards[kMaxLayers] = {}, backwards[kMaxLayers] = {};
-        for (int64_t l = 0; l < layers_; ++l) {
+        for (int64_t l = 0; l < layers(); ++l) {
             biases[l] = pieces.add(k.padded(widths[l]));
             if (l == 0) continue;
             forwards[l] = pieces.add(k.panels_size(widths[l], widths[l - 1], kForward));
@@ -69,8 +54,8 @@ class AuxiliaryMLP {
         memory.emplace(pieces.size());
         T* base = memory->data();
         std::memset(base, 0, pieces.size() * sizeof(T));
-        const View<const T> of_state{weights_[0], 2 * depth, depth},
-            of_event{weights_[0] + depth, 2 * depth, depth};
+        const View<const T> of_state{this->weights[0], 2 * depth, depth},
+            of_event{this->weights[0] + depth, 2 * depth, depth};
         auto packed = [&](int64_t outputs, View<const T> weight, Direction direction, int64_t at) {
             k.pack(outputs, weight, direction, base + at);
             return base + at;
@@ -79,24 +64,20 @@ class AuxiliaryMLP {
         p.event_forward = packed(first, of_event, kForward, event_forward);
         p.state_backward = packed(first, of_state, kBackward, state_backward);
         p.event_backward = packed(first, of_event, kBackward, event_backward);
-        p.layer_count = layers_;
-        for (int64_t l = 0; l < layers_; ++l) {
+        p.layer_count = layers();
+        for (int64_t l = 0; l < layers(); ++l) {
             p.widths[l] = widths[l];
-            std::memcpy(base + biases[l], biases_[l], widths[l] * sizeof(T));
+            std::memcpy(base + biases[l], this->biases[l], widths[l] * sizeof(T));
             p.bias[l] = base + biases[l];
             if (l == 0) continue;
-            const View<const T> weight{weights_[l], widths[l - 1], widths[l - 1]};
+            const View<const T> weight{this->weights[l], widths[l - 1], widths[l - 1]};
             p.forward[l] = packed(widths[l], weight, kForward, forwards[l]);
             p.backward[l] = packed(widths[l], weight, kBackward, backwards[l]);
         }
-        std::memcpy(base + last, weights_[layers_], widths.back() * sizeof(T));
+        std::memcpy(base + last, this->weights.back(), widths.back() * sizeof(T));
         p.last = base + last;
-        p.last_bias = biases_[layers_][0];
+        p.last_bias = this->biases.back()[0];
     }
-
-  private:
-    int64_t layers_;  // without the last product
-    std::vector<const T*> weights_, biases_;
 };
 
 // The gradients of the parameters, summed by each thread, and where the sums begin.
@@ -214,7 +195,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> run(const Tensor& states, con
     }
     Tensor mean = torch::stable::new_empty(states, {});
     *static_cast<T*>(mean.mutable_data_ptr()) = steps > 0 ? T(loss / (2 * double(steps))) : T(0);
-    Tensor dparameters = torch::stable::new_empty(states, {save ? mlp.parameter_size : 0});
+    Tensor dparameters = torch::stable::new_empty(states, {save ? mlp.size : 0});
     if (sums) sums->write(last_bias, static_cast<T*>(dparameters.mutable_data_ptr()));
     return {mean, dstates, devents, dnegatives, dparameters};
 }

@@ -152,8 +152,8 @@ def _backward(ctx: Any, dloss: Tensor | None, *_: Any) -> tuple[Any, ...]:
 
 
 def _eager_backward(ctx: Any, dloss: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    # Usually dloss is 1 and the saved tensors are the gradients.
-    if dloss is not None and dloss == 1:
+    # Usually dloss is 1 and the saved tensors are the gradients. Elsewhere, to look would wait for the device.
+    if dloss is not None and dloss.is_cpu and dloss == 1:
         return _gradients(ctx, ctx.saved_tensors)
     return _backward(ctx, dloss)
 

@@ -3,19 +3,10 @@
 import pytest
 import torch
 from cuda_cases import LAYOUTS, assert_close, incoming, make
-from emulator.build import build_operators, find_compiler
 
 from dien_fast.functional import GATES
 from dien_fast.ops import attention_gru as operator
 from dien_fast.ops.cells import CELLS
-
-
-@pytest.fixture(scope="session")
-def operators():
-    if find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    torch.ops.load_library(build_operators())
-    return torch.ops.dien_fast_emulated
 
 
 def arguments_of(leaves, arguments, cell, save_states=True, save_gates=True):

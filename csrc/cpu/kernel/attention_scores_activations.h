@@ -3,71 +3,18 @@
 
 // The coefficients of one vector of a layer's channels.
 template <typename T>
-struct Channels {
-    Vec<T> mean, scale, shift, gate_scale, gate_shift, slope;
-
+struct Channels : ChannelNumbers<Vec<T>> {
     DIEN_FAST_INLINE Channels(const ScoreLayer<T>& l, int64_t column)
-        : mean(load(l.mean + column)),
-          scale(load(l.scale + column)),
-          shift(load(l.shift + column)),
-          gate_scale(load(l.gate_scale + column)),
-          gate_shift(load(l.gate_shift + column)),
-          slope(load(l.slope + column)) {}
+        : ChannelNumbers<Vec<T>>{load(l.mean + column),       load(l.scale + column),
+                                 load(l.shift + column),      load(l.gate_scale + column),
+                                 load(l.gate_shift + column), load(l.slope + column)} {}
 };
 
-// f of a vector of x, before dropout.
-template <typename T, Activation A>
-DIEN_FAST_INLINE Vec<T> activated(const Channels<T>& c, Vec<T> x) {
-    const Vec<T> centred = x - c.mean, y = c.scale * centred + c.shift;
-    if constexpr (A == Activation::kRelu) return y < T(0) ? Vec<T>{} : y;
-    if constexpr (A == Activation::kPrelu) return y > T(0) ? y : c.slope * y;
-    if constexpr (A == Activation::kSigmoid) return sigmoid(Factor<T>::gate * y);
-    if constexpr (A == Activation::kDice) {
-        const Vec<T> p = sigmoid(Factor<T>::gate * (c.gate_scale * centred + c.gate_shift));
-        return y * (c.slope + (T(1) - c.slope) * p);
-    }
-    if constexpr (A == Activation::kIdentity) return y;
-}
-
-// c of a vector of x, and what the gradient d of f gives for y, for the gate's argument and for the slope.
 template <typename T>
-struct Derivatives {
-    Vec<T> centred, dy, dgate, dslope;
+struct Sigmoid {
+    DIEN_FAST_INLINE Vec<T> operator()(Vec<T> v) const { return sigmoid(Factor<T>::gate * v); }
 };
-template <typename T, Activation A>
-DIEN_FAST_INLINE Derivatives<T> derivatives(const Channels<T>& c, Vec<T> x, Vec<T> d) {
-    const Vec<T> none = {}, centred = x - c.mean, y = c.scale * centred + c.shift;
-    if constexpr (A == Activation::kRelu) return {centred, y <= T(0) ? none : d, none, none};
-    if constexpr (A == Activation::kPrelu)
-        return {centred, y > T(0) ? d : c.slope * d, none, y > T(0) ? none : d * y};
-    if constexpr (A == Activation::kSigmoid) {
-        const Vec<T> p = sigmoid(Factor<T>::gate * y);
-        return {centred, d * p * (T(1) - p), none, none};
-    }
-    if constexpr (A == Activation::kDice) {
-        const Vec<T> p = sigmoid(Factor<T>::gate * (c.gate_scale * centred + c.gate_shift)), q = T(1) - p;
-        const Vec<T> dp = d * y * q;  // of the slope; times (1 - slope) p, of the gate's argument
-        return {centred, d * (c.slope + (T(1) - c.slope) * p), dp * (T(1) - c.slope) * p, dp};
-    }
-    if constexpr (A == Activation::kIdentity) return {centred, d, none, none};
-}
 
-// Dropout draws a number from the seed, the layer, the row and the channel: backward draws the same again,
-// and the number of threads does not matter. The numbers are mixed as splitmix64 does for a row and lowbias32
-// for a channel.
-DIEN_FAST_INLINE uint64_t row_key(uint64_t seed, int64_t layer, int64_t row) {
-    uint64_t z = seed + 0x9E3779B97F4A7C15u * uint64_t(row * kMaxLayers + layer + 1);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-}
-template <typename U>
-DIEN_FAST_INLINE U channel_bits(U channel, uint64_t key) {
-    U h = channel * 0x9E3779B1u + uint32_t(key);
-    h = (h ^ (h >> 16)) * 0x7FEB352Du;
-    h = ((h ^ (h >> 15)) + uint32_t(key >> 32)) * 0x846CA68Bu;
-    return h ^ (h >> 16);
-}
 // The factors of dropout for a vector of channels: 0 or p.kept.
 template <typename T>
 DIEN_FAST_INLINE Vec<T> dropout(const Scores<T>& p, uint64_t key, int64_t column) {
@@ -122,7 +69,8 @@ void activate(const Scores<T>& p, int64_t layer, int64_t row, int64_t count, T* 
         for (int64_t column = 0; column < width; column += kLanes<T>) {
             const Channels<T> c(l, column);
             for (int64_t i = 0; i < count; ++i) {
-                Vec<T> value = activated<T, kActivation>(c, load(x + i * width + column));
+                Vec<T> value =
+                    activated<T, kActivation, Vec<T>>(c, load(x + i * width + column), Sigmoid<T>{});
                 if (p.dropout) value *= dropout(p, keys.of[i], column);
                 store(out + i * width + column, value);
             }
@@ -149,7 +97,8 @@ void reduce(const Scores<T>& p, int64_t layer, int64_t row, int64_t count, T* d,
                     value *= dropout(p, keys.of[i], column);
                     store(d + i * width + column, value);
                 }
-                const auto g = derivatives<T, kActivation>(c, load(x + i * width + column), value);
+                const auto g =
+                    derivatives<T, kActivation, Vec<T>>(c, load(x + i * width + column), value, Sigmoid<T>{});
                 dy += g.dy;
                 dy_centred += g.dy * g.centred;
                 dslope += g.dslope;
@@ -184,8 +133,8 @@ void input_gradients(const Scores<T>& p, int64_t layer, int64_t row, int64_t cou
             const Vec<T> of_mean = load(l.mean_gradient + column);
             const Vec<T> of_variance = load(l.variance_gradient + column);
             for (int64_t i = 0; i < count; ++i) {
-                const auto g = derivatives<T, kActivation>(c, load(x + i * width + column),
-                                                           load(d + i * width + column));
+                const auto g = derivatives<T, kActivation, Vec<T>>(
+                    c, load(x + i * width + column), load(d + i * width + column), Sigmoid<T>{});
                 Vec<T> dx = c.scale * g.dy + c.gate_scale * g.dgate;
                 if (p.weights != nullptr) dx += p.weights[row + i] * (of_mean + g.centred * of_variance);
                 store(out + i * width + column, dx);

@@ -7,17 +7,11 @@
 
 #include "attention_gru_cuda.h"
 
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <algorithm>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "../../checks.h"
+#include "../common/operator.h"
 
 namespace dien_fast::cuda {
 namespace {
@@ -37,35 +31,6 @@ Type type_of(const Tensor& x) {
             return {};  // for the compiler, which does not know that the check throws
     }
 }
-
-// The dtype of attention, h0 and the states that backward needs.
-ScalarType wide(ScalarType type) { return type == ScalarType::Double ? type : ScalarType::Float; }
-
-// Checks that an argument has the device of x, a shape and a dtype, and returns its address.
-struct Checks {
-    const Tensor& x;
-
-    const void* data(const char* name, const Tensor& value, Shape expected, ScalarType type,
-                     const char* type_name) const {
-        check_sizes(name, value, expected);
-        STD_TORCH_CHECK(value.is_cuda() && value.get_device_index() == x.get_device_index(), name,
-                        " must be on the device of x");
-        STD_TORCH_CHECK(value.is_contiguous(), name, " must be contiguous");
-        STD_TORCH_CHECK(value.scalar_type() == type, name, " must have ", type_name);
-        return value.const_data_ptr();
-    }
-    const void* stored(const char* name, const std::optional<Tensor>& value, Shape expected) const {
-        return value ? data(name, *value, expected, x.scalar_type(), "the dtype of x") : nullptr;
-    }
-    const void* widened(const char* name, const std::optional<Tensor>& value, Shape expected) const {
-        const char* type_name = "dtype float32, or float64 as x";
-        return value ? data(name, *value, expected, wide(x.scalar_type()), type_name) : nullptr;
-    }
-    const int64_t* integers(const char* name, const std::optional<Tensor>& value, Shape expected) const {
-        if (!value) return nullptr;
-        return static_cast<const int64_t*>(data(name, *value, expected, ScalarType::Long, "dtype int64"));
-    }
-};
 
 // The first row of each step and N, which layout.step_start points to.
 std::vector<int64_t> read_batch_sizes(Layout& layout, const Tensor& batch_sizes, int64_t h0_rows) {
@@ -143,9 +108,7 @@ std::vector<int64_t> read(Call& call, const Inputs& in, int64_t cell) {
         call.att = check.widened("att", in.att, {layout.rows});
     }
     if (in.offsets) {
-        check_sizes("offsets", *in.offsets, {-1});
-        layout.batch = in.offsets->size(0) - 1;
-        STD_TORCH_CHECK(layout.batch >= 0, "offsets must have at least one element, got 0");
+        layout.batch = check.size_of(*in.offsets);
         layout.offsets = check.integers("offsets", in.offsets, {-1});
         layout.x_start = check.integers("x_start", in.x_start, {layout.batch});
     }
@@ -154,20 +117,6 @@ std::vector<int64_t> read(Call& call, const Inputs& in, int64_t cell) {
     if (in.batch_sizes) steps = read_batch_sizes(layout, *in.batch_sizes, in.h0 ? in.h0->size(0) : -1);
     call.h0 = check.widened("h0", in.h0, {layout.batch, call.hidden});
     return steps;
-}
-
-// The address of an output; null where it has no elements.
-void* pointer(const Tensor& value) { return value.numel() > 0 ? value.mutable_data_ptr() : nullptr; }
-
-template <typename Direction>
-void run_in_workspace(const Direction& call, const Tensor& x) {
-    // Otherwise the kernels would run on the current device, whichever the tensors are on.
-    const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-    void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-    const Tensor workspace =
-        torch::stable::new_empty(x, {std::max<int64_t>(workspace_bytes(call), 1)}, ScalarType::Byte);
-    run(call, workspace.mutable_data_ptr(), stream);
 }
 
 std::tuple<Tensor, Tensor, Tensor> attention_gru(Tensor x, std::optional<Tensor> att, Tensor weight_ih,

@@ -38,7 +38,7 @@ template <typename T>
 struct Projection {
     using W = Wide<T>;
     using Row = const T*;
-    static constexpr bool kAAlongK = true, kBAlongK = true, kSums = false;
+    static constexpr bool kAAlongK = true, kBAlongK = true, kSums = false, kTiles = false;
     InputRows<T> input;
     const W* weights;  // [columns, I]
     const W* bias;     // [columns]
@@ -64,7 +64,7 @@ template <typename W_>
 struct StateProduct {
     using W = W_;
     using Row = const W*;
-    static constexpr bool kAAlongK = true, kBAlongK = true, kSums = false;
+    static constexpr bool kAAlongK = true, kBAlongK = true, kSums = false, kTiles = false;
     StatesBefore<W> before;
     const W* weights;  // [columns, H], (c | u | r)
     const W* c_bias;   // [H]
@@ -91,7 +91,7 @@ template <typename T>
 struct InputGradient {
     using W = Wide<T>;
     using Row = const W*;
-    static constexpr bool kAAlongK = true, kBAlongK = false, kSums = false;
+    static constexpr bool kAAlongK = true, kBAlongK = false, kSums = false, kTiles = false;
     const W* gates;  // du' of the first slot
     int64_t stride;
     int64_t depth;
@@ -120,7 +120,7 @@ template <typename W_, typename Source>
 struct WeightGradient {
     using W = W_;
     struct Row {};
-    static constexpr bool kAAlongK = false, kBAlongK = false, kSums = true;
+    static constexpr bool kAAlongK = false, kBAlongK = false, kSums = true, kTiles = false;
     const W* gates;  // gradients of the first slot
     int64_t stride;
     int64_t gate_rows;  // G H

@@ -2,14 +2,12 @@
 
 #include <algorithm>
 
+#include "../common/ragged.cuh"
+#include "../common/sums.cuh"
 #include "schedule.cuh"
 
 namespace dien_fast::cuda {
 namespace {
-
-__device__ inline int64_t clamped(int64_t value, int64_t low, int64_t high) {
-    return value < low ? low : value > high ? high : value;
-}
 
 // Numbers that travel to the device in a kernel's arguments. A captured graph keeps a copy of arguments, but
 // only the address of host memory.
@@ -76,34 +74,6 @@ __global__ void rank_kernel(Unsorted from, Histories to) {
     to.length[rank] = length;
     to.row_start[rank] = from.row_start[b];
     to.x_start[rank] = from.x_start[b];
-}
-
-constexpr int kScanThreads = 512;
-
-// out[i] = value(0) + ... + value(i - 1) for i in [0, count], by one block. `partial` is shared memory
-// [kScanThreads].
-template <typename Value>
-__device__ void exclusive_sums(int64_t count, const Value& value, int64_t* out, int64_t* partial) {
-    const int thread = threadIdx.x;
-    const int64_t each = (count + kScanThreads - 1) / kScanThreads;
-    const int64_t begin = thread * each < count ? thread * each : count;
-    const int64_t end = begin + each < count ? begin + each : count;
-    int64_t own = 0;
-    for (int64_t i = begin; i < end; ++i) own += value(i);
-    partial[thread] = own;
-    __syncthreads();
-    for (int distance = 1; distance < kScanThreads; distance *= 2) {
-        const int64_t more = thread >= distance ? partial[thread - distance] : 0;
-        __syncthreads();
-        partial[thread] += more;
-        __syncthreads();
-    }
-    int64_t sum = partial[thread] - own;
-    for (int64_t i = begin; i < end; ++i) {
-        out[i] = sum;
-        sum += value(i);
-    }
-    if (thread == kScanThreads - 1) out[count] = partial[thread];
 }
 
 __global__ void sums_kernel(Histories h) {

@@ -10,6 +10,10 @@
 //     Row                          what a thread keeps of a row of A, such as its address
 //     kAAlongK, kBAlongK           whether neighbours in k are neighbours in the memory of A, of B
 //     rows(), cols()               of C; rows() may read a number that only the device knows
+//     kTiles, locate()             if kTiles, there is no rows(), and locate() returns which rows of C this
+//     block
+//                                  computes, kGemmRows at most; it may keep what the block's rows have in
+//                                  common
 //     depth_begin(), depth_end()   range of k of this block, which may depend on blockIdx.z
 //     prepare(i)                   the Row of row i, computed once
 //     a(row, i, k), b(k, j)        a number of A, of B; called with indices inside C and the range of k
@@ -19,6 +23,7 @@
 #pragma once
 
 #include "numbers.cuh"
+#include "ragged.cuh"
 
 namespace dien_fast::cuda {
 
@@ -40,9 +45,15 @@ __global__ void __launch_bounds__(kGemmThreads, sizeof(typename P::W) == 4 ? 2 :
     constexpr int kALoads = kGemmRows * kGemmDepth / kGemmThreads;
     constexpr int kBLoads = kGemmColumns * kGemmDepth / kGemmThreads;
     constexpr int kOwnRows = 8, kOwnColumns = 4;
-    const int64_t rows = p.rows(), columns = p.cols();
-    const int64_t first_row = int64_t(blockIdx.x) * kGemmRows;
-    const int64_t first_column = int64_t(blockIdx.y) * kGemmColumns;
+    const int64_t columns = p.cols(), first_column = int64_t(blockIdx.y) * kGemmColumns;
+    int64_t first_row = int64_t(blockIdx.x) * kGemmRows, rows;
+    if constexpr (P::kTiles) {
+        const RowRange tile = p.locate();
+        first_row = tile.begin;
+        rows = tile.end;
+    } else {
+        rows = p.rows();
+    }
     if (first_row >= rows) return;
     const int64_t begin = p.depth_begin(), end = p.depth_end();
 

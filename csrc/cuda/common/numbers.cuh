@@ -28,5 +28,9 @@ struct alignas(sizeof(W) * kCount < 16 ? sizeof(W) * kCount : 16) Vector {
 __device__ inline float hyperbolic_tangent(float v) { return tanhf(v); }
 __device__ inline double hyperbolic_tangent(double v) { return tanh(v); }
 __device__ inline double sigmoid(double v) { return 1 / (1 + exp(-v)); }
+__device__ inline float exponential(float v) { return expf(v); }
+__device__ inline double exponential(double v) { return exp(v); }
+__device__ inline float logarithm_plus_one(float v) { return log1pf(v); }
+__device__ inline double logarithm_plus_one(double v) { return log1p(v); }
 
 }  // namespace dien_fast::cuda

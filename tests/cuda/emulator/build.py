@@ -59,49 +59,58 @@ def headers_of(sources):
     return [*sources.glob("*.h"), *sources.glob("cuda/**/*.h")]
 
 
-def kernels(sources):
-    """The objects of the kernels under ``sources``, and of the emulator."""
-    headers = [HERE / "emulator.h", *HERE.glob("platform/*.h")]
-    own = [*headers, *headers_of(sources), *sources.glob("cuda/**/*.cuh")]
-    units = [(path, own) for path in sources.glob("cuda/*/*.cu")] + [(HERE / "emulator.cpp", headers)]
+def compiled(units):
+    """The objects of units (path, flags, what it needs besides), compiled side by side."""
 
     def compile_unit(unit):
-        path, needs = unit
-        target = cached(f"{path.stem}.o", FLAGS, [path, *needs])
-        return make(target, [f"-I{HERE / 'platform'}", "-x", "c++", "-c", path])
+        path, flags, needs = unit
+        target = cached(f"{path.stem}.o", [*FLAGS, *flags], [path, *needs])
+        return make(target, [*flags, "-c", path])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(compile_unit, units))
+
+
+def kernels(sources):
+    """The units of the kernels under ``sources``, and of the emulator."""
+    headers = [HERE / "emulator.h", *HERE.glob("platform/*.h")]
+    own = [*headers, *headers_of(sources), *sources.glob("cuda/**/*.cuh")]
+    flags = [f"-I{HERE / 'platform'}", "-x", "c++"]
+    units = [(path, flags, own) for path in sorted(sources.glob("cuda/*/*.cu"))]
+    return [*units, (HERE / "emulator.cpp", flags, headers)]
+
+
+def operators(sources):
+    """The unit of the operators under ``sources``."""
+    from torch.utils.cpp_extension import include_paths
+
+    flags = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    flags += [f"-isystem{path}" for path in include_paths()]
+    needs = [HERE / "operators.h", HERE / "emulator.h", *headers_of(sources)]
+    needs += [sources / "library.cpp", *sources.glob("cuda/*/*.cpp")]
+    return HERE / "operators.cpp", flags, needs
 
 
 def build(sources=ROOT / "csrc"):
     """Return the path of the Python module for the kernels under ``sources``, built if it is not there yet."""
     import pybind11
 
-    objects = kernels(sources)
     flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    path = HERE / "module.cpp"
-    arguments = ROOT / "tests" / "support" / "cuda_arguments.h"
-    needs = [path, arguments, HERE / "emulator.h", *headers_of(ROOT / "csrc")]
-    binding = make(cached("module.o", [*FLAGS, *flags], needs), [*flags, "-c", path])
-    target = cached(NAME + sysconfig.get_config_var("EXT_SUFFIX"), FLAGS, [binding, *objects])
-    return make(target, ["-shared", binding, *objects])
+    needs = [ROOT / "tests" / "support" / "cuda_arguments.h", HERE / "emulator.h", *headers_of(ROOT / "csrc")]
+    objects = compiled([*kernels(sources), (HERE / "module.cpp", flags, needs)])
+    target = cached(NAME + sysconfig.get_config_var("EXT_SUFFIX"), FLAGS, objects)
+    return make(target, ["-shared", *objects])
 
 
 def build_operators():
     """Return the path of the library of operators, over the kernels of this checkout."""
-    from torch.utils.cpp_extension import include_paths, library_paths
+    from torch.utils.cpp_extension import library_paths
 
-    objects, sources = kernels(ROOT / "csrc"), ROOT / "csrc"
-    flags = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    flags += [f"-isystem{path}" for path in include_paths()]
-    path = HERE / "operators.cpp"
-    needs = [path, HERE / "emulator.h", sources / "library.cpp", *headers_of(sources)]
-    needs.append(sources / "cuda" / "attention_gru" / "attention_gru_cuda.cpp")
-    unit = make(cached("operators.o", [*FLAGS, *flags], needs), [*flags, "-c", path])
+    sources = ROOT / "csrc"
+    objects = compiled([operators(sources), *kernels(sources)])
     libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-ltorch"]
-    target = cached("libdien_fast_cuda_emulated.so", FLAGS, [unit, *objects])
-    return make(target, ["-shared", unit, *objects, *libraries])
+    target = cached("libdien_fast_cuda_emulated.so", FLAGS, objects)
+    return make(target, ["-shared", *objects, *libraries])
 
 
 def load(path):

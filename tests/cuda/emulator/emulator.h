@@ -31,6 +31,7 @@ struct Settings {
     unsigned seed = 0;
     int multiprocessors = 4;
     int shared_bytes = 227 * 1024;
+    int64_t chunk_bytes = int64_t(1) << 40;  // at most; for operators, whose callers do not choose it
 };
 Settings& settings();
 

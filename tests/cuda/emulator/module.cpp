@@ -35,7 +35,7 @@ PYBIND11_MODULE(dien_fast_cuda_emulated, m) {
         emulator::settings() = {order == "forward"   ? Order::kForward
                                 : order == "reverse" ? Order::kReverse
                                                      : Order::kRandom,
-                                seed, multiprocessors, shared_bytes};
+                                seed, multiprocessors, shared_bytes, int64_t(1) << 40};
     });
     m.def("forward_workspace", [](const py::dict& a) { return workspace_bytes(forward_of(Arguments{a})); });
     m.def("backward_workspace", [](const py::dict& a) { return workspace_bytes(backward_of(Arguments{a})); });

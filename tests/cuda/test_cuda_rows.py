@@ -1,0 +1,132 @@
+"""The CUDA operators on ragged rows over the emulated kernels, on the cases of the CPU's."""
+
+import pytest
+import torch
+from comparison import assert_within_twice
+from interest_cases import ROW_LENGTHS, SOME, differentiate, draw, offsets_of, plain_padded, plain_sum
+from interest_checks import check_weighted_sum
+
+from dien_fast.ops import rows
+
+DTYPES = [torch.bool, torch.int32, torch.int64, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("shape", ROW_LENGTHS)
+@pytest.mark.parametrize("tail", [(), (1,), (18,), (2, 3), (257,), (0,)], ids=str)
+def test_padding(emulated, tail, shape):
+    lengths, steps = ROW_LENGTHS[shape]
+    offsets, values = offsets_of(lengths), draw(sum(lengths), *tail).requires_grad_()
+    padded = rows.padded_from_rows(values, offsets, steps)
+    assert torch.equal(padded, plain_padded(values, offsets, steps))
+    weight = draw(*padded.shape)
+    (found,) = torch.autograd.grad((padded * weight).sum(), values)
+    (want,) = torch.autograd.grad((plain_padded(values, offsets, steps) * weight).sum(), values)
+    assert torch.equal(found, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [1, 3, 8])
+def test_dtypes(emulated, dtype, width):
+    """Rows are copied in pieces of 1 to 16 bytes."""
+    offsets = offsets_of(SOME)
+    values = torch.randint(0, 100, (sum(SOME), width)).to(dtype)
+    assert torch.equal(rows.padded_from_rows(values, offsets, 7), plain_padded(values, offsets, 7))
+
+
+def test_second_derivative_of_padding(emulated):
+    offsets, values = offsets_of([2, 0, 3]), draw(5, 2).requires_grad_()
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda values: rows.padded_from_rows(values, offsets, 4), values)
+
+
+@pytest.mark.parametrize("shape", ROW_LENGTHS)
+@pytest.mark.parametrize("depth", [1, 18, 257])
+def test_weighted_sum(emulated, configure, depth, shape):
+    configure(("forward", "reverse", "random")[depth % 3])
+    check_weighted_sum(shape, depth)
+
+
+def test_weighted_sum_of_one_long_history(emulated):
+    """Several blocks share the rows of a history."""
+    offsets, dsum = offsets_of([3000]), draw(1, 5)
+    values, weights = draw(3000, 5), draw(3000)
+    dvalues, dweights = emulated.weighted_sum_backward(dsum, values, weights, offsets)
+    torch.testing.assert_close(dvalues, weights[:, None] * dsum, rtol=0, atol=0)
+    torch.testing.assert_close(dweights, values @ dsum[0], rtol=1e-12, atol=1e-12)
+
+
+def test_weighted_sum_in_float32(emulated):
+    lengths = [length % 61 for length in range(0, 800, 13)]
+    offsets = offsets_of(lengths)
+    values, weights = draw(sum(lengths), 18).float(), draw(sum(lengths)).float()
+
+    def run(compute, dtype):
+        leaves = {
+            "values": values.to(dtype).detach().requires_grad_(),
+            "weights": weights.to(dtype).detach().requires_grad_(),
+        }
+        found = compute(*leaves.values(), offsets)
+        return {"sum": found.detach()} | differentiate(found, leaves)
+
+    single = [run(compute, torch.float32) for compute in (rows.weighted_sum, plain_sum)]
+    assert_within_twice(*single, run(plain_sum, torch.float64))
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [[0, 4, 2, 9, 10], [-5, 3, 3, 9, 10], [0, 2**62, 2**63 - 1, -(2**63), 10], [0, 1, 2, 3, 99], [7, 3, 0, 0, 0]],
+    ids=str,
+)
+def test_values_outside_of_the_arrays(emulated, offsets):
+    """Offsets are cut, and no memory beside the arrays is touched: the guard zones show it."""
+    offsets = torch.tensor(offsets)
+    values, weights = torch.randn(10, 3), torch.randn(10)
+    sums = emulated.weighted_sum(values, weights, offsets)
+    begin = offsets[:-1].clamp(0, 10)
+    end = torch.maximum(offsets[1:].clamp(0, 10), begin)
+    want = [(values * weights[:, None])[b:e].sum(0) for b, e in zip(begin.tolist(), end.tolist(), strict=True)]
+    torch.testing.assert_close(sums, torch.stack(want))
+    emulated.weighted_sum_backward(torch.randn(4, 3), values, weights, offsets)
+    padded = emulated.padded_from_rows(values, offsets, 6)
+    want = [
+        torch.nn.functional.pad(values[b:e][:6], (0, 0, 0, 6 - min(e - b, 6)))
+        for b, e in zip(begin, end, strict=True)
+    ]
+    assert torch.equal(padded, torch.stack(want))
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments", "message"),
+    [
+        ("weighted_sum", (torch.zeros(3), torch.zeros(3), offsets_of([3])), r"values must have shape \(\*, \*\)"),
+        ("weighted_sum", (torch.zeros(3, 2).half(), torch.zeros(3), offsets_of([3])), "values must have dtype"),
+        ("weighted_sum", (torch.zeros(3, 2), torch.zeros(2), offsets_of([3])), r"weights must have shape \(3,\)"),
+        (
+            "weighted_sum",
+            (torch.zeros(3, 2), torch.zeros(3).double(), offsets_of([3])),
+            "weights must have the dtype of values",
+        ),
+        ("weighted_sum", (torch.zeros(2, 3).t(), torch.zeros(3), offsets_of([3])), "values must be contiguous"),
+        (
+            "weighted_sum",
+            (torch.zeros(3, 2), torch.zeros(3), offsets_of([3]).int()),
+            "offsets must have dtype int64",
+        ),
+        (
+            "weighted_sum",
+            (torch.zeros(3, 2), torch.zeros(3), torch.zeros(0).long()),
+            "offsets must have at least one element, got 0",
+        ),
+        (
+            "weighted_sum_backward",
+            (torch.zeros(2, 2), torch.zeros(3, 2), torch.zeros(3), offsets_of([3])),
+            r"dsum must have shape \(1, 2\), got \(2, 2\)",
+        ),
+        ("padded_from_rows", (torch.tensor(1.0), offsets_of([1]), 3), r"values must have shape \(N, \.\.\.\)"),
+        ("padded_from_rows", (torch.zeros(2, 3).t(), offsets_of([3]), 3), "values must be contiguous"),
+        ("padded_from_rows", (torch.zeros(0, 2), offsets_of([0]), -1), "steps must be at least 0, got -1"),
+    ],
+)
+def test_wrong_arguments(emulated, operator, arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        getattr(emulated, operator)(*arguments)
