@@ -66,7 +66,7 @@ test-peers: $(READY) $(PEERS_READY) ## train the supported libraries' own DIEN, 
 
 .PHONY: test-cuda-emulated
 test-cuda-emulated: $(READY) ## run every case of the CUDA kernels on the host, without a GPU
-	$(PYTEST) -m '' tests/cuda/test_cuda_emulated.py tests/cuda/test_cuda_operators.py $(ARGS)
+	$(PYTEST) -m '' tests/cuda $(ARGS)
 
 SIMULATOR := $(or $(GPGPUSIM_ROOT),$(CURDIR)/.cache/gpgpu-sim)
 

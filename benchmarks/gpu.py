@@ -204,6 +204,52 @@ def time_layer(deadline: float) -> list[dict[str, Any]]:
     return results
 
 
+class Operators:
+    """The attention scores and the auxiliary loss of an interest layer, each with its gradients."""
+
+    def __init__(self, size: Size) -> None:
+        batch, steps, hidden = size
+        lengths = lengths_of(batch, steps)
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).cuda()
+        self.layer = Interest(hidden, use_negsampling=True, att_activation="dice").cuda()
+        self.query = torch.randn(batch, hidden, device="cuda", requires_grad=True)
+        self.states, self.events, self.negatives = (
+            Ragged(torch.randn(int(lengths.sum()), hidden, device="cuda", requires_grad=True), offsets, steps)
+            for _ in range(3)
+        )
+        self.gradient = torch.randn(self.states.values.size(0), device="cuda")
+
+    def scores(self) -> None:
+        wanted = [self.query, self.states.values, *self.layer.attention.parameters()]
+        torch.autograd.grad(self.layer.attention.ragged_scores(self.query, self.states), wanted, self.gradient)
+
+    def loss(self) -> None:
+        values = [self.states.values, self.events.values, self.negatives.values]
+        loss = self.layer.auxiliary_net.ragged_loss(self.states, *values[1:])
+        torch.autograd.grad(loss, [*values, *self.layer.auxiliary_net.parameters()])
+
+
+def time_operators(deadline: float) -> list[dict[str, Any]]:
+    """The operators around the recurrences, forward and backward, beside the same in plain PyTorch."""
+    results: list[dict[str, Any]] = []
+    for size in [(256, 100, 64), (1024, 100, 64), (256, 1000, 64), (1024, 1000, 64), (1024, 4096, 64)]:
+        if time.perf_counter() > deadline:
+            break
+        torch.cuda.empty_cache()
+        problem = Operators(size)
+        for function, run in (("attention scores", problem.scores), ("auxiliary loss", problem.loss)):
+            for provider, backend in (("dien-fast", "native"), ("plain PyTorch", "reference")):
+                try:
+                    with dien_fast.use_backend(backend):
+                        median, memory = milliseconds(lambda _, run=run: run())
+                except torch.cuda.OutOfMemoryError:
+                    continue
+                result = {"function": function, "size": size, "dtype": "float32", "provider": provider}
+                results.append(result | {"milliseconds": median, "bytes": memory})
+                print(row_of(results[-1]), flush=True)
+    return results
+
+
 def time_model(deadline: float) -> list[dict[str, Any]]:
     """A training step of a DIEN with the sizes of the official code, on the GPU."""
     from model import adam, official, official_batches, step_of
@@ -234,9 +280,32 @@ def row_of(result: dict[str, Any]) -> str:
     )
 
 
+def sanitize_layer() -> None:
+    """Small calls of the layer on ragged rows: attention scores, auxiliary loss and weighted sums."""
+    lengths = torch.tensor([3, 0, 140, 1, 77])
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).cuda()
+    for dtype, gru_type in product((torch.float32, torch.float64), ("AUGRU", "GRU")):
+        layer = Interest(
+            18,
+            gru_type=gru_type,
+            use_negsampling=True,
+            att_hidden_layers=(70, 9),
+            att_activation="dice",
+            att_dropout=0.1,
+        ).to("cuda", dtype)
+        query = torch.randn(5, 18, device="cuda", dtype=dtype)
+        keys, negatives = (
+            Ragged(torch.randn(221, 18, device="cuda", dtype=dtype), offsets, 140) for _ in range(2)
+        )
+        interest, loss = layer(query, keys, None, negatives)
+        torch.autograd.grad(interest.sum() + loss, list(layer.parameters()))
+        keys.pad()
+
+
 def sanitize() -> None:
     """Small calls of every kernel: resident and streamed weights, both tiles, all layouts and types."""
     torch.manual_seed(0)
+    sanitize_layer()
     shapes = [(5, 4, 3, 18), (600, 3, 5, 36), (5, 3, 4, 100), (4, 3, 4, 136)]
     for batch, steps, inputs, hidden in shapes:
         for dtype, cell in product((torch.float32, torch.bfloat16, torch.float64), ("augru", "agru", "gru")):
@@ -277,7 +346,12 @@ def main() -> None:
     result = description(torch.get_num_threads()) | {
         "gpu": {"name": properties.name, "multiprocessors": properties.multi_processor_count},
         "cuda": torch.version.cuda,
-        "results": [*time_layer(deadline), *time_model(deadline), *time_recurrence(deadline)],
+        "results": [
+            *time_layer(deadline),
+            *time_operators(deadline),
+            *time_model(deadline),
+            *time_recurrence(deadline),
+        ],
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")

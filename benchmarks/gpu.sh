@@ -23,7 +23,7 @@ build() {
 }
 
 tests() {
-    "$PYTHON" -m pytest -q -p no:cacheprovider --tb=short tests/cuda/test_cuda.py 2>&1 | tee "$OUT/test.log" | tail -n 40
+    "$PYTHON" -m pytest -q -p no:cacheprovider --tb=short tests/cuda/test_cuda.py tests/cuda/test_cuda_interest.py 2>&1 | tee "$OUT/test.log" | tail -n 40
     tail -n 1 "$OUT/test.log" | grep -q passed && ! tail -n 1 "$OUT/test.log" | grep -Eq 'failed|error'
 }
 

@@ -42,7 +42,8 @@ def inside(module: nn.Module) -> Inside:
 def runs_ragged(module: nn.Module, found: Inside, *tensors: Tensor) -> bool:
     """Whether a layer has the parts that it had, no part has a hook, and the operators take the tensors."""
     kernels = (attention_scores.KERNELS, auxiliary_loss.KERNELS, SUM_KERNELS)
-    if torch.is_autocast_enabled("cpu") or not all(kernel.are_used(*tensors) for kernel in kernels):
+    autocast = torch.is_autocast_enabled(tensors[0].device.type)
+    if autocast or not all(kernel.are_used(*tensors) for kernel in kernels):
         return False
     _, *parts = module.modules()
     return inside(module) == found and not is_altered(*parts)

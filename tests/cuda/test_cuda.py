@@ -217,7 +217,7 @@ def test_compile():
 @pytest.mark.parametrize("gru_type", ["GRU", "AIGRU", "AGRU", "AUGRU"])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_interest(gru_type, ragged):
-    """The whole layer beside itself on the CPU; only the recurrences have kernels on CUDA."""
+    """The whole layer beside itself on the CPU."""
     on_cpu = Interest(8, gru_type=gru_type, use_negsampling=True)
     on_cuda = copy.deepcopy(on_cpu).cuda()
     query, keys, negatives = torch.randn(6, 8), torch.randn(6, 7, 8), torch.randn(6, 7, 8)
