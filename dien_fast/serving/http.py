@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -190,11 +191,11 @@ class Service:
         self._metrics.candidates.inc(len(scores.probabilities))
         self._metrics.together.observe(scores.together)
         self._count_unknown(scores.unknown)
-        found: Any = scores.probabilities.tolist()
+        found = _json_of(scores.probabilities)
         if not asked.single:
-            ends = scores.offsets.tolist()
-            found = [found[start:end] for start, end in pairwise(ends)]
-        return JSONResponse({"probabilities": found})
+            parts = [_json_of(scores.probabilities[start:end]) for start, end in pairwise(scores.offsets.tolist())]
+            found = f"[{','.join(parts)}]"
+        return Response(f'{{"probabilities":{found}}}', media_type="application/json")
 
     async def _add(self, request: Request) -> Response:
         asked = read_events(await self._body(request))
@@ -207,7 +208,8 @@ class Service:
 
     def _count_unknown(self, unknown: Mapping[str, int]) -> None:
         for column, count in unknown.items():
-            self._metrics.unknown.labels(column).inc(count)
+            if count:
+                self._metrics.unknown.labels(column).inc(count)
 
     async def _body(self, request: Request) -> bytes:
         """Read a body up to the limit, whatever its head says."""
@@ -230,6 +232,14 @@ class Service:
 
     async def _show_metrics(self, request: Request) -> Response:
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _json_of(probabilities: np.ndarray) -> str:
+    """Return finite numbers ``[C]`` float32 as JSON.
+
+    Nine digits tell any two float32 apart. ``json`` writes the 17 of a float64, in three times the instructions.
+    """
+    return f"[{','.join(['%.9g'] * len(probabilities))}]" % tuple(probabilities.tolist())
 
 
 def _failure(status: int, error: DienFastError) -> Response:

@@ -17,6 +17,7 @@ from shop import failure, make_shop
 
 from dien_fast.cli import main
 from dien_fast.errors import DataError
+from dien_fast.serving.http import _json_of
 from dien_fast.training.runs import load
 
 USER = {"country": "NO", "past_items": ["i1", "i4", "i7"], "past_brands": ["b1", "b1", "b1"], "words": "new;red"}
@@ -49,6 +50,13 @@ def test_a_user_gets_the_probabilities_of_score_candidates(server, run):
     np.testing.assert_allclose(answer["probabilities"], run.score_candidates(USER, items), rtol=0, atol=1e-6)
     rows = items.assign(country="NO", past_items="i1;i4;i7", past_brands="b1;b1;b1", words="new;red")
     np.testing.assert_allclose(answer["probabilities"], run.predict(rows), rtol=0, atol=1e-6)
+
+
+def test_probabilities_are_written_with_all_their_digits():
+    numbers = np.random.default_rng(0).random(1000, np.float32) ** 5
+    numbers[:4] = 0, 1, 1 - 2**-24, 1e-40
+    assert np.array_equal(np.array(json.loads(_json_of(numbers)), np.float32), numbers)
+    assert _json_of(numbers[:0]) == "[]"
 
 
 def test_several_users_get_theirs(server, run):
