@@ -1,15 +1,24 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, directories that one process writes to, paths that stay inside."""
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+from dien_fast.errors import DienFastError
+
+if TYPE_CHECKING:
+    import filelock
 
 # Unfinished files carry this ending; a killed process may leave one behind.
 UNFINISHED = ".unfinished"
+# The file of a directory whose lock a process holds while it writes there.
+LOCK = ".lock"
 
 
 @contextmanager
@@ -65,3 +74,73 @@ def remove_unfinished(directory: str | Path) -> None:
     """Remove what a killed process was writing in ``directory``."""
     for path in Path(directory).glob(f".*{UNFINISHED}*"):
         path.unlink(missing_ok=True)
+
+
+def path_inside(directory: str | Path, name: str, kind: type[DienFastError] = DienFastError) -> Path:
+    """Return the path of a file that another file names, if it lies in ``directory``.
+
+    Manifests and checkpoints name files beside them. Whoever made these might name any file of the machine.
+
+    Args:
+        directory: where the file must be.
+        name: its path in there.
+        kind: of the error.
+
+    Raises:
+        DienFastError: of that kind, if the name is absolute or empty, has ``..`` in it, or a symbolic link leads
+            out of the directory.
+
+    Example:
+        >>> path_inside("prepared", "../../etc/passwd")
+        Traceback (most recent call last):
+        dien_fast.errors.DienFastError: prepared names the file '../../etc/passwd', which is not inside it
+    """
+    directory, pure = Path(directory), PurePath(name)
+    plain = pure.parts and not pure.is_absolute() and ".." not in pure.parts and "\0" not in name
+    if not plain or not (directory / pure).resolve().is_relative_to(directory.resolve()):
+        raise kind(f"{directory} names the file {name!r}, which is not inside it")
+    return directory / pure
+
+
+def take_lock(lock: filelock.BaseFileLock, directory: Path) -> bool:
+    """Take a lock on a file in ``directory`` at once; return False where another process has it.
+
+    It is the system's lock on an open file, which ends with the process, however it ends.
+
+    Raises:
+        PermissionError: the directory must not be written to.
+    """
+    import filelock
+
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        # The library takes a directory that must not be written to for a held lock.
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory)) from None
+        return False
+    return True
+
+
+@contextmanager
+def lock_directory(directory: Path, does: str, kind: type[DienFastError] = DienFastError) -> Iterator[None]:
+    """Keep other processes that lock ``directory`` away while the block runs.
+
+    Args:
+        directory: which must be there; the file ``.lock`` in it stays.
+        does: what a process that has the lock does, for the message.
+        kind: of the error.
+
+    Raises:
+        DienFastError: of that kind, if another process has the lock.
+        PermissionError: the directory must not be written to.
+    """
+    import filelock
+
+    lock = filelock.FileLock(directory / LOCK)
+    if not take_lock(lock, directory):
+        raise kind(f"{directory}: another process {does}; wait until it has ended or choose another --output")
+    try:
+        yield
+    finally:
+        lock.release()

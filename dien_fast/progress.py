@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from dien_fast.lines import print_line
+
 # Drawing a bar costs more than a fast training step.
 _BAR_SECONDS = 0.5
 _LINE_SECONDS = 10.0
@@ -115,7 +117,7 @@ class _Lines:
             line = (
                 f"{self._title}: {self._done:,} of {self._total:,} {self._unit} in {seconds:.0f} s{self._beside}"
             )
-            print(line, file=sys.stderr, flush=True)
+            print_line(line, sys.stderr)
 
     def set_postfix(self, values: Mapping[str, Any], refresh: bool = True) -> None:
         self._beside = "".join(f", {name} {value}" for name, value in values.items())

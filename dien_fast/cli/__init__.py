@@ -7,10 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 
+import torch
+
 import dien_fast
 from dien_fast.cli import compare, evaluate, export, info, predict, prepare, serve, train, tune
+from dien_fast.cli.options import Parser
 from dien_fast.cli.signals import Terminated
 from dien_fast.errors import DienFastError
+from dien_fast.lines import print_line
 
 _EXAMPLES = """\
 examples:
@@ -57,12 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever reads the output has seen enough; Python's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except MemoryError as error:
+        return _fail(f"there is not enough memory{_reason(error)}")
+    except RuntimeError as error:
+        # torch has no class of its own for memory of the CPU.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        return _fail(f"there is not enough memory{_reason(error)}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
     except KeyboardInterrupt as interrupt:
         terminated = isinstance(interrupt, Terminated)
-        print(f"\ndien-fast: {'terminated' if terminated else 'interrupted'}{interrupt}", file=sys.stderr)
+        print_line("", sys.stderr)
+        print_line(f"dien-fast: {'terminated' if terminated else 'interrupted'}{interrupt}", sys.stderr)
         return 143 if terminated else 130
     finally:
         _leave_the_others()
@@ -71,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dien-fast",
         description="Train and use DIEN, the Deep Interest Evolution Network, which predicts clicks.",
         epilog=_EXAMPLES,
@@ -91,6 +103,11 @@ def _leave_the_others() -> None:
         distributed.destroy_process_group()
 
 
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f": {lines[0]}" if lines else ""
+
+
 def _fail(sentence: str) -> int:
-    print(f"dien-fast: error: {' '.join(sentence.split())}", file=sys.stderr)
+    print_line(f"dien-fast: error: {' '.join(sentence.split())}", sys.stderr)
     return 2

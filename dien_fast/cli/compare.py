@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,7 +18,8 @@ from typing import Any
 from dien_fast.cli import train
 from dien_fast.cli.signals import sigterm_as_interrupt
 from dien_fast.errors import CheckpointError, DienFastError
-from dien_fast.files import write_atomically
+from dien_fast.files import lock_directory, write_atomically
+from dien_fast.lines import print_line
 from dien_fast.training.comparison import Variant, markdown, options, result_of, summary, variants
 
 _DESCRIPTION = """\
@@ -96,23 +99,29 @@ def run(arguments: argparse.Namespace) -> None:
         raise DienFastError(f"baseline must be one of {'; '.join(names)}, got {baseline!r}")
     directory = Path(arguments.output)
     directory.mkdir(parents=True, exist_ok=True)
-    _check_same_options(directory, arguments.more, _own_settings(arguments))
+    with lock_directory(directory, "compares there"):
+        _check_same_options(directory, arguments.more, _own_settings(arguments))
+        _compare(trainings, names, baseline, directory, arguments.jobs)
+
+
+def _compare(trainings: list[_Training], names: list[str], baseline: str, directory: Path, jobs: int) -> None:
+    """Train what is missing, and report."""
     finished = _Results(directory / "results.csv")
     missing = [training for training in trainings if not finished.has(training)]
-    print(f"{len(trainings)} trainings, {len(trainings) - len(missing)} of them finished before", flush=True)
+    print_line(f"{len(trainings)} trainings, {len(trainings) - len(missing)} of them finished before")
     failed = []
     try:
         with sigterm_as_interrupt():
-            for training, seconds, error in _outcomes(missing, arguments.jobs):
+            for training, seconds, error in _outcomes(missing, jobs):
                 if error is None:
                     finished.add(training, seconds)
                     continue
                 failed.append(f"{training.variant.name}, seed {training.seed}: {error}")
-                print(f"failed: {failed[-1]}", flush=True)
+                print_line(f"failed: {failed[-1]}")
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)("; the same command goes on with what is missing") from interrupt
     if not finished.empty():
-        _report(finished, names, baseline, directory, _threads(arguments.jobs))
+        _report(finished, names, baseline, directory, _threads(jobs))
     if failed:
         raise DienFastError(f"{len(failed)} of {len(trainings)} trainings failed; the first was {failed[0]}")
 
@@ -190,18 +199,20 @@ def _outcomes(trainings: list[_Training], jobs: int) -> Iterator[tuple[_Training
     """Train, and yield each training when it has ended, with its seconds and what went wrong."""
     if jobs == 1:
         for number, training in enumerate(trainings, 1):
-            print(f"{number} of {len(trainings)}: {training.variant.name}, seed {training.seed}", flush=True)
+            print_line(f"{number} of {len(trainings)}: {training.variant.name}, seed {training.seed}")
             yield training, *_train(training, progress=True)
         return
     # Forked processes would share the locks of torch's threads.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_use_threads, initargs=(_threads(jobs),)) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=spawn, initializer=_begin_worker, initargs=(_threads(jobs),)
+    ) as pool:
         try:
             running = {pool.submit(_train, training): training for training in trainings}
             for number, done in enumerate(as_completed(running), 1):
                 training = running[done]
                 name = f"{training.variant.name}, seed {training.seed}"
-                print(f"{number} of {len(trainings)} ended: {name}", flush=True)
+                print_line(f"{number} of {len(trainings)} ended: {name}")
                 yield training, *done.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -217,10 +228,21 @@ def _threads(jobs: int) -> int:
     return torch.get_num_threads() if jobs == 1 else max(1, len(os.sched_getaffinity(0)) // jobs)
 
 
-def _use_threads(threads: int) -> None:
+def _begin_worker(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    # Ctrl-C reaches every process of a terminal; the first one ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that gives it trainings is gone: it would train on, and keep its lock."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _train(training: _Training, progress: bool = False) -> tuple[float, str | None]:
@@ -245,7 +267,7 @@ def _train(training: _Training, progress: bool = False) -> tuple[float, str | No
                 cpu=arguments.cpu,
                 num_workers=arguments.workers,
                 progress=progress and sys.stderr.isatty(),
-                log=lambda line: print(line, file=log, flush=True),
+                log=lambda line: print_line(line, log),
             )
         except (DienFastError, MemoryError) as error:
             return time.perf_counter() - begin, " ".join(str(error).split()) or type(error).__name__
@@ -301,5 +323,6 @@ def _report(finished: _Results, names: list[str], baseline: str, directory: Path
     with write_atomically(directory / "table.md") as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     plot_comparison(table, directory / "table.png")
-    print(text, end="")
-    print(f"written to {directory}")
+    for line in text.splitlines():
+        print_line(line)
+    print_line(f"written to {directory}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from dien_fast.cli.runs import PARTS, add_run, named_table, report_unknown, test_rows
 from dien_fast.errors import DienFastError
+from dien_fast.lines import print_line
 
 
 def add_parser(commands: Any) -> None:
@@ -62,16 +63,16 @@ def run(arguments: argparse.Namespace) -> None:
     )
     report_unknown(dataset)
     for line in warning_lines(dataset, trained.encoders, "evaluated"):
-        print(line, file=sys.stderr)
+        print_line(line, sys.stderr)
     loader = EpochLoader(dataset, 1024)
     scores = evaluate(trained.model, loader, k=arguments.k, progress=not arguments.quiet)
     del scores["loss"]
     if arguments.json:
         known = {name: value if value == value else None for name, value in scores.items()}
-        print(json.dumps({"rows": len(loader.dataset)} | known))
+        print_line(json.dumps({"rows": len(loader.dataset)} | known))
         return
-    print(f"rows: {len(loader.dataset):,}")
+    print_line(f"rows: {len(loader.dataset):,}")
     for name, value in scores.items():
         title = {"logloss": "LogLoss"}.get(name, name.upper())
         # NaN: labels of one class only, or no user column.
-        print(f"{title}: {value:.4f}" if value == value else f"{title}: undefined for these rows")
+        print_line(f"{title}: {value:.4f}" if value == value else f"{title}: undefined for these rows")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dien_fast.errors import DienFastError
+from dien_fast.lines import print_line
 
 if TYPE_CHECKING:
     from dien_fast.serving import Exported
@@ -68,19 +69,19 @@ def run(arguments: argparse.Namespace) -> None:
         raise DienFastError(f"the directory {output.parent} to write {output.name} to does not exist")
     features = None if arguments.candidate_features is None else arguments.candidate_features.split(",")
     write = serving.export_onnx if ending == ".onnx" else serving.export
-    write(load(arguments.run), output, candidate_features=features, log=lambda line: print(line, flush=True))
+    write(load(arguments.run), output, candidate_features=features, log=print_line)
     _open(output).check()
-    print(f"written to {output}: {output.stat().st_size / 2**20:.1f} MiB; its examples agree with the model")
+    print_line(f"written to {output}: {output.stat().st_size / 2**20:.1f} MiB; its examples agree with the model")
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Run ``dien-fast check``."""
     exported = _open(Path(arguments.file))
     for program, difference in exported.check().items():
-        print(f"{program}: differs from the exported model by {difference:.1e}")
+        print_line(f"{program}: differs from the exported model by {difference:.1e}")
     description = exported.description
     versions = ", ".join(f"{name} {version}" for name, version in description["versions"].items())
-    print(f"{arguments.file}: {description['model']}, exported by {versions}")
+    print_line(f"{arguments.file}: {description['model']}, exported by {versions}")
 
 
 def _open(path: Path) -> Exported:

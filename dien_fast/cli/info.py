@@ -15,6 +15,7 @@ import torch
 import dien_fast
 from dien_fast.cli.runs import test_rows
 from dien_fast.errors import DienFastError
+from dien_fast.lines import print_line
 
 
 def add_parser(commands: Any) -> None:
@@ -56,11 +57,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.run is None:
         if arguments.attention is not None:
             raise DienFastError("--attention needs a run directory: dien-fast info RUN --attention DIR")
-        print(f"dien-fast {dien_fast.__version__}")
-        print(f"torch {torch.__version__}, Python {platform.python_version()}")
+        print_line(f"dien-fast {dien_fast.__version__}")
+        print_line(f"torch {torch.__version__}, Python {platform.python_version()}")
         devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        print(f"threads: {torch.get_num_threads()}; GPUs: {', '.join(devices) or 'none'}")
-        print(f"backend: {dien_fast.backend()}")
+        print_line(f"threads: {torch.get_num_threads()}; GPUs: {', '.join(devices) or 'none'}")
+        print_line(f"backend: {dien_fast.backend()}")
         return
     from dien_fast.training.config import read_json
     from dien_fast.training.runs import load, load_config
@@ -69,9 +70,11 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(directory)
     for item in fields(config):
         value = getattr(config, item.name)
-        print(f"{item.name}: {json.dumps(value) if isinstance(value, dict | list) else value}")
+        print_line(f"{item.name}: {json.dumps(value) if isinstance(value, dict | list) else value}")
     metrics = directory / "metrics.json"
-    print("metrics: " + (json.dumps(read_json(metrics)) if metrics.exists() else "none, the run is not finished"))
+    print_line(
+        "metrics: " + (json.dumps(read_json(metrics)) if metrics.exists() else "none, the run is not finished")
+    )
     if arguments.attention is not None:
         from dien_fast.training.attention_view import attention_view
 
@@ -83,9 +86,9 @@ def run(arguments: argparse.Namespace) -> None:
             user=arguments.user,
             candidates=arguments.candidates,
             group=arguments.group,
-            log=print,
+            log=print_line,
         )
-        print("written: " + ", ".join(str(path) for path in paths))
+        print_line("written: " + ", ".join(str(path) for path in paths))
 
 
 def words(text: str) -> list[str]:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
+from dien_fast.lines import visible
 from dien_fast.models import MODELS
 from dien_fast.settings import Settings, rules
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages show all characters: a pattern of the shell adds names of files to a command."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print a message and end the process with status 2."""
+        super().error(visible(message))
 
 
 def add_settings(group: argparse._ArgumentGroup, kind: type[Settings], names: Iterable[str]) -> None:

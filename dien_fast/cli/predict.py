@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dien_fast.cli.runs import PARTS, add_run, named_table, report_unknown
 from dien_fast.errors import DataError
+from dien_fast.lines import print_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,4 +100,4 @@ def _write(table: pa.Table, output: str, separator: str = "|") -> None:
 
     write_table(table, output, separator)
     if output != STANDARD_STREAM:
-        print(f"{table.num_rows:,} rows written to {output}")
+        print_line(f"{table.num_rows:,} rows written to {output}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from dien_fast.lines import print_line
+
 _EXAMPLES = """\
 examples:
   dien-fast prepare --dataset 'clicks/**/*.parquet' --schema clicks.toml --output prepared/
@@ -71,6 +73,6 @@ def run(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         progress=not arguments.quiet,
     )
-    print(prepared.split)
+    print_line(prepared.split)
     counts = ", ".join(f"{count:,} {part}" for part, count in prepared.rows.items())
-    print(f"{sum(prepared.rows.values()):,} rows written to {arguments.output}: {counts}")
+    print_line(f"{sum(prepared.rows.values()):,} rows written to {arguments.output}: {counts}")

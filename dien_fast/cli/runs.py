@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dien_fast.errors import DataError
+from dien_fast.lines import print_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,7 +56,7 @@ def report_unknown(dataset: ClickDataset) -> None:
     from dien_fast.data.inspection import unknown_lines
 
     for line in unknown_lines(dataset.unknown):
-        print(line, file=sys.stderr)
+        print_line(line, sys.stderr)
 
 
 def named_table(name: str) -> tuple[Any, str]:

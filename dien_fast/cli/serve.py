@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import socket
+import threading
+from functools import partial
 from typing import Any
 
 from dien_fast.errors import DienFastError
+from dien_fast.lines import print_line
 
 _EXAMPLES = """\
 examples:
@@ -55,22 +59,30 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="candidates of a request (default: %(default)s)",
     )
+    parser.add_argument(
+        "--max-connections", type=int, default=1000, metavar="N", help="open at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        default=30.0,
+        metavar="X",
+        help="that a client may take to send the head of a request, and its body (default: %(default)s)",
+    )
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command until it is stopped."""
-    for name in ("max_body", "max_users", "max_candidates", "threads"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise DienFastError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    _check(arguments)
     try:
         import uvicorn
 
         from dien_fast.serving.http import Limits, Service
+        from dien_fast.serving.protocol import BoundedProtocol
         from dien_fast.serving.stores import LmdbStore, MemoryStore
     except ModuleNotFoundError as error:
-        if error.name not in ("prometheus_client", "starlette", "uvicorn"):
+        if error.name not in ("httptools", "prometheus_client", "starlette", "uvicorn"):
             raise
         raise ImportError(f'{error.name} is not installed: pip install "dien-fast[serve]"') from error
     import torch
@@ -79,12 +91,19 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    limits = Limits(arguments.max_body, arguments.max_users, arguments.max_candidates)
+    limits = Limits(arguments.max_body, arguments.max_users, arguments.max_candidates, arguments.max_seconds)
     store = None
     if arguments.states is not None:
         store = MemoryStore() if arguments.states == "memory" else LmdbStore(arguments.states)
     service = Service(load(arguments.run), limits, store)
-    server = uvicorn.Server(uvicorn.Config(service.application, log_level="warning", access_log=False))
+    config = uvicorn.Config(
+        service.application,
+        http=partial(BoundedProtocol, arguments.max_seconds),  # type: ignore[arg-type]
+        log_level="warning",
+        access_log=False,
+        limit_concurrency=arguments.max_connections,
+    )
+    server = uvicorn.Server(config)
     family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
     # Without the protocol's number, asyncio leaves small packets to wait for each other, 40 ms a request.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -92,10 +111,23 @@ def run(arguments: argparse.Namespace) -> None:
     listening.bind((arguments.host, arguments.port))
     listening.listen(1024)
     port = listening.getsockname()[1]
-    print(f"serving {arguments.run} on {arguments.host}, port {port}", flush=True)
-    # The server sends itself the signal that stopped it once more when it has ended.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    # For signals that come before the server has handlers of its own. When it has ended, it sends itself the one
+    # that stopped it once more.
+    before = signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
+    reload = signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=service.reload).start())
+    print_line(f"serving {arguments.run} on {arguments.host}, port {port}")
     try:
         server.run([listening])
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGHUP, reload)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse limits that are none."""
+    for name in ("max_body", "max_users", "max_candidates", "max_connections", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise DienFastError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if not 0 < arguments.max_seconds < math.inf:
+        raise DienFastError(f"--max-seconds must be a positive number, got {arguments.max_seconds}")

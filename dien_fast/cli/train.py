@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dien_fast.cli.options import add_settings, count, model_options, with_default
+from dien_fast.cli.options import Parser, add_settings, count, model_options, with_default
 from dien_fast.cli.signals import sigterm_as_interrupt
 from dien_fast.data.schema import NEGATIVES, Schema
 from dien_fast.errors import DienFastError
+from dien_fast.lines import print_line
 from dien_fast.models import MODELS
 from dien_fast.settings import default_of, rules
 from dien_fast.training.config import RunConfig
@@ -86,9 +88,7 @@ def parse(words: Sequence[str], program: str) -> argparse.Namespace:
         words: the options.
         program: what messages call the other command.
     """
-    parser = argparse.ArgumentParser(
-        program, argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False
-    )
+    parser = Parser(program, argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
     _add_options(parser)
     return parser.parse_args(words)
 
@@ -223,7 +223,7 @@ def run(arguments: argparse.Namespace) -> None:
     directory = output_directory(arguments)
     source, config = settings(arguments, directory)
     before, stop = _file_number(directory / "last.pt"), StopRequest()
-    go_on = f"go on with: dien-fast train --output {directory} --resume"
+    go_on = f"go on with: dien-fast train --output {shlex.quote(str(directory))} --resume"
     try:
         with sigterm_as_interrupt(stop):
             train_run(
@@ -239,7 +239,7 @@ def run(arguments: argparse.Namespace) -> None:
                 stop=stop,
             )
     except TrainingStopped as stopped:
-        print(f"{stopped}; {go_on}", flush=True)
+        print_line(f"{stopped}; {go_on}")
     except KeyboardInterrupt as interrupt:
         # Without a checkpoint of its own, a training leaves the run that was there.
         now = _file_number(directory / "last.pt")
@@ -249,9 +249,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise type(interrupt)(hint) from interrupt
 
 
-def _file_number(path: Path) -> int | None:
-    """Return what tells a file from one that replaces it, or None where there is none."""
-    return path.stat().st_mtime_ns if path.exists() else None
+def _file_number(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from one that replaces it, whatever the clock says, or None where there is none."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
 
 def settings(arguments: argparse.Namespace, directory: Path) -> tuple[Source, RunConfig]:

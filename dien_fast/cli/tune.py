@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from dien_fast.cli import train
 from dien_fast.cli.signals import sigterm_as_interrupt
 from dien_fast.errors import DienFastError
+from dien_fast.files import lock_directory
+from dien_fast.lines import print_line
 from dien_fast.training.comparison import options
 from dien_fast.training.tuning import SPACE, Range, best_options, finished, importances, open_study
 
@@ -72,17 +74,17 @@ def run(arguments: argparse.Namespace) -> None:
     _, config = train.settings(given, directory / "trial")
     _check_search(search, arguments.more, directory)
     directory.mkdir(parents=True, exist_ok=True)
-    study = open_study(directory / "study.db", search, config.seed)
-    print(
-        f"{arguments.trials} trials, {min(finished(study), arguments.trials)} of them finished before", flush=True
-    )
-    try:
-        with sigterm_as_interrupt():
-            while finished(study) < arguments.trials:
-                _trial(study, search, arguments.more, directory)
-    except KeyboardInterrupt as interrupt:
-        raise type(interrupt)("; the same command goes on with what is missing") from interrupt
-    _report(study, directory)
+    with lock_directory(directory, "tunes there"):
+        study = open_study(directory / "study.db", search, config.seed)
+        done = min(finished(study), arguments.trials)
+        print_line(f"{arguments.trials} trials, {done} of them finished before")
+        try:
+            with sigterm_as_interrupt():
+                while finished(study) < arguments.trials:
+                    _trial(study, search, arguments.more, directory)
+        except KeyboardInterrupt as interrupt:
+            raise type(interrupt)("; the same command goes on with what is missing") from interrupt
+        _report(study, directory)
 
 
 def _check_search(search: list[Range], more: list[str], directory: Path) -> None:
@@ -129,22 +131,22 @@ def _trial(study: optuna.Study, search: list[Range], more: list[str], directory:
         )
     except optuna.TrialPruned:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        print(f"trial {trial.number}: pruned  {shown}", flush=True)
+        print_line(f"trial {trial.number}: pruned  {shown}")
         return
     except DienFastError as error:
         # A step size with which training diverges is a result of the search, not the end of it.
         if not str(error).startswith("training diverged"):
             raise
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        print(f"trial {trial.number}: {error}  {shown}", flush=True)
+        print_line(f"trial {trial.number}: {error}  {shown}")
         return
     study.tell(trial, metrics["valid_auc"])
-    print(f"trial {trial.number}: validation AUC {metrics['valid_auc']:.4f}  {shown}", flush=True)
+    print_line(f"trial {trial.number}: validation AUC {metrics['valid_auc']:.4f}  {shown}")
 
 
 def _report(study: optuna.Study, directory: Path) -> None:
     best = best_options(study)
     for name, share in importances(study).items():
-        print(f"importance of {name}: {share:.2f}")
-    print(f"best validation AUC: {study.best_value:.4f}; train with these settings:")
-    print(shlex.join(["dien-fast", "train", *best, "--output", f"{directory}/best"]))
+        print_line(f"importance of {name}: {share:.2f}")
+    print_line(f"best validation AUC: {study.best_value:.4f}; train with these settings:")
+    print_line(shlex.join(["dien-fast", "train", *best, "--output", f"{directory}/best"]))

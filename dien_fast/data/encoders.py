@@ -27,6 +27,7 @@ from dien_fast.data.columns import (
     to_finite_floats,
     views,
 )
+from dien_fast.data.schema import LONGEST
 from dien_fast.data.vocabulary import (
     PAD,
     Vocabulary,
@@ -362,6 +363,8 @@ class SequenceEncoder(_WordEncoder):
     def _restore(self, content: dict[str, Any]) -> None:
         super()._restore(content)
         self.max_len_ = int(content["longest"])
+        if not 1 <= self.max_len_ <= LONGEST:
+            raise ValueError(f"the longest sequence has {self.max_len_} words")
 
 
 def longest_sequence(column: pa.Array | pa.ChunkedArray, separator: str) -> int:

@@ -33,7 +33,7 @@ from dien_fast.data.vocabulary import (
     sequence_words,
 )
 from dien_fast.errors import DataError
-from dien_fast.files import is_unfinished, remove_unfinished, write_atomically
+from dien_fast.files import is_unfinished, path_inside, remove_unfinished, write_atomically
 from dien_fast.progress import step
 
 Encoder = CategoryEncoder | SequenceEncoder | NumericEncoder
@@ -149,9 +149,11 @@ class Encoders(Mapping[str, Encoder]):
                 if "word_file" in content:
                     key = json.dumps([content[name] for name in ("word_file", "words", "unknown")])
                     if key not in shared:
-                        words = _load_words(directory / str(content["word_file"]))
+                        words = _load_words(path_inside(directory, str(content["word_file"]), DataError))
                         shared[key] = Vocabulary.of(words, content["words"], content["unknown"])
                     content["vocabulary"] = shared[key]
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from None
             except (OSError, ValueError, KeyError, TypeError):
                 raise DataError(f"{path}: not a saved encoder") from None
             try:
@@ -209,8 +211,10 @@ def _load_words(path: Path) -> pa.Array:
         DataError: there is no such file, or it is damaged.
     """
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        return table["word"].combine_chunks()
+        words = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["word"]
+        # Lengths and offsets are the file's own words: nothing may be read by them before they are compared.
+        words.validate(full=True)
+        return words.combine_chunks()
     except (OSError, KeyError, pa.ArrowException):
         raise DataError(f"{path}: the words of an encoder are missing or damaged") from None
 

@@ -16,6 +16,8 @@ from dien_fast.errors import DataError
 NEGATIVES = ("uniform", "popularity", "columns", "none")
 KEEP = ("newest", "oldest")
 ROW_KEY = "__row__"
+# Lengths and offsets are numbers of 32 bits in shards.
+LONGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -310,8 +312,9 @@ def _check_types(schema: Schema) -> None:
         raise DataError(f"separator must be a non-empty text, got {schema.separator!r}")
     if not _is_positive(schema.min_count):
         raise DataError(f"min_count must be a whole number of at least 1, got {schema.min_count!r}")
-    if schema.max_length is not None and not _is_positive(schema.max_length):
-        raise DataError(f"max_length must be a whole number of at least 1, got {schema.max_length!r}")
+    longest = schema.max_length
+    if longest is not None and (not _is_positive(longest) or longest > LONGEST):
+        raise DataError(f"max_length must be a whole number from 1 to {LONGEST:,}, got {longest!r}")
     for name, choices in (("keep", KEEP), ("negatives", NEGATIVES)):
         if getattr(schema, name) not in choices:
             raise DataError(f"{name} must be one of {', '.join(choices)}, got {getattr(schema, name)!r}")

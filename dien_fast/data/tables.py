@@ -19,6 +19,7 @@ import pyarrow.parquet
 from dien_fast.data.columns import as_column, as_lists, first_line, is_list, refuse_sets
 from dien_fast.data.schema import Schema
 from dien_fast.data.text_files import read_text_table
+from dien_fast.data.utf8 import check_name
 from dien_fast.errors import DataError
 from dien_fast.files import write_atomically
 
@@ -39,12 +40,13 @@ def table_format(path: str | Path) -> TableFormat:
     """Return the format that a file's name ends in, in letters of either case.
 
     Raises:
-        DataError: the ending is not known.
+        DataError: the ending is not known, or the path is not UTF-8.
 
     Example:
         >>> table_format("clicks.CSV.gz")
         TableFormat(delimiter=',', compressed=True)
     """
+    check_name(path)
     name = Path(path).name.lower()
     if name.endswith(_PARQUET):
         return TableFormat(None, False)
@@ -153,6 +155,9 @@ def _read_directory(path: Path, schema: Schema | None) -> pa.Table:
     )
     if not files:
         raise DataError(f"{path}: the directory holds no .parquet file")
+
+    for file in files:
+        check_name(file)
 
     def dataset(partitioning: Any) -> Any:
         return pyarrow.dataset.dataset(

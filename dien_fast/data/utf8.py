@@ -1,7 +1,8 @@
-"""Text files in another encoding than UTF-8: told by name, with the command that converts them."""
+"""Text in another encoding than UTF-8, in files and in their names: told by name, and how to convert it."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from dien_fast.errors import DataError
@@ -23,6 +24,18 @@ def check_utf8(content: bytes, name: str) -> None:
     encoding = _encoding(content)
     if encoding is not None:
         raise DataError(not_utf8(name, encoding))
+
+
+def check_name(path: str | Path) -> None:
+    """Refuse a path that is not UTF-8 itself, which Arrow cannot open.
+
+    Raises:
+        DataError: showing it.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{path}: the name is not UTF-8; rename the file or directory") from None
 
 
 def _encoding(content: bytes) -> str | None:
@@ -50,5 +63,5 @@ def not_utf8(name: str, encoding: str) -> str:
     """Return what to say of the file ``name``, which is in another encoding."""
     return (
         f"{name}: the text is not UTF-8 but, it seems, {encoding}; "
-        f"convert it: iconv -f {encoding} -t UTF-8 {name} > utf8-{Path(name).name}"
+        f"convert it: iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > {shlex.quote(f'utf8-{Path(name).name}')}"
     )

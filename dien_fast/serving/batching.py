@@ -175,6 +175,9 @@ class Batcher:
         """Encode requests one by one, so that a wrong one fails alone, and compute them together."""
         batch: list[tuple[_Scoring, Request]] = []
         for one in waiting:
+            # Its caller may have cancelled it; from here on that is no longer possible.
+            if not one.result.set_running_or_notify_cancel():
+                continue
             try:
                 encoded = self._encode(served, one)
             except Exception as error:

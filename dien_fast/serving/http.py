@@ -31,6 +31,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dien_fast.errors import DataError, DienFastError
+from dien_fast.lines import print_line
 from dien_fast.serving.batching import Batcher
 from dien_fast.serving.bodies import read_events, read_score
 from dien_fast.serving.states import OutdatedStatesError, StateStore, UnknownUserError
@@ -47,20 +48,27 @@ class Limits:
         body: bytes.
         users: their number.
         candidates: of all its users.
+        seconds: that its body may take to arrive.
     """
 
     body: int = 4 * 2**20
     users: int = 256
     candidates: int = 10_000
+    seconds: float = 30.0
 
 
 class _TooLargeError(DataError):
     """A body is above its limit."""
 
 
+class _TooSlowError(DataError):
+    """A body takes too long."""
+
+
 # The first that an error is gives the status.
 _STATUSES = (
     (_TooLargeError, 413),
+    (_TooSlowError, 408),
     (UnknownUserError, 404),
     (OutdatedStatesError, 409),
     (DataError, 400),
@@ -141,10 +149,10 @@ class Service:
                 self._batcher.exchange(run)
             except DienFastError as error:
                 self._metrics.reloads.labels("failed").inc()
-                print(f"dien-fast: the old model stays: {error}", file=sys.stderr, flush=True)
+                print_line(f"dien-fast: the old model stays: {error}", sys.stderr)
                 return
             self._metrics.reloads.labels("done").inc()
-            print(f"dien-fast: loaded {run.directory} again", file=sys.stderr, flush=True)
+            print_line(f"dien-fast: loaded {run.directory} again", sys.stderr)
 
     @asynccontextmanager
     async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
@@ -216,11 +224,14 @@ class Service:
         limit = self.limits.body
         parts, size = [], 0
         try:
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise _TooLargeError(f"a body must have at most {limit} bytes")
-                parts.append(part)
+            async with asyncio.timeout(self.limits.seconds):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise _TooLargeError(f"a body must have at most {limit} bytes")
+                    parts.append(part)
+        except TimeoutError:
+            raise _TooSlowError(f"a body must arrive within {self.limits.seconds:g} seconds") from None
         except ClientDisconnect:
             raise DataError("the client went away") from None
         return b"".join(parts)
@@ -243,4 +254,6 @@ def _json_of(probabilities: np.ndarray) -> str:
 
 
 def _failure(status: int, error: DienFastError) -> Response:
-    return JSONResponse({"error": " ".join(str(error).split())}, status)
+    # A client that is too slow would keep the connection.
+    headers = {"connection": "close"} if status == 408 else None
+    return JSONResponse({"error": " ".join(str(error).split())}, status, headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def load_checkpoint(path: str | Path, required: tuple[str, ...] = ("model",)) ->
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     # Damage surfaces as almost any error (zip, pickle, struct, key, ...), and always means the same.
     except Exception as error:
@@ -60,6 +62,20 @@ def load_checkpoint(path: str | Path, required: tuple[str, ...] = ("model",)) ->
     return content
 
 
+def _check_archive(path: Path) -> None:
+    """Refuse an archive whose entries claim more bytes than the file has: torch would take the memory first.
+
+    Raises:
+        ValueError: saying so.
+        zipfile.BadZipFile: it is no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    claimed, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if claimed > size:
+        raise ValueError(f"its entries claim {claimed:,} bytes, and the file has {size:,}")
+
+
 def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
     """Copy ``state`` into ``model``; every key and shape must fit.
 
@@ -70,6 +86,18 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path) -
 
     Raises:
         CheckpointError: naming the first key that is missing, unknown or of another shape.
+    """
+    check_weights(model, state, path)
+    model.load_state_dict(state)
+
+
+def check_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise the CheckpointError of :func:`load_weights`, but copy nothing.
+
+    Args:
+        model: on any device, torch's meta device too.
+        state: as there.
+        path: as there.
     """
     own = model.state_dict()
     for key, value in own.items():
@@ -84,7 +112,6 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path) -
     for key in state:
         if key not in own:
             raise CheckpointError(f"{path} does not fit the model: it has the unknown weight {key!r}")
-    model.load_state_dict(state)
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

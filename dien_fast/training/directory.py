@@ -14,9 +14,7 @@ process. Reading needs no lock.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -25,14 +23,13 @@ from types import TracebackType
 import filelock
 
 from dien_fast.errors import CheckpointError
-from dien_fast.files import remove_unfinished, write_atomically
+from dien_fast.files import LOCK, path_inside, remove_unfinished, take_lock, write_atomically
 
 RUN_FILES = ("config.json", "best.pt", "last.pt", "history.csv", "metrics.json", "loss.png", "auc.png")
 
 _NEW = ".new"
 _READY = ".ready"
 _NAMES = "names.json"
-_LOCK = ".lock"
 # Moving a run's files takes milliseconds.
 _REPLACING_SECONDS = 10.0
 
@@ -58,7 +55,7 @@ class RunDirectory:
         self.path = Path(path)
         self.place = self.path
         # Not of the thread alone: another thread may close the directory.
-        self._lock = filelock.FileLock(self.path / _LOCK, thread_local=False)
+        self._lock = filelock.FileLock(self.path / LOCK, thread_local=False)
 
     def lock(self) -> None:
         """Keep every other training away until :meth:`close`; the directory is made if needed.
@@ -69,7 +66,10 @@ class RunDirectory:
         if self._lock.is_locked:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        _acquire(self._lock, self.path)
+        if not take_lock(self._lock, self.path):
+            raise CheckpointError(
+                f"another training is writing to {self.path}; wait until it has ended or choose another --output"
+            )
         _finish_replacement(self.path)
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -161,27 +161,17 @@ def finish_replacement(directory: str | Path) -> None:
     directory = Path(directory)
     until = time.monotonic() + _REPLACING_SECONDS
     while (directory / _READY).is_dir():
-        lock = filelock.FileLock(directory / _LOCK)
-        try:
-            with lock.acquire(timeout=0):
+        lock = filelock.FileLock(directory / LOCK)
+        if take_lock(lock, directory):
+            try:
                 _finish_replacement(directory)
-        except filelock.Timeout:
-            # A training holds the lock to its end, but .ready is gone in a moment.
-            if time.monotonic() > until:
-                raise CheckpointError(f"{directory} is being replaced by a newer run; try again later") from None
-            time.sleep(0.05)
-
-
-def _acquire(lock: filelock.BaseFileLock, directory: Path) -> None:
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        # The library takes a directory that must not be written to for a held lock.
-        if not os.access(directory, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory)) from None
-        raise CheckpointError(
-            f"another training is writing to {directory}; wait until it has ended or choose another --output"
-        ) from None
+            finally:
+                lock.release()
+            continue
+        # A training holds the lock to its end, but .ready is gone in a moment.
+        if time.monotonic() > until:
+            raise CheckpointError(f"{directory} is being replaced by a newer run; try again later")
+        time.sleep(0.05)
 
 
 def _finish_replacement(directory: Path) -> None:
@@ -192,16 +182,35 @@ def _finish_replacement(directory: Path) -> None:
     ready = directory / _READY
     if not ready.is_dir():
         return
-    names = json.loads((ready / _NAMES).read_text(encoding="utf-8"))
+    names = _names(ready)
     encoders = (path.relative_to(directory).as_posix() for path in (directory / "encoders").glob("*.json"))
     tables = (path.relative_to(directory).as_posix() for path in directory.glob("tables-*/*"))
-    for stale in {*RUN_FILES, *encoders, *tables} - set(names):
-        (directory / stale).unlink(missing_ok=True)
-    for name in names:
-        if (ready / name).exists():
-            (directory / name).parent.mkdir(exist_ok=True)
-            (ready / name).replace(directory / name)
+    stale = [
+        path_inside(directory, name, CheckpointError) for name in {*RUN_FILES, *encoders, *tables} - set(names)
+    ]
+    moves = [[path_inside(place, name, CheckpointError) for place in (ready, directory)] for name in names]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    for new, place in moves:
+        if new.exists():
+            place.parent.mkdir(exist_ok=True)
+            new.replace(place)
     # Renamed first: a half-removed .ready would be taken for a run.
     shutil.rmtree(directory / _NEW, ignore_errors=True)
     ready.replace(directory / _NEW)
     shutil.rmtree(directory / _NEW)
+
+
+def _names(ready: Path) -> list[str]:
+    """Return the list of the files of a new run.
+
+    Raises:
+        CheckpointError: if it is missing or damaged.
+    """
+    try:
+        names = json.loads((ready / _NAMES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{ready / _NAMES}, the list of the files of a new run, is missing or damaged")
+    return names

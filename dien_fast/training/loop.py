@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from dien_fast.errors import CheckpointError, DienFastError
 from dien_fast.files import write_atomically
+from dien_fast.lines import print_line
 from dien_fast.nn.processes import synchronise
 from dien_fast.progress import progress_bar
 from dien_fast.training.accelerator import (
@@ -473,8 +474,3 @@ def _open_run(
             run.resume() if resuming else run.begin()
         others_wait.close()
         yield run, resuming
-
-
-def print_line(line: str) -> None:
-    """Print a line at once; a pipe would otherwise hold the lines back until the end of training."""
-    print(line, flush=True)

@@ -14,6 +14,7 @@ import torch
 from dien_fast.data import EpochLoader
 from dien_fast.data.inspection import vocabulary_lines, warning_lines
 from dien_fast.data.sources import LOAD_STEPS, Parts, PreparedParts, Source
+from dien_fast.lines import print_line
 from dien_fast.models import MODELS
 from dien_fast.nn.embedding import RemoteEmbedding
 from dien_fast.progress import steps
@@ -22,7 +23,7 @@ from dien_fast.training.agreement import check_same_everywhere
 from dien_fast.training.config import RunConfig, write_json
 from dien_fast.training.directory import RunDirectory
 from dien_fast.training.interval import seconds_of
-from dien_fast.training.loop import fit, print_line, seed_everything
+from dien_fast.training.loop import fit, seed_everything
 from dien_fast.training.metrics import auc
 from dien_fast.training.position import StopRequest
 from dien_fast.training.runs import build_model, prepare_directory, schema_for

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 from dien_fast.errors import CheckpointError, DataError, DienFastError
+from dien_fast.files import path_inside
 from dien_fast.models import MODELS, AttentionGroup, ClickModel
 from dien_fast.nn.embedding import RemoteEmbedding
 from dien_fast.progress import steps
-from dien_fast.training.checkpoints import first_difference, load_checkpoint, load_weights
+from dien_fast.training.checkpoints import check_weights, first_difference, load_checkpoint, load_weights
 from dien_fast.training.config import RunConfig
 from dien_fast.training.directory import RunDirectory, finish_replacement
 from dien_fast.training.scoring import predict, to_device
@@ -350,7 +351,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Run:
                 f"{directory / 'best.pt'} was trained with {difference}"
             )
         encoders = Encoders.load(directory / "encoders")
-        model = build_model(config, encoders)
+        with torch.device("meta"):
+            # Sizes alone: the file's weights say whether to take memory for the model.
+            sizes = build_model(config, encoders)
     except DataError as error:
         raise CheckpointError(f"the run {directory} is damaged: {error}") from error
     if best["fingerprint"] != encoders.fingerprint():
@@ -362,7 +365,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Run:
     if "tables" in best:
         from dien_fast.training.sharded.files import read_tables
 
-        weights = weights | read_tables(model, directory / str(best["tables"]))
+        weights = weights | read_tables(sizes, path_inside(directory, str(best["tables"]), CheckpointError))
+    check_weights(sizes, weights, directory / "best.pt")
+    model = build_model(config, encoders)
     load_weights(model, weights, directory / "best.pt")
     model.to(device).eval()
     return Run(directory=directory, config=config, schema=schema, encoders=encoders, model=model)

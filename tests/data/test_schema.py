@@ -98,7 +98,7 @@ PAIR = Pair("item", "hist_item")
         ({"share_vocabulary": 1}, "share_vocabulary must be true or false, got 1"),
         ({"separator": ""}, "separator must be a non-empty text"),
         ({"min_count": 0}, "min_count must be a whole number of at least 1, got 0"),
-        ({"max_length": True}, "max_length must be a whole number of at least 1, got True"),
+        ({"max_length": True}, "max_length must be a whole number from 1 to 2,147,483,647, got True"),
         ({"keep": "new"}, "keep must be one of newest, oldest, got 'new'"),
         ({"negatives": "random"}, "negatives must be one of uniform, popularity, columns, none, got 'random'"),
         ({"numeric": ["age", "age"]}, "column 'age' is listed twice, in numeric"),

@@ -15,6 +15,7 @@ ROOMS = (
     "_version",
     "_native",
     "_moved",
+    "lines",
     "errors",
     "settings",
     "files",

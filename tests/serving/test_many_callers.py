@@ -92,6 +92,26 @@ def test_what_waits_is_computed_together(run, monkeypatch):
         many.result()
 
 
+def test_a_caller_may_give_up_and_the_others_are_answered(run, monkeypatch):
+    started, released = threading.Event(), threading.Event()
+    compute = Run.score_encoded
+
+    def slow(self, request):
+        started.set()
+        assert released.wait(60)
+        return compute(self, request)
+
+    monkeypatch.setattr(Run, "score_encoded", slow)
+    batcher = Batcher(run)
+    first = batcher.submit(USER, ITEMS[:3])
+    assert started.wait(60)
+    given_up, last = (batcher.submit(USER, ITEMS[:3]) for _ in range(2))
+    assert given_up.cancel()
+    released.set()
+    assert np.array_equal(last.result(60).probabilities, first.result(60).probabilities)
+    batcher.close()
+
+
 FORK = """
 import json, os, sys
 import torch

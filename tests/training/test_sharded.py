@@ -141,6 +141,39 @@ def test_a_damaged_directory_of_tables_is_named(tmp_path):
         read_tables(make_model(), path)
 
 
+def change_index(path, change):
+    """Write the index of a directory of tables anew."""
+    index = pickle.loads((path / ".metadata").read_bytes())
+    change(index)
+    (path / ".metadata").write_bytes(pickle.dumps(index))
+
+
+@pytest.mark.parametrize("name", ["../tables-2/__0_0.distcp", "/etc/passwd"])
+def test_an_index_of_tables_names_files_beside_it_alone(tmp_path, name):
+    path = write(tmp_path / "tables-1", item=torch.randn(9, 8))
+    write(tmp_path / "tables-2", item=torch.randn(9, 8))
+
+    def change(index):
+        for key, stored in index.storage_data.items():
+            index.storage_data[key] = replace(stored, relative_path=name)
+
+    change_index(path, change)
+    with pytest.raises(CheckpointError, match="which is not inside it"):
+        read_tables(make_model(), path)
+
+
+def test_an_index_of_tables_that_claims_more_than_its_files_have(tmp_path):
+    width = 1 << 24
+    path = write(tmp_path / "tables-1", item=torch.randn(9, 8))
+    change_index(
+        path, lambda index: setattr(index.state_dict_metadata["tables.item"], "size", torch.Size([9, width]))
+    )
+    with torch.device("meta"):
+        model = make_model(width=width)
+    with pytest.raises(CheckpointError, match="its tables need more bytes than its files have"):
+        read_tables(model, path)
+
+
 def test_an_index_of_tables_runs_no_code(tmp_path):
     class Evil:
         def __reduce__(self):

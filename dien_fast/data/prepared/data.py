@@ -15,6 +15,7 @@ from dien_fast.data.negatives import NegativeSampler, Tuples
 from dien_fast.data.prepared.manifest import MANIFEST, PARTS, PROGRESS, TITLES, Manifest
 from dien_fast.data.prepared.rows import WINDOW_BYTES, PreparedDataset
 from dien_fast.data.schema import Group, Schema
+from dien_fast.data.utf8 import check_name
 from dien_fast.errors import DataError
 from dien_fast.files import write_atomically
 
@@ -45,6 +46,7 @@ class PreparedData:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
+        check_name(self.directory)
         if not (self.directory / MANIFEST).is_file():
             why = "its preparation was interrupted; go on with the same dien-fast prepare"
             if not (self.directory / PROGRESS).is_dir():

@@ -19,7 +19,7 @@ from dien_fast.data.columns import SLICE_ROWS, first_line, is_list, is_text
 from dien_fast.data.schema import Schema
 from dien_fast.data.tables import no_column, table_format
 from dien_fast.data.text_files import convert_options, parse_options, text_layout
-from dien_fast.data.utf8 import HEAD_BYTES, not_utf8
+from dien_fast.data.utf8 import HEAD_BYTES, check_name, not_utf8
 from dien_fast.errors import DataError
 
 # What a batch may take in memory, by what its file says, and in CSV as text.
@@ -250,6 +250,7 @@ def find_files(dataset: str) -> tuple[pyarrow.fs.FileSystem, list[TableFile]]:
     Raises:
         DataError: there are none.
     """
+    check_name(dataset)
     begin, pattern = _divide_pattern(dataset)
     system, base = _file_system(begin, dataset)
     try:

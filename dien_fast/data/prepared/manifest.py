@@ -10,13 +10,15 @@ from typing import Any
 
 from dien_fast.data.schema import Schema
 from dien_fast.errors import DataError
-from dien_fast.files import write_atomically
+from dien_fast.files import path_inside, write_atomically
 
 FORMAT, VERSION = "dien-fast prepared data", 1
 MANIFEST = "manifest.json"
 # Where a preparation keeps what it has done, until it is whole.
 PROGRESS = ".progress"
 PARTS = ("train", "valid", "test")
+# The number of a row in the input, which is stored with it, takes so many.
+ROW_BYTES = 8
 TITLES = {"train": "training", "valid": "validation", "test": "test"}
 
 
@@ -62,7 +64,22 @@ class Shard:
     def from_dict(cls, content: dict[str, Any]) -> Shard:
         """Return what :meth:`to_dict` described."""
         blocks = [Block(*map(int, block)) for block in content["blocks"]]
-        return cls(str(content["file"]), str(content["part"]), int(content["size"]), blocks)
+        shard = cls(str(content["file"]), str(content["part"]), int(content["size"]), blocks)
+        shard._check()
+        return shard
+
+    def _check(self) -> None:
+        """Refuse numbers that no shard can have, before any of them decides how much memory is taken.
+
+        Raises:
+            ValueError: naming the block.
+        """
+        if self.part not in PARTS:
+            raise ValueError(f"{self.file} is of the part {self.part!r}")
+        for number, block in enumerate(self.blocks):
+            inside = block.offset >= 0 and block.size >= 0 and block.offset + block.size <= self.size
+            if not inside or not 0 < block.rows * ROW_BYTES <= block.size:
+                raise ValueError(f"{self.file} cannot have {block.rows:,} rows in block {number}")
 
 
 @dataclass
@@ -126,11 +143,26 @@ class Manifest:
         try:
             content["shards"] = [Shard.from_dict(shard) for shard in content["shards"]]
             manifest = cls(**content)
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"{path}: the manifest is damaged") from None
+            manifest._check()
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: the manifest is damaged ({error!r})") from None
         for shard in manifest.shards:
-            check_size(directory / shard.file, shard.size)
+            check_size(path_inside(directory, shard.file, DataError), shard.size)
         return manifest
+
+    def _check(self) -> None:
+        """Refuse numbers that contradict one another.
+
+        Raises:
+            ValueError: naming them.
+        """
+        for part in PARTS:
+            stored = sum(block.rows for shard in self.shards if shard.part == part for block in shard.blocks)
+            if self.rows[part] != stored:
+                raise ValueError(f"{self.rows[part]!r} {part} rows, and the shards have {stored:,}")
+            for name, counts in self.unknown[part].items():
+                if len(counts) != 2 or not all(isinstance(count, int) for count in counts):
+                    raise ValueError(f"unknown words of {name!r}: {counts!r}")
 
     def check_files(self, directory: Path) -> None:
         """Refuse small files that have changed: encoders, and what negatives are drawn from.
@@ -139,7 +171,7 @@ class Manifest:
             DataError: naming the file.
         """
         for name, expected in self.checksums.items():
-            if file_digest(directory / name) != expected:
+            if file_digest(path_inside(directory, name, DataError)) != expected:
                 raise DataError(f"{directory / name}: the file is damaged: its checksum is not the manifest's")
 
 

@@ -16,7 +16,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import pyarrow as pa
 
@@ -44,8 +43,9 @@ from dien_fast.data.prepared.shards import BLOCK_ROWS, ShardWriter
 from dien_fast.data.schema import ROW_KEY, Schema
 from dien_fast.data.splitting import SPLITS, Shares, check_split, default_split, describe_split
 from dien_fast.data.tables import get_column, reading
+from dien_fast.data.utf8 import check_name
 from dien_fast.errors import DataError
-from dien_fast.files import remove_unfinished, write_atomically
+from dien_fast.files import LOCK, lock_directory, remove_unfinished, write_atomically
 from dien_fast.progress import Progress, progress_bar
 
 # The rows of the input that go into shards together: an interruption loses less than one such range.
@@ -109,13 +109,11 @@ def prepare(
         Path(output), schema, inputs, Division(how, shares, seed), describe_split(how, reason, schema, *names)
     )
     output = Path(output)
+    check_name(output)
     output.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(output / ".lock", timeout=0):
-            work.begin(overwrite)
-            work.run(progress)
-    except filelock.Timeout:
-        raise DataError(f"{output}: another process prepares data there") from None
+    with lock_directory(output, "prepares data there", DataError):
+        work.begin(overwrite)
+        work.run(progress)
     return PreparedData(output)
 
 
@@ -170,7 +168,7 @@ class _Preparation:
                     "starts anew"
                 )
             remove_prepared(output)
-        elif any(path.name != ".lock" for path in output.iterdir()):
+        elif any(path.name != LOCK for path in output.iterdir()):
             raise DataError(f"{output} is not empty and holds no prepared data; name another directory")
         self._place.mkdir(exist_ok=True)
         _write(self._place / "plan.json", self._plan)

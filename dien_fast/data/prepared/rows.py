@@ -20,6 +20,7 @@ from dien_fast.data.prepared.manifest import Shard
 from dien_fast.data.prepared.order import BlockBatches
 from dien_fast.data.prepared.shards import read_blocks, read_columns
 from dien_fast.data.schema import ROW_KEY, Schema
+from dien_fast.errors import DataError
 from dien_fast.models.batches import session_key
 
 # How much of the files is in memory at once; during a change from one window to the next it is twice that.
@@ -97,6 +98,7 @@ class PreparedDataset(ClickDataset):
         self._order = BlockBatches(self._block_rows, self._window, 1)
         self._loaded: list[_Window] = []
         self._require_label = require_label
+        self._ids = encoders.dimensions()
         self._whole: dict[str, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -221,7 +223,22 @@ class PreparedDataset(ClickDataset):
             twin = next((other for other in sequences.values() if np.array_equal(other.lengths, own)), None)
             starts, own = (offsets_of(own)[:-1], own) if twin is None else (twin.starts, twin.lengths)
             sequences[name] = Sequences(_joined(values, name, np.int32), starts, own)
+        self._check_ids(joined | {name: found.values for name, found in sequences.items()})
         return _Window(int(self._block_rows[blocks].sum()), place, joined, sequences)
+
+    def _check_ids(self, found: dict[str, np.ndarray]) -> None:
+        """Refuse ids that the encoders do not have, with which a model would read what is no embedding.
+
+        Raises:
+            DataError: naming the feature.
+        """
+        for name, ids in found.items():
+            limit = self._ids.get(name)
+            if limit is not None and len(ids) and not 0 <= ids.min() <= ids.max() < limit:
+                raise DataError(
+                    f"{self._directory}: the shards are damaged: feature {name!r} has ids from {ids.min()} to "
+                    f"{ids.max()}, and the encoders those from 0 to {limit - 1}"
+                )
 
     def _read(self, blocks: np.ndarray) -> Iterator[pa.RecordBatch]:
         for number in np.unique(self._blocks[blocks, 0]):

@@ -18,6 +18,8 @@ from dien_fast.errors import DataError
 from dien_fast.files import write_atomically
 
 BLOCK_ROWS = 1 << 14
+# What a shard's columns hold.
+_NUMBERS, _LISTS = (pa.float32(), pa.int32(), pa.int64()), (pa.list_(pa.int32()),)
 
 
 class _Sink(io.RawIOBase):
@@ -146,9 +148,25 @@ def read_blocks(path: Path, shard: Shard, numbers: list[int]) -> Iterator[pa.Rec
                 batch = reader.get_batch(number)
                 if batch.num_rows != block.rows:
                     raise DataError(f"{path}: the shard is damaged: block {number} has {batch.num_rows} rows")
+                _check_columns(path, number, batch)
                 yield batch
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: the shard is damaged or cannot be read: {error}") from None
+
+
+def _check_columns(path: Path, number: int, batch: pa.RecordBatch) -> None:
+    """Refuse columns that no encoder writes; a checksum tells damage alone, and not who wrote them.
+
+    Raises:
+        DataError: naming the column.
+        pyarrow.ArrowInvalid: lengths or offsets lead out of the file.
+    """
+    batch.validate(full=True)
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        nulls = column.null_count + (column.values.null_count if column.type in _LISTS else 0)
+        if column.type not in (*_NUMBERS, *_LISTS) or nulls:
+            kind = f"{column.type} with {nulls} nulls" if nulls else column.type
+            raise DataError(f"{path}: the shard is damaged: column {name!r} of block {number} holds {kind}")
 
 
 def read_columns(path: Path, shard: Shard, name: str) -> np.ndarray:
@@ -169,8 +187,11 @@ def read_columns(path: Path, shard: Shard, name: str) -> np.ndarray:
             parts = [reader.get_batch(number).column(name) for number in range(len(shard.blocks))]
             for part, block in zip(parts, shard.blocks, strict=True):
                 part.validate()
-                if len(part) != block.rows:
-                    raise DataError(f"{path}: the shard is damaged: a block has {len(part)} rows")
+                if len(part) != block.rows or part.type not in _NUMBERS or part.null_count:
+                    raise DataError(
+                        f"{path}: the shard is damaged: a block has {len(part)} {part.type} in column {name!r}, "
+                        f"{part.null_count} of them null"
+                    )
             return np.concatenate([part.to_numpy(zero_copy_only=False) for part in parts])
     except (OSError, KeyError, pa.ArrowException) as error:
         raise DataError(f"{path}: the shard is damaged or cannot be read: {error}") from None

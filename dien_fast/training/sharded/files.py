@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from dien_fast.errors import CheckpointError
+from dien_fast.files import path_inside
 from dien_fast.training.directory import tables_of_epoch
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class TablesReader(FileSystemReader):
         """Return the index.
 
         Raises:
-            CheckpointError: if it is missing, damaged or not torch's.
+            CheckpointError: if it is missing, damaged or not torch's, or names files outside of the directory.
         """
         path = Path(self.path) / ".metadata"
         try:
@@ -127,6 +128,8 @@ class TablesReader(FileSystemReader):
             raise CheckpointError(
                 f"{path} is damaged or not from dien-fast ({' '.join(str(error).split())[:120]})"
             ) from error
+        for stored in (metadata.storage_data or {}).values():
+            path_inside(Path(self.path), stored.relative_path, CheckpointError)
         return metadata
 
 
@@ -155,6 +158,7 @@ def read_tables(model: nn.Module, path: Path) -> dict[str, Tensor]:
     reader = TablesReader(path)
     metadata = reader.read_metadata()
     found: dict[str, Tensor] = {}
+    stored = sum(file.stat().st_size for file in path.iterdir())
     shapes = {
         name.removeprefix("tables."): tuple(entry.size)
         for name, entry in metadata.state_dict_metadata.items()
@@ -166,6 +170,9 @@ def read_tables(model: nn.Module, path: Path) -> dict[str, Tensor]:
             continue
         rows, width = weight.shape
         check_tensors(metadata, {f"tables.{named[1]}": (rows, -(-width // 4) * 4)}, path)
+        stored -= 4 * rows * width
+        if stored < 0:
+            raise CheckpointError(f"{path} is damaged: its tables need more bytes than its files have")
         table = torch.empty(shapes[named[1]])
         try:
             with warnings.catch_warnings():
