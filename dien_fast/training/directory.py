@@ -84,7 +84,8 @@ class RunDirectory:
         for part in (self.path, *self.path.parents):
             if part.exists() and not part.is_dir():
                 raise CheckpointError(f"{part} is a file; the run needs a directory")
-        if (self.path / "config.json").exists() or (self.path / _READY).exists():
+        # A new run has no config.json before its first checkpoint, but a lock.
+        if any((self.path / name).exists() for name in ("config.json", _READY, LOCK)):
             self.lock()
         if not (self.path / "config.json").exists():
             if resume:

@@ -1,0 +1,202 @@
+"""Commands in processes of their own, to which something happens: a signal, a limit, a clock that jumps.
+
+A server process imports the package once and forks for each command, so that a case takes a second. It is Python's
+own ``forkserver``: one thread, nothing computed yet.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from prepared_clicks import small_pieces
+
+from dien_fast.cli import main
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        *["dien_fast.cli", "dien_fast.data", "dien_fast.data.prepared.prepare", "dien_fast.training.pipeline"],
+        *["accelerate", "matplotlib.pyplot", "optuna", "scipy.stats", "sqlalchemy", "alembic"],
+    ]
+)
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+_SECONDS = 120.0
+
+
+class Command:
+    """A ``dien-fast`` command that runs in a process of its own.
+
+    Args:
+        arguments: the words after ``dien-fast``.
+        before: a function of a module, with its arguments, called in the process before the command.
+    """
+
+    def __init__(self, arguments, before=None):
+        ready, is_ready = _CONTEXT.Pipe(duplex=False)
+        # A pipe, as a limit of files would hold for a file of what it prints too.
+        self._prints, writes = _CONTEXT.Pipe(duplex=False)
+        self._printed = b""
+        words = [str(word) for word in arguments]
+        self.process = _CONTEXT.Process(target=_run, args=(words, writes, is_ready, before))
+        self.process.start()
+        writes.close()
+        is_ready.close()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        ready.recv()
+        ready.close()
+        self.begin = time.perf_counter()
+
+    def _read(self):
+        while piece := os.read(self._prints.fileno(), 1 << 16):
+            self._printed += piece
+
+    def send(self, number):
+        """Send a signal; return whether the process was still there."""
+        alive = self.process.is_alive()
+        if alive:
+            os.kill(self.process.pid, number)
+        return alive
+
+    def wait(self):
+        """Wait until it has ended; return its exit status, negative where a signal ended it."""
+        self.process.join(_SECONDS)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"it hangs: {self.printed()}")
+        self.seconds = time.perf_counter() - self.begin
+        # Workers that outlive it hold the pipe open.
+        self._reader.join(5)
+        return self.process.exitcode
+
+    def printed(self):
+        """Return what it has printed to stdout and stderr."""
+        return self._printed.decode("utf-8", "replace")
+
+
+def _run(words, writes, is_ready, before):
+    for stream in (1, 2):
+        os.dup2(writes.fileno(), stream)
+    writes.close()
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
+    torch.set_num_threads(1)
+    if before is not None:
+        function, *arguments = before
+        function(*arguments)
+    is_ready.send(None)
+    is_ready.close()
+    status = main(words)
+    # A signal that comes now is none of the command.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+    sys.exit(status)
+
+
+def finished(arguments, before=None):
+    """Run a command to its end; return its exit status and what it printed."""
+    command = Command(arguments, before)
+    return command.wait(), command.printed()
+
+
+def interrupted(command, number, after):
+    """Send a command a signal after some seconds; return whether it had not ended before.
+
+    It then has to end as a command does: killed, with status 0 behind a checkpoint, or with the status of the
+    signal and a line that says so, but never with a traceback.
+    """
+    deadline = command.begin + after
+    while command.process.is_alive() and (left := deadline - time.perf_counter()) > 0:
+        command.process.join(left)
+    came = command.send(number)
+    status, printed = command.wait(), command.printed()
+    expected = {
+        signal.SIGKILL: {0, -signal.SIGKILL},
+        signal.SIGTERM: {0, 128 + signal.SIGTERM, -signal.SIGTERM},
+        signal.SIGINT: {0, 128 + signal.SIGINT},
+    }
+    assert status in expected[number], (status, printed)
+    if number != signal.SIGKILL:
+        assert "Traceback" not in printed, printed
+        assert "Exception ignored" not in printed, printed
+    return came and status != 0
+
+
+class Interruptions:
+    """Signals and moments, the same for the same seed.
+
+    Args:
+        seed: names the case.
+        seconds: what the command takes without them.
+    """
+
+    def __init__(self, seed, seconds):
+        self._random, self._seconds = random.Random(seed), seconds
+
+    def next(self):
+        return self._random.choice(SIGNALS), self._random.uniform(0.0, self._seconds)
+
+
+def limit_files(size):
+    """Let no file of this process grow beyond ``size`` bytes, as on a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def limit_memory(size):
+    """Let this process have ``size`` bytes of addresses more than it has."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + size, now + size))
+
+
+def jumping_clock(seed):
+    """Let the wall clock jump by up to a day, to and fro, whenever it is read."""
+    rng, real = random.Random(seed), time.time
+
+    def jumped():
+        return real() + rng.uniform(-86400.0, 86400.0)
+
+    time.time = jumped
+    time.time_ns = lambda: int(1e9 * jumped())
+
+
+def small_pieces_here():
+    """Let prepared data have small ranges and blocks in this process, so that there are many of both."""
+    small_pieces(pytest.MonkeyPatch())
+
+
+def hold_after_lock(mark):
+    """Let this process write the file ``mark`` once it has a lock on a directory, and then wait."""
+    from dien_fast import files
+    from dien_fast.training import directory
+
+    take = files.take_lock
+
+    def taken(lock, place):
+        if not take(lock, place):
+            return False
+        Path(mark).touch()
+        time.sleep(_SECONDS)
+        return True
+
+    files.take_lock = directory.take_lock = taken
+
+
+_OVERRIDE, _READ_SEARCH = 1, 2  # of capabilities(7)
+
+
+def without_rights_of_root():
+    """Let permissions of files hold for this process, even if it is root's."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, and the same for later capabilities
+    library = ctypes.CDLL(None, use_errno=True)
+    assert library.capget(header, sets) == 0
+    for place in range(3):
+        sets[place] &= ~(1 << _OVERRIDE | 1 << _READ_SEARCH)
+    assert library.capset(header, sets) == 0
