@@ -167,7 +167,8 @@ class Batcher:
                 waiting.append(following)
             served = self._served
             for _, same in groupby(waiting, type):
-                alike = list(same)
+                # Callers may have cancelled some; from here on that is no longer possible.
+                alike = [one for one in same if one.result.set_running_or_notify_cancel()]
                 self._score(served, [one for one in alike if isinstance(one, _Scoring)])
                 self._add(served, [one for one in alike if isinstance(one, _Adding)])
 
@@ -175,9 +176,6 @@ class Batcher:
         """Encode requests one by one, so that a wrong one fails alone, and compute them together."""
         batch: list[tuple[_Scoring, Request]] = []
         for one in waiting:
-            # Its caller may have cancelled it; from here on that is no longer possible.
-            if not one.result.set_running_or_notify_cancel():
-                continue
             try:
                 encoded = self._encode(served, one)
             except Exception as error:
