@@ -23,6 +23,7 @@ import auc
 import auc_tables
 import charts
 import gpu_floors
+import gpu_layer
 import issue_clocks
 import machine
 import tables
@@ -324,12 +325,11 @@ def pages(results: Results, others: list[Results]) -> dict[Path, str]:
     aucs = measured_aucs()
     large = replaced(LARGE.read_text(), "sizes", sizes_block([results, *others]))
     readme = replaced(README.read_text(), "summary", summary(results))
+    cuda = replaced(CUDA.read_text(), "predictions", gpu_floors.text())
     return {
         README: replaced(readme, "speed", readme_block(results)),
         BENCHMARKS: replaced(BENCHMARKS.read_text(), "results", benchmarks_block(results, others)),
-        CUDA: replaced(
-            replaced(CUDA.read_text(), "predictions", gpu_floors.text()), "issue-clocks", issue_clocks.text()
-        ),
+        CUDA: replaced(replaced(cuda, "layer", gpu_layer.text()), "issue-clocks", issue_clocks.text()),
         LARGE: replaced(large, "scaling", scaling_block()),
         PREPARED: replaced(PREPARED.read_text(), "prepared", prepared_block()),
         MODELS: replaced(MODELS.read_text(), "tasks", tasks_block(aucs)),

@@ -45,6 +45,11 @@ class AuxiliaryNet(reference.AuxiliaryNet):
         """
         return self._weighted(self._ragged_loss(states, events, negatives), states.lengths())
 
+    def runs_kernels(self, *tensors: Tensor) -> bool:
+        """Whether :meth:`ragged_loss` of such tensors is one operator."""
+        parameters = self._native_parameters()
+        return parameters is not None and operator.KERNELS.are_used(*tensors, parameters[0])
+
     def _ragged_loss(self, states: Ragged, events: Tensor, negatives: Tensor) -> Tensor:
         parameters = self._native_parameters()
         if parameters is not None and operator.KERNELS.are_used(states.values, events, negatives, parameters[0]):

@@ -13,8 +13,10 @@ from dien_fast.functional import attention_gru
 from dien_fast.nn.attention import Attention
 from dien_fast.nn.auxiliary import AuxiliaryNet
 from dien_fast.nn.gru import DynamicGRU
+from dien_fast.nn.native_layers import native_layers
 from dien_fast.ops import attention_gru as recurrence
 from dien_fast.ops import attention_scores as scoring
+from dien_fast.ops import layouts
 from dien_fast.ops import rows as copies
 from dien_fast.ops.backend import wants_native
 from dien_fast.ops.cells import Inputs, Weights
@@ -83,8 +85,19 @@ class Interest(reference.Interest):
         """
         if isinstance(keys, Tensor) and _stays_padded(keys):
             lengths, sampled = self._padded_inputs(query, keys, keys_length, neg_keys)
-            return self._forward_padded(query, keys, lengths, sampled)
-        rows, negatives = self._ragged_inputs(query, keys, keys_length, neg_keys)
+            if not self._takes_front_rows(query, keys):
+                return self._forward_padded(query, keys, lengths, sampled)
+            offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+            events = Ragged(copies.front_rows(keys, offsets), offsets, keys.size(1))
+            return self._forward_ragged(
+                query, events, None if sampled is None else copies.front_rows(sampled, offsets)
+            )
+        return self._forward_ragged(query, *self._ragged_inputs(query, keys, keys_length, neg_keys))
+
+    def _forward_ragged(
+        self, query: Tensor, rows: Ragged, negatives: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what :meth:`forward` returns, for a history and the rows of negatives ``[N, D]``."""
         states = self._extract(rows)
         auxiliary_loss = None
         if self.use_negsampling and negatives is not None:
@@ -260,6 +273,16 @@ class Interest(reference.Interest):
             size = self.interest_extractor.input_size
             raise ValueError(f"keys must have shape (B, T, {size}), got {tuple(keys.shape)}")
         return check_lengths("keys_length", keys_length.reshape(-1), keys.size(0), keys.size(1)).to(keys.device)
+
+    def _takes_front_rows(self, query: Tensor, keys: Tensor) -> bool:
+        """Whether all that runs on the rows of ``keys`` is kernels, which leave rows alone that no history has."""
+        if keys.numel() == 0 or torch.compiler.is_compiling() or layouts.CHECK:
+            return False
+        kernels = (copies.PAD_KERNELS, copies.SUM_KERNELS, scoring.KERNELS)
+        if not all(kernel.take(query, keys, self.attention.fc.weight) for kernel in kernels):
+            return False
+        loss = self.auxiliary_net if self.use_negsampling else None
+        return native_layers(self.attention) is not None and (loss is None or loss.runs_kernels(keys))
 
     def _check_channels(self, keys: Tensor, dimensions: int) -> None:
         size = self.interest_extractor.input_size

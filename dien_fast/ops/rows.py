@@ -73,6 +73,41 @@ def _rows_backward(ctx: Any, drows: Tensor) -> tuple[Any, ...]:
     return padded_from_rows(drows, ctx.saved_tensors[0], ctx.steps), None
 
 
+class _FrontRows(torch.autograd.Function):
+    """Valid rows in front of unused ones, whose gradients are not looked at."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, offsets: Tensor) -> Tensor:
+        batch, steps = padded.shape[:2]
+        ctx.steps = steps
+        ctx.save_for_backward(offsets)
+        place = torch.arange(batch * steps, device=padded.device)
+        used = place < offsets[-1]
+        owner = torch.searchsorted(offsets[1:], place, right=True).clamp(max=batch - 1)
+        source = torch.where(used, owner * steps + place - offsets[owner], 0)
+        return padded.flatten(0, 1).index_select(0, source)
+
+    @staticmethod
+    def backward(ctx: Any, drows: Tensor) -> tuple[Tensor, None]:
+        return padded_from_rows(drows, ctx.saved_tensors[0], ctx.steps), None
+
+
+def front_rows(padded: Tensor, offsets: Tensor) -> Tensor:
+    """Return the valid rows of padded histories, in front of rows that belong to none; nothing waits for a device.
+
+    For kernels that read from the last offset how many rows are in use, and no others.
+
+    Args:
+        padded: ``[B, T, ...]``, B and T at least 1.
+        offsets: ``[B + 1]`` int64, from 0 to N.
+
+    Returns:
+        ``[B T, ...]``; the first N rows are those that :func:`rows_from_padded` returns.
+    """
+    rows: Tensor = _FrontRows.apply(padded.contiguous(), offsets)
+    return rows
+
+
 # ---- Padding of ragged rows ----
 
 

@@ -8,7 +8,7 @@ import torch
 from comparison import assert_same, outcome
 from interest_layers import GRU_TYPES, forward
 from native_cases import ACTIVATIONS, LENGTHS, MODES, batch, layers_of
-from torch.utils._python_dispatch import TorchDispatchMode
+from no_waiting import NoWaiting
 
 from dien_fast import Ragged
 from dien_fast.nn import interest as interest_module
@@ -18,30 +18,6 @@ from dien_fast.ops import rows as copies
 pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
 )
-
-# The host waits for a device to finish before it has the results of these.
-WAITING = (
-    "aten._local_scalar_dense",
-    "aten.equal",
-    "aten.is_nonzero",
-    "aten.masked_select",
-    "aten.nonzero",
-    "aten.unique",
-)
-
-
-class NoWaiting(TorchDispatchMode):
-    """Raises for operators that need the numbers of a tensor on the host, or for the shape of their result."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = str(function)
-        waits = name.startswith(WAITING)
-        if name.startswith(("aten.index.", "aten.index_put")):
-            waits = any(value is not None and value.dtype == torch.bool for value in args[1])
-        if name.startswith("aten.repeat_interleave"):
-            waits = (kwargs or {}).get("output_size") is None
-        assert not waits, f"{name} waits for the device"
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture(autouse=True)

@@ -277,6 +277,7 @@ def test_the_pictures(speed, peers, trainings, tmp_path):
         ("README", "speed"),
         ("BENCHMARKS", "results"),
         ("CUDA", "predictions"),
+        ("CUDA", "layer"),
         ("MODELS", "tasks"),
         ("LARGE", "sizes"),
         ("LARGE", "scaling"),
