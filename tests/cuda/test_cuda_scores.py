@@ -126,10 +126,15 @@ def test_shared_keys(emulated, activation):
     check_shared_keys(activation, torch.float64)
 
 
-def test_more_histories_than_a_chunk_of_matrices(emulated):
-    """64 MiB hold the matrices of 511 histories of 128 x 128 numbers of 8 bytes."""
-    s = scoring([1, 2] * 270, 2, 128, (128,), "relu", norm=False)
-    assert_same(outcome(native, s), outcome(plain, s), 1e-9, 1e-9)
+@pytest.mark.parametrize("chunk_bytes", [1, 600])
+def test_chunks_of_histories(emulated, configure, chunk_bytes):
+    """The matrices of one or of two histories at a time; the sums over all of them are added in other places."""
+    s = scoring(SOME, 8, 5, (7, 4))
+    want = outcome(native, s)
+    configure("reverse", chunk_bytes=chunk_bytes)
+    found = outcome(native, s)
+    assert torch.equal(found["gradient of keys"], want["gradient of keys"])
+    assert_same(found, want, 1e-12, 1e-12)
 
 
 class TestDropout:

@@ -57,6 +57,8 @@ struct ScoreBackward : ScoreCall<T> {
     T* dkeys;                                      // output [N, D]
     ScoreLayerGradients<T> gradients[kMaxLayers];  // outputs
     T *dlast, *dlast_bias;                         // outputs
+    // Memory that the gradients of the histories' matrices may take at once.
+    int64_t chunk_bytes = int64_t(64) << 20;
 };
 
 // Bytes of device memory that a run needs beside its arguments, aligned to 256.

@@ -22,7 +22,6 @@ struct ScoreBackwardPlan {
     T *dmatrix, *dterms, *dquery_weight, *dkey_weight, *dproduct_weight;
 
     ScoreBackwardPlan(const ScoreBackward<T>& b, Arena& arena) : forward(b, const_cast<T*>(b.saved), arena) {
-        constexpr int64_t kMatrixBytes = int64_t(64) << 20;
         const int64_t size = forward.size, rows = size + forward.rows;
         dlogits = arena.take<T>(rows);
         dlogit_sums = arena.take<double>(size);
@@ -37,7 +36,7 @@ struct ScoreBackwardPlan {
         weight_sums = arena.take<T>(most_weights);
         bias_sums = arena.take<T>(most_biases);
         const int64_t matrix = forward.terms.width * forward.terms.depth;
-        histories = std::clamp<int64_t>(kMatrixBytes / (matrix * int64_t(sizeof(T))), 1,
+        histories = std::clamp<int64_t>(b.chunk_bytes / (matrix * int64_t(sizeof(T))), 1,
                                         std::clamp<int64_t>(size, 1, 65535));
         term_splits = int(std::min<int64_t>(32, histories));
         dmatrix = arena.take<T>(histories * matrix);

@@ -74,9 +74,10 @@ def compiled(units):
 def kernels(sources):
     """The units of the kernels under ``sources``, and of the emulator."""
     headers = [HERE / "emulator.h", *HERE.glob("platform/*.h")]
-    own = [*headers, *headers_of(sources), *sources.glob("cuda/**/*.cuh")]
+    shared = [*headers, *headers_of(sources), *sources.glob("cuda/common/*.cuh")]
     flags = [f"-I{HERE / 'platform'}", "-x", "c++"]
-    units = [(path, flags, own) for path in sorted(sources.glob("cuda/*/*.cu"))]
+    paths = sorted(sources.glob("cuda/*/*.cu"))
+    units = [(path, flags, [*shared, *path.parent.glob("*.cuh")]) for path in paths]
     return [*units, (HERE / "emulator.cpp", flags, headers)]
 
 
@@ -102,12 +103,11 @@ def build(sources=ROOT / "csrc"):
     return make(target, ["-shared", *objects])
 
 
-def build_operators():
-    """Return the path of the library of operators, over the kernels of this checkout."""
+def build_operators(sources=ROOT / "csrc"):
+    """Return the path of the library of operators of this checkout, over the kernels under ``sources``."""
     from torch.utils.cpp_extension import library_paths
 
-    sources = ROOT / "csrc"
-    objects = compiled([operators(sources), *kernels(sources)])
+    objects = compiled([operators(ROOT / "csrc"), *kernels(sources)])
     libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-ltorch"]
     target = cached("libdien_fast_cuda_emulated.so", FLAGS, objects)
     return make(target, ["-shared", *objects, *libraries])

@@ -26,7 +26,19 @@ FILES = (
     "attention_gru/backward_scan.cuh",
     "attention_gru/weights.cuh",
     "attention_gru/products.cuh",
+    "attention_scores/channels.cuh",
+    "attention_scores/softmax.cuh",
+    "attention_scores/terms.cuh",
+    "auxiliary_loss/loss.cuh",
+    "auxiliary_loss/pairs.cuh",
+    "common/layers.cuh",
+    "common/reduce.cuh",
+    "common/row_sums.cuh",
+    "rows/rows.cu",
 )
+# The tests that look for a mutant of a file, by the beginnings of its name; else those of the recurrence.
+LAYER = ("attention_scores/", "auxiliary_loss/", "rows/", "common/layers", "common/r")
+LAYER_TESTS = ("test_cuda_rows.py", "test_cuda_loss.py", "test_cuda_scores.py")
 # What a mutant changes, and into what; of each rule and file, at most EACH places. Left out are bounds that only
 # keep a read inside whose value nobody uses, or which copies poison onto poison: the emulator sees neither.
 RULES = (
@@ -60,6 +72,20 @@ RULES = (
     ("place", r"first_place\(k\) <= place", "first_place(k) <= place + 1"),
     ("row", r"-1 - (?=h\.history|at)", "- "),
     ("sum", r"first \? value : to \+ value", "value"),
+    ("sum", r"p\.first \? (\w+) : [^;]*;", r"\1;"),
+    ("sum", r"p\.first \? T\(0\) : p\.\w+\[at\]", "T(0)"),
+    ("bound", r"(channel|column) < (?=width|p\.depth)", r"\1 <= "),
+    ("bound", r"row \+ 1 < rows\.end", "row < rows.end"),
+    ("bound", r"row < (?=rows\.end|end)", "row + 1 < "),
+    ("bound", r"if \(i >= (size|p\.size|p\.width \* p\.depth)\) return;", "{}"),
+    ("bound", r"at < rows\.size\(\) \* pieces", "at <= rows.size() * pieces"),
+    ("tail", r"end - row < kRowsAtOnce \? int\(end - row\) : kRowsAtOnce", "kRowsAtOnce"),
+    ("tail", r"begin \+ kGemmRows < rows\.end \? begin \+ kGemmRows : rows\.end", "begin + kGemmRows"),
+    ("place", r"before\[middle\] <= tile", "before[middle] < tile"),
+    ("row", r"\(row \+ 1\) \* depth", "row * depth"),
+    ("row", r"tile\.tiles\.rows\.size \+ i\)", "i)"),
+    ("row", r"\(pair < rows \? pair : pair - rows\)", "(pair % 2)"),
+    ("weight", r"max_length - length : 0", "max_length : 0"),
 )
 EACH = 3
 
@@ -96,15 +122,19 @@ def run(name, mutated, directory):
         if kernels.stem != "kernels_float":
             kernels.unlink()
     options = ["-xq", "-p", "no:cacheprovider", "--tb=line", "-rf"]
-    options += [
-        str(ROOT / "tests" / "cuda" / "test_cuda_emulated.py"),
-        "-k",
-        "not (many_steps or empty or double or float16 or float64)",
-    ]
+    if name.startswith(LAYER):
+        options += [str(ROOT / "tests" / "cuda" / test) for test in LAYER_TESTS]
+    else:
+        options += [
+            str(ROOT / "tests" / "cuda" / "test_cuda_emulated.py"),
+            "-k",
+            "not (many_steps or empty or double or float16 or float64)",
+        ]
     code = (
         "import sys, pytest, emulator.build as b; from pathlib import Path\n"
         "b.FLAGS[b.FLAGS.index('-O2')] = '-O1'; whole = b.build\n"
         f"b.build = lambda: whole(Path({str(sources)!r}))\n"
+        f"operators = b.build_operators; b.build_operators = lambda: operators(Path({str(sources)!r}))\n"
         f"sys.exit(pytest.main({options!r}))\n"
     )
     # Of the processor's time, as the machine may be busy.

@@ -79,12 +79,19 @@ void run_checked(const Call& call, void* workspace, void* stream) {
     check_memory();
 }
 // In chunks as small as the emulator's settings say, in the workspace of larger ones.
+template <typename Call>
+void run_in_chunks(Call call, void* workspace, void* stream) {
+    call.chunk_bytes = std::min(call.chunk_bytes, emulator::settings().chunk_bytes);
+    dien_fast::cuda::run(call, workspace, stream);
+    check_memory();
+}
 template <typename T>
 void run_checked(const AuxiliaryCall<T>& call, void* workspace, void* stream) {
-    AuxiliaryCall<T> chunked = call;
-    chunked.chunk_bytes = std::min(chunked.chunk_bytes, emulator::settings().chunk_bytes);
-    dien_fast::cuda::run(chunked, workspace, stream);
-    check_memory();
+    run_in_chunks(call, workspace, stream);
+}
+template <typename T>
+void run_checked(const ScoreBackward<T>& call, void* workspace, void* stream) {
+    run_in_chunks(call, workspace, stream);
 }
 }  // namespace cuda
 }  // namespace dien_fast_emulated
