@@ -34,10 +34,11 @@ FILES = (
     "common/layers.cuh",
     "common/reduce.cuh",
     "common/row_sums.cuh",
+    "common/sums.cuh",
     "rows/rows.cu",
 )
 # The tests that look for a mutant of a file, by the beginnings of its name; else those of the recurrence.
-LAYER = ("attention_scores/", "auxiliary_loss/", "rows/", "common/layers", "common/r")
+LAYER = ("attention_scores/", "auxiliary_loss/", "rows/", "common/layers", "common/reduce", "common/row_sums")
 LAYER_TESTS = ("test_cuda_rows.py", "test_cuda_loss.py", "test_cuda_scores.py")
 # What a mutant changes, and into what; of each rule and file, at most EACH places. Left out are bounds that only
 # keep a read inside whose value nobody uses, or which copies poison onto poison: the emulator sees neither.
