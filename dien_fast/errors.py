@@ -25,3 +25,19 @@ class DataError(DienFastError):
 
 class CheckpointError(DienFastError):
     """A run directory or checkpoint is missing, corrupt, or does not fit the model."""
+
+
+# What a message quotes, such as a name that a request brings, may be as long as the sender likes.
+_LONGEST = 1000
+
+
+def one_sentence(message: object) -> str:
+    r"""Return a message on one line, with what does not print escaped, and without its middle where it is long.
+
+    Example:
+        >>> one_sentence("label must be\n a column")
+        'label must be a column'
+    """
+    text = visible(" ".join(str(message).split()))
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"

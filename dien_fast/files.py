@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 from dien_fast.errors import DienFastError
 
@@ -62,6 +64,43 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def check_archive(path: str | Path) -> None:
+    """Compare the content of a ZIP archive, such as ``torch.save`` writes, with the checksums in it; torch does not.
+
+    Raises:
+        ValueError: a checksum is wrong, or the entries claim more bytes than the file has, for which torch would
+            take the memory first.
+        zipfile.BadZipFile: the file is no archive.
+        OSError: it cannot be read.
+
+    Example:
+        >>> check_archive("runs/ml-100k/best.pt")  # doctest: +SKIP
+    """
+    with ZipFile(path) as archive:
+        claimed, size = sum(entry.file_size for entry in archive.infolist()), Path(path).stat().st_size
+        if claimed > size:
+            raise ValueError(f"its entries claim {claimed:,} bytes, and the file has {size:,}")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a text of JSON says.
+
+    Raises:
+        ValueError: the text is no JSON, or nested so deeply that it cannot be read.
+
+    Example:
+        >>> parse_json('{"rows": 3}')
+        {'rows': 3}
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def is_unfinished(path: str | Path) -> bool:

@@ -11,6 +11,9 @@ from typing import Any, get_origin, get_type_hints
 
 from dien_fast.errors import DienFastError
 
+# Whole numbers of 64 bits end here, and with them what torch and NumPy take.
+_MOST = 2**63
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -38,6 +41,9 @@ class Rule:
         """Raise DienFastError, naming the setting, if ``value`` is not allowed."""
         if self.choices and value not in self.choices:
             raise DienFastError(f"{name} must be one of {', '.join(self.choices)}, got {value!r}")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and not -_MOST <= number < _MOST:
+                raise DienFastError(f"{name} must be a number of at most 64 bits, got {number:.0e}")
         if isinstance(value, list):
             if not value or not all(isinstance(item, int) and item >= self.least for item in value):
                 raise DienFastError(f"{name} must be whole numbers of at least {self.least:g}, got {value!r}")

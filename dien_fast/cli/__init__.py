@@ -13,7 +13,7 @@ import dien_fast
 from dien_fast.cli import compare, evaluate, export, info, predict, prepare, serve, train, tune
 from dien_fast.cli.options import Parser
 from dien_fast.cli.signals import Terminated
-from dien_fast.errors import DienFastError
+from dien_fast.errors import DienFastError, one_sentence
 from dien_fast.lines import print_line
 
 _EXAMPLES = """\
@@ -109,5 +109,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _fail(sentence: str) -> int:
-    print_line(f"dien-fast: error: {' '.join(sentence.split())}", sys.stderr)
+    print_line(f"dien-fast: error: {one_sentence(sentence)}", sys.stderr)
     return 2

@@ -13,6 +13,7 @@ from typing import Any
 from dien_fast.errors import DienFastError
 from dien_fast.lines import print_line
 
+_MOST_THREADS = 4096
 _EXAMPLES = """\
 examples:
   dien-fast serve runs/clicks
@@ -129,5 +130,9 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise DienFastError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if arguments.threads is not None and arguments.threads > _MOST_THREADS:
+        raise DienFastError(f"--threads must be at most {_MOST_THREADS}, got {arguments.threads}")
+    if not 0 <= arguments.port < 2**16:
+        raise DienFastError(f"--port must lie in [0, {2**16 - 1}], got {arguments.port}")
     if not 0 < arguments.max_seconds < math.inf:
         raise DienFastError(f"--max-seconds must be a positive number, got {arguments.max_seconds}")

@@ -37,7 +37,7 @@ from dien_fast.data.vocabulary import (
     sequence_words,
 )
 from dien_fast.errors import DataError
-from dien_fast.files import write_atomically
+from dien_fast.files import parse_json, write_atomically
 
 
 class _SavedAsJson:
@@ -56,7 +56,7 @@ class _SavedAsJson:
             DataError: the file is missing, broken, or holds another encoder.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = parse_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise DataError(f"{path}: cannot read the encoder file: {error.strerror}") from None
         except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
@@ -80,7 +81,10 @@ def read_events(path: str | Path) -> Events:
             f"{path}: expected reviews (.json or .jsonl, also .gz), .inter or .txt; a table of another kind needs "
             "a schema that names its columns"
         )
-    return reader(path)
+    try:
+        return reader(path)
+    except (OSError, EOFError, zlib.error) as error:  # of a compressed file that is damaged or cut short, too
+        raise DataError(f"{path}: cannot be read: {error}") from None
 
 
 def _reader(path: Path) -> Callable[[Path], Events] | None:

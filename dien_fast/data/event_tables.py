@@ -57,10 +57,14 @@ def read_event_table(path: str | Path, schema: str | Path) -> Events:
     _check_columns(columns, f"{schema}: [events]")
     # As in a table of clicks, whatever is not said to be a number or a time stays text.
     described = [columns["user"], columns["item"], *columns.get("item_columns", ())]
-    kinds = Schema(
-        time=columns.get("time"),
-        numeric=columns.get("numeric", []),
-        categorical=list(dict.fromkeys(described)),
+    kinds = Schema.from_dict(
+        {name: value for name, value in settings.items() if name != "embedding_sizes"}
+        | {
+            "time": columns.get("time"),
+            "numeric": columns.get("numeric", []),
+            "categorical": list(dict.fromkeys(described)),
+        },
+        str(schema),
     )
     table = read_table(path, kinds)
     return Events(table, **{"time": None, **columns}, source=str(path), settings=settings)

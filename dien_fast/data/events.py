@@ -147,6 +147,7 @@ def next_clicks(
         raise ValueError(f"by must be one of {', '.join(DRAWS)}, got {by!r}")
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1 or None, got {max_length}")
+    _check_names(events)
     events = events.sorted()
     user = codes(events.table[events.user])
     start = np.flatnonzero(np.diff(user, prepend=-1))
@@ -173,6 +174,18 @@ def next_clicks(
         begin = np.maximum(begin, at - max_length)
     table = _table(events, label, at, of_item, LogHistory(begin, at - begin, views))
     return NextClicks(table, _schema(events, max_length), _notes(events, first, count, user, by))
+
+
+def _check_names(events: Events) -> None:
+    """Refuse columns whose names those of the clicks take."""
+    described = (events.item, *events.item_columns)
+    given = [*described, events.user, *events.user_columns, *([events.time] if events.time else [])]
+    made = {"label", "event", *(f"hist_{name}" for name in given)}
+    for name in given:
+        if name in made:
+            raise DataError(
+                f"{events.source}: column {name!r} must have another name, as the clicks have one of it"
+            )
 
 
 def _ranks(column: pa.ChunkedArray, name: str, source: str) -> np.ndarray:

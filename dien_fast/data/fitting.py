@@ -33,7 +33,7 @@ from dien_fast.data.vocabulary import (
     sequence_words,
 )
 from dien_fast.errors import DataError
-from dien_fast.files import is_unfinished, path_inside, remove_unfinished, write_atomically
+from dien_fast.files import is_unfinished, parse_json, path_inside, remove_unfinished, write_atomically
 from dien_fast.progress import step
 
 Encoder = CategoryEncoder | SequenceEncoder | NumericEncoder
@@ -144,7 +144,7 @@ class Encoders(Mapping[str, Encoder]):
         shared: dict[str, Vocabulary] = {}
         for path in paths:
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = parse_json(path.read_text(encoding="utf-8"))
                 encoder_class = _CLASSES[content["encoder"]]
                 if "word_file" in content:
                     key = json.dumps([content[name] for name in ("word_file", "words", "unknown")])

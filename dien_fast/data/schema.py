@@ -253,12 +253,15 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """
     try:
         content = Path(path).read_bytes()
-        check_utf8(content, str(path))
-        # Editors of Windows put a byte order mark before the text, which TOML does not allow.
-        return tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot read the schema file: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    check_utf8(content, str(path))
+    try:
+        # Editors of Windows put a byte order mark before the text, which TOML does not allow.
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except RecursionError:
+        raise DataError(f"{path}: the schema file is nested too deeply") from None
+    except ValueError as error:  # also of a number with thousands of digits
         raise DataError(f"{path}: the schema file is not valid TOML: {error}") from None
 
 

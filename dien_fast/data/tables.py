@@ -69,18 +69,40 @@ def read_table(source: Any, schema: Schema | None = None) -> pa.Table:
             text, so that ``01234`` keeps its zero and a history of one event is not taken for a number.
 
     Raises:
-        DataError: the source cannot be read; the message names the file.
+        DataError: the source cannot be read, or holds bytes that are no Arrow data, such as text that is not
+            UTF-8; the message names the file.
 
     Example:
         >>> read_table({"itemId": [3, 4], "label": [0, 1]}).num_rows
         2
     """
-    if isinstance(source, pa.Table):
-        return source
     if isinstance(source, str | Path):
-        return _read_path(Path(source), schema)
+        return check_valid(_read_path(Path(source), schema), str(source))
     if isinstance(source, io.IOBase):
-        return _read_stream(source, schema)
+        return check_valid(_read_stream(source, schema), str(getattr(source, "name", "stream")))
+    return check_valid(source if isinstance(source, pa.Table) else _read_memory(source), "table")
+
+
+def check_valid(table: pa.Table, source: str) -> pa.Table:
+    """Return a table, unless it breaks the rules of Arrow's format, which readers of files do not look at.
+
+    Raises:
+        DataError: naming the column.
+    """
+    try:
+        names = table.column_names
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: the name of a column is not UTF-8: {error.object!r}") from None
+    for name, column in zip(names, table.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowException as error:
+            raise DataError(f"{source}: column {name!r} is damaged: {first_line(error)}") from None
+    return table
+
+
+def _read_memory(source: Any) -> pa.Table:
+    """Return a table from an object in memory."""
     try:
         if isinstance(source, Mapping):
             return pa.table({name: _named_column(name, values) for name, values in source.items()})
@@ -126,9 +148,9 @@ def _read_path(path: Path, schema: Schema | None) -> pa.Table:
             return _read_directory(path, schema)
         delimiter, compressed = table_format(path)
         if delimiter is None:
-            return pyarrow.parquet.read_table(path)
+            return _read_parquet(path)
         return read_text_table(path, str(path), schema, delimiter=delimiter, compressed=compressed)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot read the table: {first_line(error)}") from None
 
 
@@ -140,12 +162,18 @@ def _read_stream(stream: Any, schema: Schema | None) -> pa.Table:
     try:
         content = stream.read()
         if content.startswith(b"PAR1"):
-            return pyarrow.parquet.read_table(pa.BufferReader(content))
+            return _read_parquet(pa.BufferReader(content))
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
         return read_text_table(content, name, schema)
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{name}: cannot read the table: {first_line(error)}") from None
+
+
+def _read_parquet(source: Any) -> pa.Table:
+    # Unlike read_table, it takes a file with two columns of one name, which are refused only where they are read.
+    with pyarrow.parquet.ParquetFile(source) as file:
+        return file.read()
 
 
 def _read_directory(path: Path, schema: Schema | None) -> pa.Table:

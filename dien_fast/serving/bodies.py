@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import pyarrow as pa
 
 from dien_fast.data.columns import as_column
 from dien_fast.errors import DataError
+from dien_fast.files import parse_json
 
 
 class ScoreBody(NamedTuple):
@@ -98,8 +98,8 @@ def read_events(body: bytes) -> EventsBody:
 
 def _parsed(body: bytes) -> Any:
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return parse_json(body)
+    except ValueError as error:
         raise DataError(f"the body must be JSON: {error}") from None
 
 

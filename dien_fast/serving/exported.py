@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dien_fast._version import __version__
 from dien_fast.errors import DienFastError
+from dien_fast.files import parse_json
 from dien_fast.serving.programs import Input, Program
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Exported(ABC):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.description: dict[str, Any] = json.loads(self._document(DESCRIPTION))
+        self.description: dict[str, Any] = self._parsed(DESCRIPTION)
         if self.description.get("format") != FORMAT:
             raise DienFastError(
                 f"{path} has format {self.description.get('format')!r}, this version of dien-fast reads {FORMAT}"
@@ -62,7 +63,15 @@ class Exported(ABC):
 
     def encoders(self) -> dict[str, Any]:
         """Return the content of ``encoders.json``: by feature, what a file of a run's ``encoders/`` holds."""
-        content: dict[str, Any] = json.loads(self._document(ENCODERS))
+        return self._parsed(ENCODERS)
+
+    def _parsed(self, name: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = parse_json(self._document(name))
+        except DienFastError:
+            raise
+        except ValueError as error:
+            raise DienFastError(f"{self.path} is damaged: its {name} is no JSON: {error}") from None
         return content
 
     def inputs(self, program: str) -> list[Input]:

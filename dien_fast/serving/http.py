@@ -30,7 +30,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dien_fast.errors import DataError, DienFastError
+from dien_fast.errors import DataError, DienFastError, one_sentence
 from dien_fast.lines import print_line
 from dien_fast.serving.batching import Batcher
 from dien_fast.serving.bodies import read_events, read_score
@@ -132,6 +132,8 @@ class Service:
             Route("/metrics", self._show_metrics),
         ]
         self.application = Starlette(routes=routes, lifespan=self._lifespan)
+        # A redirect quotes the query, which Starlette cannot where that is not UTF-8.
+        self.application.router.redirect_slashes = False
 
     @property
     def run(self) -> Run:
@@ -256,4 +258,4 @@ def _json_of(probabilities: np.ndarray) -> str:
 def _failure(status: int, error: DienFastError) -> Response:
     # A client that is too slow would keep the connection.
     headers = {"connection": "close"} if status == 408 else None
-    return JSONResponse({"error": " ".join(str(error).split())}, status, headers)
+    return JSONResponse({"error": one_sentence(error)}, status, headers)

@@ -7,6 +7,7 @@ The documents of :mod:`dien_fast.serving.exported` are the metadata of the model
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 OPSET = 22
 _LOGGERS = ("onnxscript", "onnx_ir", "torch.onnx")
 _LARGEST = 2**31  # bytes of a file, as protobuf counts them
+# The metadata with the sha256 of the file, computed with zeros in place of its 64 digits. ONNX has no checksums.
+_DIGEST, _NO_DIGEST = "dien_fast.sha256", "0" * 64
+# How protobuf writes this name, and that 64 bytes follow.
+_BEFORE_DIGEST = _DIGEST.encode() + b"\x12\x40"
 
 
 def export_onnx(
@@ -92,11 +97,43 @@ def export_onnx(
             verbose=False,
         )
     assert model is not None
-    model.model.metadata_props.update(documents(run, {program: arguments}))
+    model.model.metadata_props.update(documents(run, {program: arguments}) | {_DIGEST: _NO_DIGEST})
     with write_atomically(path) as unfinished:
         model.save(str(unfinished), external_data=False)
+        _write_digest(unfinished)
     log(f"{program.entry}: {len(program.inputs)} inputs, {len(model.model.graph)} operators of opset {OPSET}")
     return path
+
+
+def _digest(content: bytes) -> tuple[int, str]:
+    """Return where a file has its digest, and what that should be; -1 where it has none."""
+    place = content.find(_BEFORE_DIGEST)
+    if place < 0:
+        return place, ""
+    place += len(_BEFORE_DIGEST)
+    view, digest = memoryview(content), hashlib.sha256()
+    for part in (view[:place], _NO_DIGEST.encode(), view[place + len(_NO_DIGEST) :]):
+        digest.update(part)
+    return place, digest.hexdigest()
+
+
+def _write_digest(path: Path) -> None:
+    place, digest = _digest(path.read_bytes())
+    assert place >= 0
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(digest.encode())
+
+
+def _check_digest(path: Path) -> None:
+    """Raise DienFastError for a file whose digest is another one's; files of earlier versions have none."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DienFastError(f"{path} cannot be read: {error.strerror}") from None
+    place, digest = _digest(content)
+    if place >= 0 and content[place : place + len(digest)] != digest.encode():
+        raise DienFastError(f"{path} is damaged: its checksum is wrong")
 
 
 def _import_runtime() -> Any:
@@ -148,6 +185,7 @@ class OnnxModel(Exported):
         runtime = _import_runtime()
         if not Path(path).is_file():
             raise DienFastError(f"{path} cannot be read: no such file")
+        _check_digest(Path(path))
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3  # errors: warnings concern ONNX Runtime's own optimisations

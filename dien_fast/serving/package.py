@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor
 
 from dien_fast.errors import DienFastError
-from dien_fast.files import write_atomically
+from dien_fast.files import check_archive, write_atomically
 from dien_fast.serving.exported import Exported, check_output, documents
 from dien_fast.serving.programs import Program, example, programs_of
 
@@ -129,18 +129,22 @@ class Package(Exported):
     """
 
     def __init__(self, path: str | Path) -> None:
+        try:
+            # A damaged program would end the process that loads it.
+            check_archive(path)
+        except OSError as error:
+            raise DienFastError(f"{path} cannot be read: {error.strerror or error}") from None
+        except Exception as error:  # zipfile raises almost any, as damage has it
+            raise DienFastError(f"{path} is not a package of dien-fast, or is damaged: {error}") from None
         super().__init__(path)
         self._programs: dict[str, Any] | None = None
 
     def _document(self, name: str) -> str:
-        try:
-            with ZipFile(self.path) as archive:
-                (place,) = (place for place in archive.namelist() if place.endswith(f"/extra/{name}"))
-                return archive.read(place).decode()
-        except OSError as error:
-            raise DienFastError(f"{self.path} cannot be read: {error.strerror or error}") from None
-        except (BadZipFile, ValueError) as error:
-            raise DienFastError(f"{self.path} is not a package of dien-fast, or is damaged: {error}") from None
+        with ZipFile(self.path) as archive:
+            places = [place for place in archive.namelist() if place.endswith(f"/extra/{name}")]
+            if len(places) != 1:
+                raise DienFastError(f"{self.path} is not a package of dien-fast: it has no {name}")
+            return archive.read(places[0]).decode()
 
     def _run(self, program: str, arguments: Sequence[Tensor]) -> Tensor:
         if self._programs is None:

@@ -282,7 +282,12 @@ class UserStates:
     def _unpack(self, user: str, value: bytes | None) -> Kept:
         if value is None:
             return self._nothing
-        found = Kept.unpack(value, self.fingerprint, self._widths)
+        try:
+            found = Kept.unpack(value, self.fingerprint, self._widths)
+        except DataError as error:
+            raise DataError(
+                f"what is kept of user {user!r} is damaged: {error}; write it anew with replace"
+            ) from None
         if found is None:
             raise OutdatedStatesError(
                 f"what is kept of user {user!r} was written by another version of dien-fast; write it anew with "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dien_fast.errors import CheckpointError
-from dien_fast.files import write_atomically
+from dien_fast.files import check_archive, write_atomically
 
 # Checked on reading, so that another program's file is told from a damaged one of ours.
 FORMAT = "dien-fast checkpoint 1"
@@ -46,7 +45,7 @@ def load_checkpoint(path: str | Path, required: tuple[str, ...] = ("model",)) ->
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
-        _check_archive(path)
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     # Damage surfaces as almost any error (zip, pickle, struct, key, ...), and always means the same.
     except Exception as error:
@@ -60,20 +59,6 @@ def load_checkpoint(path: str | Path, required: tuple[str, ...] = ("model",)) ->
         if key not in content:
             raise CheckpointError(f"{path} is not a complete checkpoint: it lacks the entry {key!r}")
     return content
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse an archive whose entries claim more bytes than the file has: torch would take the memory first.
-
-    Raises:
-        ValueError: saying so.
-        zipfile.BadZipFile: it is no archive.
-    """
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    claimed, size = sum(entry.file_size for entry in entries), path.stat().st_size
-    if claimed > size:
-        raise ValueError(f"its entries claim {claimed:,} bytes, and the file has {size:,}")
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:

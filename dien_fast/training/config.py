@@ -13,7 +13,7 @@ import torch
 
 from dien_fast._version import __version__
 from dien_fast.errors import CheckpointError, DienFastError
-from dien_fast.files import write_atomically
+from dien_fast.files import parse_json, write_atomically
 from dien_fast.models import MODELS
 from dien_fast.settings import Rule, rules
 from dien_fast.training.checkpoints import first_difference
@@ -150,7 +150,7 @@ class RunConfig(TrainSettings):
 def read_json(path: str | Path) -> Any:
     """Return the content of a JSON file, or say in a CheckpointError why there is none."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

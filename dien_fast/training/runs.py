@@ -30,6 +30,7 @@ from dien_fast.training.checkpoints import check_weights, first_difference, load
 from dien_fast.training.config import RunConfig
 from dien_fast.training.directory import RunDirectory, finish_replacement
 from dien_fast.training.scoring import predict, to_device
+from dien_fast.training.state import STATE_ENTRIES
 
 if TYPE_CHECKING:
     from dien_fast.data.dataset import ClickDataset
@@ -395,11 +396,17 @@ def prepare_directory(run: RunDirectory, config: RunConfig, encoders: Encoders, 
     the new one has a checkpoint.
 
     Raises:
-        CheckpointError: if the run to resume had other settings.
+        CheckpointError: if the run to resume had other settings, or its checkpoints are missing or damaged.
     """
     if resume:
         RunConfig.load(run.path / "config.json").check_same(config, run.path)
+        # Before anything is written: a damaged run stays as it is.
+        last = load_checkpoint(run.path / "last.pt", STATE_ENTRIES)
+        if last["history"]:
+            load_checkpoint(run.path / "best.pt")
         run.resume()
+        # They are those of the run, by their fingerprint; what is damaged is mended.
+        encoders.save(run.place / "encoders")
     else:
         if (run.path / "config.json").exists():
             # Another program's config.json is not overwritten.

@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from dien_fast.data.columns import SLICE_ROWS, first_line, is_list, is_text
 from dien_fast.data.schema import Schema
-from dien_fast.data.tables import no_column, table_format
+from dien_fast.data.tables import check_valid, no_column, table_format
 from dien_fast.data.text_files import convert_options, parse_options, text_layout
 from dien_fast.data.utf8 import HEAD_BYTES, check_name, not_utf8
 from dien_fast.errors import DataError
@@ -131,6 +131,7 @@ class TableFiles:
             else:
                 parts = self._read_text(file, own, delimiter, compressed)
             for part in parts:
+                check_valid(part, file.path)
                 for name in [name for name in columns if name in file.folders]:
                     part = part.append_column(name, self._folder_column(file, name, part.num_rows))
                 # Text that should be numbers is told later, by its row.
@@ -138,7 +139,7 @@ class TableFiles:
                 yield part
         except FileNotFoundError:
             raise DataError(f"{file.path}: the file has vanished") from None
-        except (pa.ArrowException, OSError, EOFError) as error:
+        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             raise DataError(f"{file.path}: cannot read the table: {first_line(error)}") from None
 
     def _check_unchanged(self, file: TableFile) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dien_fast.data.schema import Schema
 from dien_fast.errors import DataError
-from dien_fast.files import path_inside, write_atomically
+from dien_fast.files import parse_json, path_inside, write_atomically
 
 FORMAT, VERSION = "dien-fast prepared data", 1
 MANIFEST = "manifest.json"
@@ -48,23 +48,33 @@ class Shard:
         part: "train", "valid" or "test".
         size: bytes.
         blocks: its record batches, in order.
+        rest_crc32: of the bytes outside of the blocks, which say what these hold; None in earlier data.
     """
 
     file: str
     part: str
     size: int
     blocks: list[Block]
+    rest_crc32: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the shard as plain values."""
         blocks = [[block.rows, block.offset, block.size, block.crc32] for block in self.blocks]
-        return {"file": self.file, "part": self.part, "size": self.size, "blocks": blocks}
+        content = {"file": self.file, "part": self.part, "size": self.size, "blocks": blocks}
+        return content if self.rest_crc32 is None else content | {"rest_crc32": self.rest_crc32}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Shard:
         """Return what :meth:`to_dict` described."""
         blocks = [Block(*map(int, block)) for block in content["blocks"]]
-        shard = cls(str(content["file"]), str(content["part"]), int(content["size"]), blocks)
+        rest = content.get("rest_crc32")
+        shard = cls(
+            str(content["file"]),
+            str(content["part"]),
+            int(content["size"]),
+            blocks,
+            None if rest is None else int(rest),
+        )
         shard._check()
         return shard
 
@@ -115,6 +125,7 @@ class Manifest:
         """Write the manifest."""
         content = {"format": FORMAT, "version": VERSION} | asdict(self)
         content["shards"] = [shard.to_dict() for shard in self.shards]
+        content["checksum"] = _checksum(content)
         with write_atomically(directory / MANIFEST) as unfinished:
             unfinished.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
@@ -127,19 +138,24 @@ class Manifest:
         """
         path = directory / MANIFEST
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         except ValueError:
             raise DataError(f"{path}: the manifest is damaged: it is not JSON") from None
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise DataError(f"{path}: not the manifest of prepared data")
-        version = content.pop("version", None)
+        version = content.get("version")
         if version != VERSION:
             raise DataError(
                 f"{path}: the data were prepared in version {version!r} of the format, and this dien-fast reads "
                 f"version {VERSION}; prepare them anew"
             )
+        # Earlier ones have none.
+        checksum = content.pop("checksum", None)
+        if checksum is not None and checksum != _checksum(content):
+            raise DataError(f"{path}: the manifest is damaged: its checksum is not that of its content")
+        del content["format"], content["version"]
         try:
             content["shards"] = [Shard.from_dict(shard) for shard in content["shards"]]
             manifest = cls(**content)
@@ -173,6 +189,10 @@ class Manifest:
         for name, expected in self.checksums.items():
             if file_digest(path_inside(directory, name, DataError)) != expected:
                 raise DataError(f"{directory / name}: the file is damaged: its checksum is not the manifest's")
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_size(path: Path, expected: int) -> None:

@@ -45,7 +45,7 @@ from dien_fast.data.splitting import SPLITS, Shares, check_split, default_split,
 from dien_fast.data.tables import get_column, reading
 from dien_fast.data.utf8 import check_name
 from dien_fast.errors import DataError
-from dien_fast.files import LOCK, lock_directory, remove_unfinished, write_atomically
+from dien_fast.files import LOCK, lock_directory, parse_json, remove_unfinished, write_atomically
 from dien_fast.progress import Progress, progress_bar
 
 # The rows of the input that go into shards together: an interruption loses less than one such range.
@@ -374,7 +374,7 @@ def remove_prepared(directory: Path) -> None:
 def _read(path: Path) -> Any:
     """Return the content of a JSON file, or None where there is none that is whole."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

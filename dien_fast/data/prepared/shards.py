@@ -103,7 +103,9 @@ class ShardWriter:
                 self._give_up(failure)
                 raise
             self._whole.__exit__(None, None, None)
-            self.shard = Shard(self._path.name, self._part, self._path.stat().st_size, self._blocks)
+            with pa.memory_map(str(self._path)) as mapped:
+                rest = _crc32_of_rest(mapped, self._blocks)
+            self.shard = Shard(self._path.name, self._part, self._path.stat().st_size, self._blocks, rest)
             return None
         return self._give_up(error)
 
@@ -137,6 +139,8 @@ def read_blocks(path: Path, shard: Shard, numbers: list[int]) -> Iterator[pa.Rec
         with pa.memory_map(str(path)) as mapped:
             # A map that is longer or shorter than the file was would end the process when it is read.
             check_size(path, shard.size)
+            if shard.rest_crc32 not in (None, _crc32_of_rest(mapped, shard.blocks)):
+                raise DataError(f"{path}: the shard is damaged: the checksum of its ends is not the manifest's")
             reader = pa.ipc.open_file(mapped)
             for number in numbers:
                 block = shard.blocks[number]
@@ -170,7 +174,7 @@ def _check_columns(path: Path, number: int, batch: pa.RecordBatch) -> None:
 
 
 def read_columns(path: Path, shard: Shard, name: str) -> np.ndarray:
-    """Return a column of numbers of a whole shard, without reading the others.
+    """Return a column of numbers of a whole shard.
 
     Args:
         path: the file.
@@ -180,18 +184,20 @@ def read_columns(path: Path, shard: Shard, name: str) -> np.ndarray:
     Raises:
         DataError: the shard is missing or damaged.
     """
-    try:
-        with pa.memory_map(str(path)) as mapped:
-            check_size(path, shard.size)
-            reader = pa.ipc.open_file(mapped)
-            parts = [reader.get_batch(number).column(name) for number in range(len(shard.blocks))]
-            for part, block in zip(parts, shard.blocks, strict=True):
-                part.validate()
-                if len(part) != block.rows or part.type not in _NUMBERS or part.null_count:
-                    raise DataError(
-                        f"{path}: the shard is damaged: a block has {len(part)} {part.type} in column {name!r}, "
-                        f"{part.null_count} of them null"
-                    )
-            return np.concatenate([part.to_numpy(zero_copy_only=False) for part in parts])
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise DataError(f"{path}: the shard is damaged or cannot be read: {error}") from None
+    parts = []
+    for block in read_blocks(path, shard, list(range(len(shard.blocks)))):
+        if name not in block.schema.names or block.schema.field(name).type not in _NUMBERS:
+            raise DataError(f"{path}: the shard is damaged: it has no numbers in a column {name!r}")
+        # A copy, since a block lies in mapped memory until the next is read.
+        parts.append(np.array(block.column(name).to_numpy(zero_copy_only=False)))
+    return np.concatenate(parts)
+
+
+def _crc32_of_rest(mapped: pa.MemoryMappedFile, blocks: list[Block]) -> int:
+    """Return the CRC-32 of all bytes of a shard outside of its blocks."""
+    found = end = 0
+    for block in [*blocks, Block(0, mapped.size(), 0, 0)]:
+        mapped.seek(end)
+        found = zlib.crc32(mapped.read_buffer(block.offset - end), found)
+        end = block.offset + block.size
+    return found
