@@ -15,6 +15,7 @@ ROOT = TESTS.parent
 FILES = (
     "ops/test_attention_gru_operator.py",
     "ops/test_operator_hypothesis.py",
+    "ops/test_every_operator_hypothesis.py",
     "ops/test_add_rows.py",
     "ops/test_auxiliary_loss.py",
     "ops/test_dropout.py",

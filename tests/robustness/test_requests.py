@@ -1,0 +1,234 @@
+"""Any request: the probabilities of the library for the same words, or a status of 4xx and a sentence."""
+
+import asyncio
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from campaign import SENTENCE, Tally, amounts, attempt, bounded, campaign, check_sentence
+from hypothesis import example, given
+from hypothesis import strategies as st
+from spoiled_values import spoiled
+
+from dien_fast.serving.http import Limits, Service
+
+USER = {"country": "NO", "past_items": ["i1", "i4"], "past_brands": ["b1", "b1"], "words": "new;red", "price": 0.4}
+ITEMS = {"item": ["i1", "i2", "never seen"], "brand": ["b1", "b2", "b0"], "price": [0.1, None, 0.9]}
+OTHER = {"country": None, "past_items": [], "past_brands": None, "words": None, "price": None}
+ONE = {"user": USER, "items": ITEMS}
+SEVERAL = {
+    "users": [USER, OTHER, USER | {"words": []}],
+    "items": [
+        {"item": ["i1", "i2"], "brand": ["b1", "b2"]},
+        {"item": [], "brand": []},
+        {"item": ["i3"], "brand": [""]},
+    ],
+}
+LIMITS = Limits(body=20_000, users=5, candidates=50)
+VALUES = st.one_of(
+    st.sampled_from(
+        [None, True, 0, -1, 2**53, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, math.nan, math.inf, -math.inf]
+    ),
+    st.sampled_from(["", "i1", ";", "i1;i2", "__PAD__", "0", "[]", "['i1']", "\ud800", "\x00", "ü", "i" * 3000]),
+    st.sampled_from([[], {}, [[]], [None], ["i1", 1], [["i1"]], {"item": "i1"}, ["i1"] * 60, [0, "0"]]),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=4),
+    st.lists(st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=3)), max_size=3),
+)
+JSON = st.recursive(
+    VALUES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(["user", "users", "items", "item", "brand", "price", "\udcff", ""]), inner
+        ),
+    ),
+    max_leaves=8,
+)
+BODIES = [b"", b"{", b"\xff\xfe", b"nul", b"[" * 15_000, b'{"a":' * 3000, b"9" * 5000, b"1e999", b" " * 20_001]
+BODIES += [
+    b'{"user": {}, "user": [], "items": 1}',
+    b"\xef\xbb\xbf{}",
+    b'"\\ud800"',
+    b"\x00" * 99,
+    b"-",
+    b"Infinity",
+]
+
+
+@st.composite
+def bodies(draw):
+    """Bytes that are sent to /score."""
+    kind = draw(st.sampled_from(["request"] * 6 + ["json", "bytes", "known", "changed"]))
+    if kind == "known":
+        return draw(st.sampled_from(BODIES))
+    if kind == "bytes":
+        return draw(st.binary(max_size=40))
+    content = draw(JSON) if kind == "json" else draw(spoiled(draw(st.sampled_from([ONE, SEVERAL])), odd=VALUES))
+    body = json.dumps(content, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
+    if kind == "changed":
+        place = draw(st.integers(0, len(body) - 1))
+        body = body[:place] + draw(st.binary(max_size=2)) + body[place + draw(st.integers(0, 3)) :]
+    return body
+
+
+class Client:
+    """Speaks ASGI with an application, in this thread and process."""
+
+    def __init__(self, application):
+        self._runner = asyncio.Runner()
+        self._application = application
+        self._life = application.router.lifespan_context(application)
+        self._runner.run(self._life.__aenter__())
+
+    def close(self):
+        self._runner.run(self._life.__aexit__(None, None, None))
+        self._runner.close()
+
+    def ask(self, body, *, method="POST", path="/score", headers=(), cuts=(), leaves=False, query=b""):
+        """Send a body in pieces; return the status and the body of the answer."""
+        ends = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
+        pieces = [body[start:end] for start, end in pairwise(ends)]
+        messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+        if not leaves:
+            messages[-1]["more_body"] = False
+        sent = []
+
+        async def receive():
+            return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode("utf-8", "surrogatepass"),
+            "root_path": "",
+            "query_string": query,
+            "headers": list(headers),
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 8000),
+        }
+        with bounded():
+            self._runner.run(self._application(scope, receive, send))
+        start, *rest = sent
+        return start["status"], b"".join(part.get("body", b"") for part in rest)
+
+
+@pytest.fixture(scope="module")
+def client(run):
+    client = Client(Service(run, LIMITS).application)
+    yield client
+    client.close()
+
+
+def check_refusal(status, answer):
+    """Fail unless an answer is one sentence that lays the fault on the client."""
+    assert 400 <= status < 500, (status, answer)
+    content = json.loads(answer)
+    assert content.keys() == {"error"}
+    assert "\n" not in content["error"]
+    assert len(content["error"]) <= SENTENCE
+    check_sentence(content["error"])
+
+
+def check_probabilities(run, content, found):
+    """Fail unless probabilities are those of the library for the same words."""
+    if "user" in content:
+        wanted, sentence = attempt(run.score_candidates, content["user"], content["items"])
+        assert sentence is None
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+        return
+    assert len(found) == len(content["users"])
+    for user, items, own in zip(content["users"], content["items"], found, strict=True):
+        wanted, sentence = attempt(run.score_candidates, user, items)
+        # One user may lack what others have, and is missing it then.
+        if sentence is None:
+            np.testing.assert_allclose(own, wanted, rtol=0, atol=1e-6)
+
+
+@amounts(quick=100, slow=50_000)
+def test_any_body_is_scored_or_refused(count, client, run):
+    tally = Tally("bodies of requests")
+
+    @campaign(count)
+    @given(bodies(), st.lists(st.integers(0, 300), max_size=3), st.sampled_from([False] * 9 + [True]))
+    @example(json.dumps(ONE).encode(), [7], False)
+    @example(b'{"\\ud800": 1}', [], False)
+    @example(json.dumps({"user": USER | {"country": "\ud800"}, "items": ITEMS}).encode(), [], False)
+    def check(body, cuts, leaves):
+        status, answer = client.ask(body, cuts=cuts, leaves=leaves)
+        if status == 200:
+            assert not leaves
+            check_probabilities(run, json.loads(body), json.loads(answer)["probabilities"])
+            tally["right"] += 1
+        else:
+            check_refusal(status, answer)
+            tally["refused"] += 1
+        assert client.ask(b"", method="GET", path="/health")[0] == 200
+
+    check()
+    tally.check()
+
+
+METHODS = ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "get", "\x00", ""]
+PATHS = [
+    "/score",
+    "/health",
+    "/metrics",
+    "/",
+    "",
+    "//score",
+    "/score/",
+    "/score/../health",
+    "/%73core",
+    "/\ud800",
+    "*",
+]
+HEADERS = [
+    (b"content-length", b"3"),
+    (b"content-length", b"-1"),
+    (b"content-length", b"99999999999999999999"),
+    (b"content-length", b"x"),
+    (b"content-type", b"text/plain; charset=utf-16"),
+    (b"content-encoding", b"gzip"),
+    (b"transfer-encoding", b"chunked"),
+    (b"expect", b"100-continue"),
+    (b"host", b"\xff"),
+    (b"", b""),
+    (b"x" * 3000, b"y" * 3000),
+]
+
+
+@amounts(quick=40, slow=10_000)
+def test_any_head_is_answered(count, client):
+    """What the head says of a body changes nothing: the body decides."""
+    body = json.dumps(ONE).encode()
+    expected = client.ask(body)
+    assert expected[0] == 200
+
+    @campaign(count)
+    @given(
+        st.sampled_from(METHODS),
+        st.sampled_from(PATHS),
+        st.lists(st.sampled_from(HEADERS), max_size=4),
+        st.binary(max_size=9),
+    )
+    def check(method, path, headers, query):
+        status, answer = client.ask(body, method=method, path=path, headers=headers, query=query)
+        if (method, path) == ("POST", "/score"):
+            assert (status, answer) == expected
+        elif path in ("/health", "/metrics") and method in ("GET", "HEAD"):
+            assert status == 200
+        else:
+            assert status in (307, 404, 405), (status, answer)
+
+    check()
