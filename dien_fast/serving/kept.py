@@ -1,7 +1,8 @@
 """What a store keeps of a user: states of the newest events, and the words of these events.
 
-A value is the bytes ``DFS1``, the CRC-32 of all that follows, the fingerprint of the model whose states they are, the
-length of the words' JSON as int32, the JSON, the number of states of each group as int32, and the states as float32.
+A value is the bytes ``DFS1``, the CRC-32 of all that follows, the fingerprint of the model whose states they are,
+the length of the words' JSON as int32, the JSON, the number of states of each group as int32, and the states as
+float32.
 """
 
 from __future__ import annotations
