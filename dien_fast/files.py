@@ -67,7 +67,7 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
 
 
 def check_archive(path: str | Path) -> None:
-    """Compare the content of a ZIP archive, such as ``torch.save`` writes, with the checksums in it; torch does not.
+    """Compare a ZIP archive, such as ``torch.save`` writes, with the checksums in it; torch does not.
 
     Raises:
         ValueError: a checksum is wrong, or the entries claim more bytes than the file has, for which torch would

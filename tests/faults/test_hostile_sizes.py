@@ -148,7 +148,7 @@ def test_a_shard_that_leads_out_of_itself(data, change, said):
 @pytest.mark.parametrize("name", ["label", "age"])
 def test_a_column_of_another_kind_is_told_when_it_is_read_alone(data, name):
     rewrite(data, lambda batch: with_column(batch, name, pa.array(["a"] * batch.num_rows)))
-    with pytest.raises(DataError, match=f"string in column '{name}'"):
+    with pytest.raises(DataError, match=f"column '{name}' of block 0 holds string"):
         PreparedData(data).dataset("train").column(name)
 
 
