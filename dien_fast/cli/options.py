@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from dien_fast.lines import visible
+from dien_fast.errors import one_sentence
 from dien_fast.models import MODELS
 from dien_fast.settings import Settings, rules
 
@@ -16,7 +16,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print a message and end the process with status 2."""
-        super().error(visible(message))
+        super().error(one_sentence(message))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read words, and refuse ``--option --``, of which argparse makes an empty list."""
+        found, more = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            if action.nargs is None and getattr(found, action.dest, None) == []:
+                self.error(f"argument {'/'.join(action.option_strings) or action.metavar}: expected one argument")
+        return found, more
 
 
 def add_settings(group: argparse._ArgumentGroup, kind: type[Settings], names: Iterable[str]) -> None:

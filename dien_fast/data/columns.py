@@ -83,6 +83,8 @@ def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         return _plain(column.storage)
     if pa.types.is_dictionary(kind):
         return _plain(column.dictionary).take(column.indices)
+    if pa.types.is_binary_view(kind):
+        return column.cast(pa.large_binary())
     return column.cast(pa.large_string()) if pa.types.is_string_view(kind) else column
 
 
@@ -253,6 +255,8 @@ def to_floats(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     try:
         numbers = pc.cast(column, pa.float64())
     except pa.ArrowException:
+        if not len(column):
+            raise DataError(f"expected numbers, got {column.type} values") from None
         row = first_without_number(column)
         raise DataError(f"expected a number, got {column[row].as_py()!r} in row {row}") from None
     return np.array(numbers.to_numpy(zero_copy_only=False), np.float64)

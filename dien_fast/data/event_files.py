@@ -291,6 +291,8 @@ def _read_inter(path: Path) -> Events:
     notes: list[str] = []
     if described.exists():
         items = _read_atomic(described)
+        if "item_id" not in items.column_names:
+            raise DataError(f"{described}: no field 'item_id'; the header has {', '.join(items.column_names)}")
         columns = [
             name for name in items.column_names if name != "item_id" and pa.types.is_string(items[name].type)
         ]

@@ -43,6 +43,11 @@ def at(value, path):
     return value
 
 
+def _own(draw, odd):
+    """A value that may be changed: Hypothesis would draw the changed one again."""
+    return copy.deepcopy(draw(odd))
+
+
 @st.composite
 def spoiled(draw, valid, most=3, odd=ODD):
     """A value with up to ``most`` changes inside: other values, and keys that are gone or new."""
@@ -50,12 +55,12 @@ def spoiled(draw, valid, most=3, odd=ODD):
     for _ in range(draw(st.integers(0, most))):
         inside = [path for path in places(value) if path]
         if not inside:
-            return draw(odd)
+            return _own(draw, odd)
         *path, key = draw(st.sampled_from(inside))
         holder = at(value, path)
         change = draw(st.sampled_from(["set", "delete", "copy", "name", "add"]))
         if change == "set":
-            holder[key] = draw(odd)
+            holder[key] = _own(draw, odd)
         elif change == "delete":
             del holder[key]
         elif change == "copy":
@@ -63,7 +68,7 @@ def spoiled(draw, valid, most=3, odd=ODD):
         elif change == "name":
             holder[key] = draw(st.sampled_from(NAMES))
         elif isinstance(holder, list):
-            holder.insert(key, draw(odd))
+            holder.insert(key, _own(draw, odd))
         else:
-            holder[draw(st.sampled_from([*NAMES, "lable", "group", "max_len"]))] = draw(odd)
+            holder[draw(st.sampled_from([*NAMES, "lable", "group", "max_len"]))] = _own(draw, odd)
     return value
