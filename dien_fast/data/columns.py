@@ -83,6 +83,8 @@ def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         return _plain(column.storage)
     if pa.types.is_dictionary(kind):
         return _plain(column.dictionary).take(column.indices)
+    if pa.types.is_float16(kind):  # for which Arrow has few functions
+        return column.cast(pa.float32())
     if pa.types.is_binary_view(kind):
         return column.cast(pa.large_binary())
     return column.cast(pa.large_string()) if pa.types.is_string_view(kind) else column

@@ -140,6 +140,21 @@ def test_files_that_are_not_what_their_names_say(tmp_path, name, content, messag
     assert str(refused.value).startswith(f"{tmp_path / name}: {message}")
 
 
+@pytest.mark.parametrize("size", [1, 2, 30])
+def test_a_compressed_log_that_was_cut_short_is_named(tmp_path, size):
+    review = json.dumps({"reviewerID": "A", "asin": "B", "unixReviewTime": 1})
+    (tmp_path / "x.json.gz").write_bytes(gzip.compress(review.encode())[:size])
+    with pytest.raises(DataError, match=r"x\.json\.gz: cannot be read: "):
+        read_events(tmp_path / "x.json.gz")
+
+
+def test_items_without_ids_are_named(tmp_path):
+    (tmp_path / "x.inter").write_text("user_id:token\titem_id:token\n1\t2\n")
+    (tmp_path / "x.item").write_text("id:token\tkind:token\n2\ta\n")
+    with pytest.raises(DataError, match=r"x\.item: no field 'item_id'; the header has id, kind"):
+        read_events(tmp_path / "x.inter")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -125,6 +125,18 @@ def test_what_is_wrong_is_said(columns, message):
 
 
 @pytest.mark.parametrize(
+    ("role", "name"), [("user", "event"), ("time", "label"), ("item", "event"), ("user", "hist_item")]
+)
+def test_names_that_the_clicks_have_are_refused(role, name):
+    roles = {"user": "user", "item": "item", "time": "time"} | {role: name}
+    table = pa.table({roles["user"]: ["a", "a", "b"], roles["item"]: [1, 2, 3], roles["time"]: [1, 2, 3]})
+    with pytest.raises(
+        DataError, match=f"log: column '{name}' must have another name, as the clicks have one of it"
+    ):
+        next_clicks(Events(table, **roles, source="log"))
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"first": 1}, "first must be at least 2"),

@@ -138,14 +138,14 @@ def lines(draw, commands, known):
     words = list(draw(st.sampled_from(commands[name])))
     for _ in range(draw(st.integers(0, 3))):
         change = draw(st.sampled_from(["option"] * 5 + ["replace", "drop", "insert"]))
-        place = draw(st.integers(1, len(words)))
+        place = draw(st.integers(1, max(len(words), 1)))
         if change == "option":
             option = draw(st.sampled_from(known[name]))
             value = draw(st.sampled_from([*NUMBERS, *TEXTS, *(2 * GOOD.get(option, []))]))
             words += draw(st.sampled_from([[f"{option}={value}"], [option, value], [option]]))
         elif change == "replace" and place < len(words) and not words[place].startswith("-"):
             words[place] = draw(st.sampled_from(TEXTS))
-        elif change == "drop":
+        elif change == "drop" and words:
             del words[place - 1]
         else:
             words.insert(place, draw(st.sampled_from([*TEXTS, "--no-such-option", "--quiet", "--ep", "9"])))
@@ -169,6 +169,8 @@ def test_any_command_line_works_or_is_refused(count, shop, place):
     @example(["serve", str(shop / "run"), "--port", "70000"])
     @example(["serve", str(shop / "run"), "--host", "a" * 300])
     @example(["serve", str(shop / "run"), "--threads", "9" * 30])
+    @example(["export", str(shop / "run"), "--output", "x.pt2", "--format", "--"])
+    @example(["predict", str(shop / "run"), "--allow-unknown=" + "9" * 5000])
     @example([*commands["train"][0], "--seed", "9" * 30])
     @example([*commands["train"][0], "--embedding-size", "9" * 30])
     @example(["predict", str(shop / "run"), "\udcff.csv", "--output", "out.csv"])

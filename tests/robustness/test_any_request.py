@@ -222,6 +222,7 @@ def test_any_head_is_answered(count, client):
         st.lists(st.sampled_from(HEADERS), max_size=4),
         st.binary(max_size=9),
     )
+    @example("GET", "/score/", [], b"\x80")
     def check(method, path, headers, query):
         status, answer = client.ask(body, method=method, path=path, headers=headers, query=query)
         if (method, path) == ("POST", "/score"):

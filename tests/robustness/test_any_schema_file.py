@@ -141,6 +141,8 @@ def test_a_schema_is_what_its_file_says_or_is_refused(count, folder):
     @campaign(count)
     @given(files(VALID))
     @example(toml_text(VALID).encode())
+    @example(b"x = " + b"[" * 3000)
+    @example(b"max_length = " + b"9" * 5000)
     def check(content):
         path.write_bytes(content)
         schema, sentence = attempt(Schema.from_toml, path)
@@ -168,6 +170,8 @@ def test_a_schema_of_events_is_what_its_file_says_or_is_refused(count, folder):
     @campaign(count)
     @given(files(EVENTS))
     @example(toml_text(EVENTS).encode())
+    @example(toml_text(EVENTS | {"max_length": 2**63}).encode())
+    @example(toml_text(EVENTS | {"max_length": "5"}).encode())
     def check(content):
         path.write_bytes(content)
         events, sentence = attempt(read_event_table, table, path)

@@ -47,6 +47,8 @@ def test_a_damaged_run_gives_its_probabilities_or_is_refused(count, damaged_run)
     @given(damages(damaged_run))
     @example(Damage("best.pt", "flip", place=weights))
     @example(Damage("config.json", "cut", place=100))
+    @example(Damage("config.json", "value", content="[" * 100_000))
+    @example(Damage("encoders/item.json", "value", content="[" * 100_000))
     def check(damage):
         with damage.done_to(damaged_run):
             found, sentence = attempt(scores, damaged_run)
@@ -111,11 +113,13 @@ def middle(directory, name):
 @amounts(quick=15, slow=10_000)
 def test_damaged_prepared_data_give_their_rows_or_are_refused(count, prepared):
     whole, tally = rows_of(prepared), Tally("damaged files of prepared data")
+    manifest = (prepared / "manifest.json").read_text()
 
     @campaign(count)
     @given(damages(prepared))
     @example(middle(prepared, "train-0-000000.arrow"))
     @example(middle(prepared, "negatives-0.arrow"))
+    @example(Damage("manifest.json", "value", content=manifest.replace('"split": "', '"split": "not ')))
     def check(damage):
         with damage.done_to(prepared):
             found, sentence = attempt(rows_of, prepared)

@@ -111,6 +111,10 @@ def test_files_that_are_no_packages(shop, tmp_path, capsys):
     with (tmp_path / "cut.pt2").open("rb+") as file:
         file.truncate(1000)
     assert "is not a package of dien-fast, or is damaged" in failure(capsys, "check", tmp_path / "cut.pt2")
+    content = bytearray((shop / "model.pt2").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "flipped.pt2").write_bytes(content)
+    assert "is not a package of dien-fast, or is damaged" in failure(capsys, "check", tmp_path / "flipped.pt2")
     changed_copy(
         shop / "model.pt2", tmp_path / "new.pt2", "dien_fast.json", lambda content: content | {"format": 99}
     )

@@ -98,10 +98,14 @@ def test_files_that_are_no_models(shop, tmp_path, capsys):
     with (tmp_path / "cut.onnx").open("rb+") as file:
         file.truncate(5000)
     assert "is not a model that ONNX Runtime reads: " in failure(capsys, "check", tmp_path / "cut.onnx")
+    content = bytearray((shop / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "flipped.onnx").write_bytes(content)
+    assert failure(capsys, "check", tmp_path / "flipped.onnx").endswith("is damaged: its checksum is wrong")
     graph = onnx.load(shop / "model.onnx")
-    for entry in graph.metadata_props:
-        if entry.key == "dien_fast.json":
-            entry.value = json.dumps(json.loads(entry.value) | {"format": 99})
+    entries = {entry.key: entry for entry in graph.metadata_props}
+    entries["dien_fast.json"].value = json.dumps(json.loads(entries["dien_fast.json"].value) | {"format": 99})
+    graph.metadata_props.remove(entries["dien_fast.sha256"])  # which was that of another content
     onnx.save(graph, tmp_path / "new.onnx")
     assert "has format 99, this version of dien-fast reads 1" in failure(capsys, "check", tmp_path / "new.onnx")
     del graph.metadata_props[:]
