@@ -56,7 +56,7 @@ def outcome(name, arguments, fill):
 
 
 @pytest.mark.parametrize("name", sorted(CALLS))
-@amounts(quick=15, slow=10_000)
+@amounts(quick=15, slow=5000)
 def test_any_call_is_refused_or_reads_its_arguments_alone(count, name):
     tally = Tally(f"calls of {name}")
 

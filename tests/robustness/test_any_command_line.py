@@ -152,7 +152,7 @@ def lines(draw, commands, known):
     return words
 
 
-@amounts(quick=12, slow=5000)
+@amounts(quick=12, slow=2000)
 def test_any_command_line_works_or_is_refused(count, shop, place):
     commands, tally = bases(shop), Tally("command lines")
     known = {

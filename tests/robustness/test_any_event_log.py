@@ -27,7 +27,7 @@ def damaged_logs(draw, directory):
     return name, file.name, spoil(draw, file.read_bytes())
 
 
-@amounts(quick=30, slow=20_000)
+@amounts(quick=30, slow=4000)
 def test_damaged_logs_are_read_or_refused(count, tmp_path):
     tally = Tally("damaged logs of events")
 
@@ -56,7 +56,7 @@ def logs(draw):
 
 
 @pytest.mark.parametrize("name", ["inter", "lines", "reviews", "newer_reviews"])
-@amounts(quick=10, slow=2500)
+@amounts(quick=10, slow=1000)
 def test_whole_logs_have_their_events(count, name, tmp_path):
     @campaign(count)
     @given(logs())

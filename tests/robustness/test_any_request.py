@@ -155,7 +155,7 @@ def check_probabilities(run, content, found):
             np.testing.assert_allclose(own, wanted, rtol=0, atol=1e-6)
 
 
-@amounts(quick=100, slow=50_000)
+@amounts(quick=100, slow=15000)
 def test_any_body_is_scored_or_refused(count, client, run):
     tally = Tally("bodies of requests")
 
@@ -208,7 +208,7 @@ HEADERS = [
 ]
 
 
-@amounts(quick=40, slow=10_000)
+@amounts(quick=40, slow=3000)
 def test_any_head_is_answered(count, client):
     """What the head says of a body changes nothing: the body decides."""
     body = json.dumps(ONE).encode()

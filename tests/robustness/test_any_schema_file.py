@@ -132,7 +132,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("schemas")
 
 
-@amounts(quick=40, slow=15_000)
+@amounts(quick=40, slow=6000)
 def test_a_schema_is_what_its_file_says_or_is_refused(count, folder):
     path, table, output = folder / "clicks.toml", folder / "clicks.csv", folder / "run"
     pa.csv.write_csv(shop_table(80), table)
@@ -161,7 +161,7 @@ def test_a_schema_is_what_its_file_says_or_is_refused(count, folder):
     tally.check()
 
 
-@amounts(quick=20, slow=5_000)
+@amounts(quick=20, slow=3000)
 def test_a_schema_of_events_is_what_its_file_says_or_is_refused(count, folder):
     path, table = folder / "events.toml", folder / "events.csv"
     pa.csv.write_csv(shop_table(80), table)

@@ -56,7 +56,7 @@ def compare(run, path, meant):
     return True
 
 
-@amounts(quick=10, slow=10_000)
+@amounts(quick=10, slow=1000)
 def test_text_tables_are_read_as_their_rows(count, run, folder):
     tally = Tally("CSV and TSV files")
 
@@ -72,7 +72,7 @@ def test_text_tables_are_read_as_their_rows(count, run, folder):
     tally.check()
 
 
-@amounts(quick=10, slow=10_000)
+@amounts(quick=10, slow=1000)
 def test_parquet_tables_are_read_as_their_rows(count, run, folder):
     tally = Tally("Parquet files")
 
@@ -118,7 +118,7 @@ def example_of(kind, place):
     return table.set_column(place, table.column_names[place], STRANGE[kind](6))
 
 
-@amounts(quick=60, slow=20_000)
+@amounts(quick=60, slow=5000)
 def test_columns_of_any_type_are_scored_alike_in_memory_and_in_a_file_or_refused(count, run, folder):
     path, tally = folder / "spoiled.parquet", Tally("columns of any type")
 
@@ -151,7 +151,7 @@ def test_columns_of_any_type_are_scored_alike_in_memory_and_in_a_file_or_refused
     tally.check()
 
 
-@amounts(quick=2, slow=1500)
+@amounts(quick=2, slow=300)
 def test_commands_take_any_table_or_refuse_it(count, shop, run, folder):
     """Where predict refuses, it writes nothing; train and prepare leave no run and no data."""
     path, output, tally = folder / "given.parquet", folder / "scored.parquet", Tally("tables given to commands")
@@ -200,7 +200,7 @@ def damaged_files(draw):
     return ending, spoil(draw, content)
 
 
-@amounts(quick=20, slow=20_000)
+@amounts(quick=20, slow=5000)
 def test_damaged_tables_are_refused_or_have_a_probability_for_each_row(count, run, folder):
     """What a changed file means is not known; its rows are counted, and every probability is one."""
     tally = Tally("damaged files of tables")

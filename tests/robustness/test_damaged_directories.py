@@ -38,7 +38,7 @@ def scores(directory):
     return load(directory).predict(TABLE).tobytes()
 
 
-@amounts(quick=12, slow=10_000)
+@amounts(quick=12, slow=4000)
 def test_a_damaged_run_gives_its_probabilities_or_is_refused(count, damaged_run):
     whole, tally = scores(damaged_run), Tally("damaged files of runs")
     weights = (damaged_run / "best.pt").stat().st_size // 2
@@ -63,7 +63,7 @@ def test_a_damaged_run_gives_its_probabilities_or_is_refused(count, damaged_run)
     tally.check()
 
 
-@amounts(quick=1, slow=300)
+@amounts(quick=1, slow=100)
 def test_a_damaged_run_goes_on_as_before_or_is_refused(count, damaged_run, tmp_path):
     """A resumed training ends with the weights of one that nothing damaged, or changes nothing."""
     words = ["--resume", "--epochs", "3", "--cpu", "--quiet"]
@@ -110,7 +110,7 @@ def middle(directory, name):
     return Damage(name, "flip", place=(directory / name).stat().st_size // 2)
 
 
-@amounts(quick=15, slow=10_000)
+@amounts(quick=15, slow=3000)
 def test_damaged_prepared_data_give_their_rows_or_are_refused(count, prepared):
     whole, tally = rows_of(prepared), Tally("damaged files of prepared data")
     manifest = (prepared / "manifest.json").read_text()
@@ -133,7 +133,7 @@ def test_damaged_prepared_data_give_their_rows_or_are_refused(count, prepared):
     tally.check(least_right=0)
 
 
-@amounts(quick=15, slow=5000)
+@amounts(quick=15, slow=1000)
 def test_a_flipped_bit_in_the_numbers_of_a_shard_is_refused(count, prepared):
     """Blocks are most of a shard; a campaign over all files flips few of their bits."""
     whole = rows_of(prepared)

@@ -21,7 +21,7 @@ def states(run):
     return states
 
 
-@amounts(quick=15, slow=20_000)
+@amounts(quick=15, slow=5000)
 def test_damaged_states_are_refused(count, states):
     (whole,) = states.store.get(["ann"])
     expected = states.score_candidates(["ann", "bob"], ROWS, ITEMS)

@@ -40,7 +40,7 @@ class Tally(Counter):
         super().__init__()
         self.title = title
 
-    def check(self, least_right=0.05, least_refused=0.05):
+    def check(self, least_right=0.02, least_refused=0.02):
         """Print the counts; fail where nearly all cases had the same outcome, so that little was tested."""
         total = self.total()
         print(f"\n{self.title}: {total:,} cases, " + ", ".join(f"{self[name]:,} {name}" for name in sorted(self)))
