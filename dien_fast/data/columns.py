@@ -51,10 +51,15 @@ def as_column(x: Any) -> pa.Array | pa.ChunkedArray:
 
 def codes(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Return ``[N]`` int64, equal for equal values, numbered by first appearance."""
-    encoded = as_column(column).dictionary_encode(null_encoding="encode")
+    encoded = as_column(column).dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
+        # Arrow does not unify dictionaries that hold nulls.
         encoded = encoded.unify_dictionaries().combine_chunks()
-    return encoded.indices.to_numpy().astype(np.int64)
+    numbers = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy().astype(np.int64)
+    if not encoded.null_count:
+        return numbers
+    _, first, places = np.unique(numbers, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[places]
 
 
 def _ordered(column: pa.Array | pa.ChunkedArray, values: Any) -> pa.Array | pa.ChunkedArray:
@@ -255,7 +260,8 @@ def to_floats(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
         DataError: a value is no number; the message names its row.
     """
     try:
-        numbers = pc.cast(column, pa.float64())
+        # A cast that is safe refuses whole numbers that have no float of their own.
+        numbers = pc.cast(column, pa.float64(), safe=not pa.types.is_integer(column.type))
     except pa.ArrowException:
         if not len(column):
             raise DataError(f"expected numbers, got {column.type} values") from None
