@@ -79,7 +79,7 @@ def refuse_sets(kind: pa.DataType, values: Iterable[Any]) -> None:
 
 
 def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Return the column without dictionaries, views and extension types around its values."""
+    """Return the column without dictionaries, runs, views and extension types around its values."""
     if isinstance(column, pa.ChunkedArray):
         chunks = [_plain(chunk) for chunk in column.chunks] or [_plain(pa.array([], column.type))]
         return pa.chunked_array(chunks)
@@ -88,6 +88,8 @@ def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         return _plain(column.storage)
     if pa.types.is_dictionary(kind):
         return _plain(column.dictionary).take(column.indices)
+    if pa.types.is_run_end_encoded(kind):
+        return _plain(pc.run_end_decode(column))
     if pa.types.is_float16(kind):  # for which Arrow has few functions
         return column.cast(pa.float32())
     if pa.types.is_binary_view(kind):

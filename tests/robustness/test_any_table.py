@@ -129,6 +129,7 @@ def test_columns_of_any_type_are_scored_alike_in_memory_and_in_a_file_or_refused
     @example(example_of("an extension", 5))
     @example(example_of("byte views", 7))
     @example(example_of("half floats", 5))
+    @example(example_of("run ends", 5))
     @example(example_of("a map", 3).slice(0, 0))
     @example(shop_table(4).set_column(0, "who", pa.chunked_array([["a", None], [None, "a"]])))
     @example(shop_table(4).append_column("when", pa.array([1, 2, 3, 4])))
