@@ -326,6 +326,7 @@ def pages(results: Results, others: list[Results]) -> dict[Path, str]:
     large = replaced(LARGE.read_text(), "sizes", sizes_block([results, *others]))
     readme = replaced(README.read_text(), "summary", summary(results))
     cuda = replaced(CUDA.read_text(), "predictions", gpu_floors.text())
+    readme = replaced(readme, "models", paragraphs(auc_tables.overview(aucs)))
     return {
         README: replaced(readme, "speed", readme_block(results)),
         BENCHMARKS: replaced(BENCHMARKS.read_text(), "results", benchmarks_block(results, others)),

@@ -279,6 +279,7 @@ def test_the_pictures(speed, peers, trainings, tmp_path):
         ("CUDA", "predictions"),
         ("CUDA", "layer"),
         ("MODELS", "tasks"),
+        ("README", "models"),
         ("LARGE", "sizes"),
         ("LARGE", "scaling"),
         ("PREPARED", "prepared"),
