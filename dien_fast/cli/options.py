@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from dien_fast.errors import one_sentence
+from dien_fast.lines import visible
 from dien_fast.models import MODELS
 from dien_fast.settings import Settings, rules
 
@@ -16,7 +17,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print a message and end the process with status 2."""
-        super().error(one_sentence(message))
+        super().error(one_sentence(visible(message)))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Read words, and refuse ``--option --``, of which argparse makes an empty list."""
