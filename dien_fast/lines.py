@@ -23,7 +23,7 @@ def visible(text: str) -> str:
 
 
 def print_line(line: str, file: TextIO | None = None) -> None:
-    """Print one line, made :func:`visible`, at once; a pipe would otherwise hold it back until the process ends.
+    """Print one line at once, which a pipe would otherwise hold back, with an escape for what does not print.
 
     Args:
         line: without the newline at its end.

@@ -32,7 +32,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|np|numpy|pa|pyarrow|pd|pandas|collections|concurrent|pathlib|nn|sklearn|argparse)\..*"),
     (r"py:.*", r"(Tensor|Any|optional|DataFrame|ndarray|Self|Accelerator|Path|dict\[str)"),
     # Parts of signatures that nobody but the package itself makes.
-    (r"py:class", r"(.*\.)?(Vocabulary|_Catalogue|Tables|RunDirectory|Request)"),
+    (r"py:class", r"(.*\.)?(Vocabulary|_Catalogue|Tables|RunDirectory|Request|Words)"),
 ]
 suppress_warnings = ["ref.python"]  # a bare DIEN in a signature may be the fast or the reference one
 
