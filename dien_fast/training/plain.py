@@ -78,6 +78,8 @@ def plain_user(run: Run, user: Any, candidates: dict[str, Tensor]) -> dict[str, 
     found: dict[str, Any] = {}
     for name in (*schema.numeric, *schema.categorical):
         if name in candidates:
+            if type(user.get(name)) is str and not _are_text([user[name]]):
+                return None  # nothing reads it, but it cannot be a column
             continue
         value = user.get(name, _ABSENT)
         if name in schema.numeric:
@@ -135,8 +137,19 @@ def _ids(vocabulary: Vocabulary, words: list[Any]) -> Tensor | None:
     """Return the ids ``[N]`` int64 of words of the vocabulary's own kind, None if there are others."""
     if not {*map(type, words)} <= {int if vocabulary.kind == "int64" else str, type(None)}:
         return None
+    if vocabulary.kind != "int64" and not _are_text(words):
+        return None
     ids = vocabulary.encode_list(words)
     return None if ids is None else torch.from_numpy(ids)
+
+
+def _are_text(words: list[Any]) -> bool:
+    """Return whether words can be written as UTF-8, which half of a surrogate pair cannot."""
+    try:
+        "".join(filter(None, words)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _quantiles(encoder: NumericEncoder, numbers: list[Any]) -> Tensor | None:

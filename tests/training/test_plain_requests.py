@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 from clicks import make_table
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_candidates import make_run, one_column_run
 
@@ -129,7 +129,11 @@ CANDIDATES = st.fixed_dictionaries(
 
 
 @given(user=USERS, items=CANDIDATES)
-@settings(max_examples=300, deadline=None)
+@example(
+    user={"age": 30, "tags": "x|y", "category": "\ud800", "hist_category": [], "hist_item": []},
+    items={"item": [3, 9], "category": ["a", "c"]},
+)
+@settings(max_examples=300, deadline=None, derandomize=True)
 def test_any_values_get_what_tables_get(user, items):
     assert_same(outcome(encode_request, RUN, user, items), outcome(by_tables, RUN, user, items))
 
