@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "attention_scores_layers.h"
@@ -20,6 +21,17 @@ struct ScoreArguments {
     const std::vector<int64_t>& layers;
     const std::vector<double>& epsilons;
     bool training;
+};
+
+// The other arguments, as the operators get them.
+struct ScoreInputs {
+    const Tensor& query;
+    const Tensor& keys;
+    const Tensor& offsets;
+    const std::optional<Tensor>& key_start;
+    const std::optional<Tensor>& seed;
+    int64_t max_length;
+    double dropout;
 };
 
 template <typename T>

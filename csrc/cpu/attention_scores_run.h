@@ -22,16 +22,6 @@ const ScoreKernels<T>& score_kernels(const std::vector<int64_t>& widths) {
         return DIEN_FAST_CHOOSE(chosen, kDoubleScores);
 }
 
-struct ScoreInputs {
-    const Tensor& query;
-    const Tensor& keys;
-    const Tensor& offsets;
-    const std::optional<Tensor>& key_start;
-    const std::optional<Tensor>& seed;
-    int64_t max_length;
-    double dropout;
-};
-
 // The arrays over the channels of a layer.
 enum Coefficient {
     kBias,

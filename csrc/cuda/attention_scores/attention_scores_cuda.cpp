@@ -19,16 +19,6 @@
 namespace dien_fast::cuda {
 namespace {
 
-struct ScoreInputs {
-    const Tensor& query;
-    const Tensor& keys;
-    const Tensor& offsets;
-    const std::optional<Tensor>& key_start;
-    const std::optional<Tensor>& seed;
-    int64_t max_length;
-    double dropout;
-};
-
 int64_t last_offset(const Tensor& offsets) {
     Tensor whole = offsets;
     const Tensor last = torch::stable::narrow(whole, 0, offsets.size(0) - 1, 1);
