@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from comparison import assert_within_twice
-from interest_cases import ROW_LENGTHS, SOME, differentiate, draw, offsets_of, plain_padded, plain_sum
-from interest_checks import check_weighted_sum
+from interest_cases import ROW_LENGTHS, SOME, draw, offsets_of, plain_padded
+from interest_checks import check_weighted_sum, check_weighted_sum_in_float32
 
 from dien_fast.ops import rows
 
@@ -56,20 +55,7 @@ def test_weighted_sum_of_one_long_history(emulated):
 
 
 def test_weighted_sum_in_float32(emulated):
-    lengths = [length % 61 for length in range(0, 800, 13)]
-    offsets = offsets_of(lengths)
-    values, weights = draw(sum(lengths), 18).float(), draw(sum(lengths)).float()
-
-    def run(compute, dtype):
-        leaves = {
-            "values": values.to(dtype).detach().requires_grad_(),
-            "weights": weights.to(dtype).detach().requires_grad_(),
-        }
-        found = compute(*leaves.values(), offsets)
-        return {"sum": found.detach()} | differentiate(found, leaves)
-
-    single = [run(compute, torch.float32) for compute in (rows.weighted_sum, plain_sum)]
-    assert_within_twice(*single, run(plain_sum, torch.float64))
+    check_weighted_sum_in_float32()
 
 
 @pytest.mark.parametrize(

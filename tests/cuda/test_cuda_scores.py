@@ -19,7 +19,7 @@ from interest_cases import (
     scoring_of,
     seeded,
 )
-from interest_checks import check_scores, check_shared_keys
+from interest_checks import check_nan_in_scores, check_scores, check_shared_keys
 from selection import slow_but
 
 from dien_fast.ops import attention_scores as ops
@@ -106,19 +106,7 @@ def test_same_bits_in_any_order_of_threads(emulated, configure):
 
 @pytest.mark.parametrize("where", ["query", "keys"])
 def test_a_nan_stays_in_its_history_in_evaluation(emulated, where):
-    s = scoring([40, 0, 30, 60, 1], 60, 6, (9, 5), "dice", training=False)
-    clean = outcome(native, s)
-    with torch.no_grad():
-        getattr(s, where)[2 if where == "query" else 50, 1] = torch.nan
-    found = outcome(native, s)
-    owner = torch.repeat_interleave(torch.arange(5), s.offsets.diff())
-    assert found["scores"][owner == 2].isnan().all()
-    for name, others in (
-        ("scores", owner != 2),
-        ("gradient of keys", owner != 2),
-        ("gradient of query", torch.arange(5) != 2),
-    ):
-        assert torch.equal(found[name][others], clean[name][others]), name
+    check_nan_in_scores(where, "dice")
 
 
 @pytest.mark.parametrize("activation", ["dice", "prelu"])

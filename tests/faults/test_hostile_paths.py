@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from prepared_clicks import write_clicks
-from shop import make_shop
 
 import dien_fast
 from dien_fast.data import Encoders, PreparedData, fetch_ml_100k, prepare
@@ -21,16 +20,6 @@ from dien_fast.training.checkpoints import load_checkpoint
 from dien_fast.training.runs import load
 
 OUTSIDE = ["../outside", "/etc/passwd", "a/../../outside", "..", "", "link/outside", "a\0b"]
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    return make_shop(tmp_path_factory.mktemp("shop"))
-
-
-@pytest.fixture
-def run(shop, tmp_path):
-    return Path(shutil.copytree(shop / "run", tmp_path / "run"))
 
 
 @pytest.fixture

@@ -1,17 +1,15 @@
 """Sizes that a file claims are compared with the file before memory is taken for them."""
 
 import json
-import shutil
 import zipfile
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from prepared_clicks import small_pieces, write_clicks
-from shop import SCHEMA, failure, make_shop
+from shop import SCHEMA, failure
 
 from dien_fast.data import EpochLoader, PreparedData, prepare
 from dien_fast.errors import CheckpointError, DataError
@@ -19,16 +17,6 @@ from dien_fast.training.checkpoints import load_checkpoint
 from dien_fast.training.runs import load
 
 HUGE = 1 << 40
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    return make_shop(tmp_path_factory.mktemp("shop"))
-
-
-@pytest.fixture
-def run(shop, tmp_path):
-    return Path(shutil.copytree(shop / "run", tmp_path / "run"))
 
 
 @pytest.fixture

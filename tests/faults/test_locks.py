@@ -7,14 +7,8 @@ from pathlib import Path
 
 import pytest
 from faults import Command, finished, hold_after_lock
-from shop import make_shop
 
 SYNTHETIC = ["--dataset", "synthetic", "--rows", "300", "--epochs", "1", "--embedding-size", "4", "--cpu"]
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    return make_shop(tmp_path_factory.mktemp("shop"))
 
 
 def words_of(name, shop, output):

@@ -4,8 +4,14 @@ import os
 
 import pytest
 import torch
-from comparison import assert_same, assert_within_twice
+from comparison import assert_same
 from interest_cases import DTYPES, LOSS_SHAPES, SOME, Pairs, loss_outcome, native_loss, pairs, plain_loss
+from interest_checks import (
+    check_certain_and_wrong,
+    check_float32_loss,
+    check_nothing_to_tell_apart,
+    check_what_no_pair_has,
+)
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DIEN_FAST_BACKEND") == "reference", reason="the reference backend was asked for"
@@ -23,26 +29,12 @@ class TestAuxiliaryLoss:
 
     @pytest.mark.parametrize(("depth", "widths"), [(18, (36, 20)), (36, (100, 50)), (3, (7,))])
     def test_float32(self, depth, widths):
-        single = pairs([length % 61 for length in range(0, 800, 13)], depth, widths, torch.float32)
-        exact = single.to(torch.float64)
-        assert_within_twice(
-            loss_outcome(native_loss, single), loss_outcome(plain_loss, single), loss_outcome(plain_loss, exact)
-        )
+        check_float32_loss(800, depth, widths)
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("scale", [30.0, 1e4])
     def test_certain_and_wrong(self, scale, dtype):
-        """Large logits of either sign do not overflow: log(1 + e^x) is x."""
-        p = pairs([60, 3, 0, 20], dtype=dtype)
-        with torch.no_grad():
-            p.parameters[-2].mul_(scale)
-        found, want = loss_outcome(native_loss, p), loss_outcome(plain_loss, p.to(torch.float64))
-        tolerance = 1e-9 if dtype == torch.float64 else 1e-4
-        largest = max(value.abs().max() for value in want.values())
-        for name, value in want.items():
-            torch.testing.assert_close(
-                found[name].double(), value, rtol=tolerance, atol=tolerance * largest, msg=name
-            )
+        check_certain_and_wrong(scale, dtype)
 
     def test_gradcheck(self):
         p = pairs([3, 0, 2, 1], 3, (4, 3))
@@ -54,19 +46,7 @@ class TestAuxiliaryLoss:
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_what_no_pair_has_is_not_looked_at(self, dtype):
-        """A history's first event and negative, and its last state."""
-        p = pairs([3, 0, 60, 1, 2], dtype=dtype)
-        clean = loss_outcome(native_loss, p)
-        first, last = torch.tensor([0, 3, 63, 64]), torch.tensor([2, 62, 63, 65])
-        with torch.no_grad():
-            p.rows[0][last] = torch.nan
-            p.rows[1][first] = torch.nan
-            p.rows[2][first] = torch.nan
-        found = loss_outcome(native_loss, p)
-        assert_same(found, clean, 0, 0)
-        assert not found["gradient of states"][last].any()
-        assert not found["gradient of events"][first].any()
-        assert not found["gradient of negatives"][first].any()
+        check_what_no_pair_has(dtype)
 
     def test_a_nan_shows(self):
         for index in range(3):
@@ -77,12 +57,7 @@ class TestAuxiliaryLoss:
 
     @pytest.mark.parametrize("lengths", [[1, 0, 1], [0, 0], []])
     def test_nothing_to_tell_apart(self, lengths):
-        """The loss is 0 and still part of the graph."""
-        p = pairs(lengths)
-        loss = native_loss(p)
-        assert loss == 0
-        assert loss.requires_grad
-        assert not any(gradient.any() for gradient in torch.autograd.grad(loss, list(p.leaves().values())))
+        check_nothing_to_tell_apart(lengths)
 
     def test_second_derivative_is_refused(self):
         p = pairs(SOME)

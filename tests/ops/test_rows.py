@@ -4,19 +4,16 @@ import os
 
 import pytest
 import torch
-from comparison import assert_within_twice
 from interest_cases import (
     NATIVE,
     ROW_LENGTHS,
     SOME,
-    differentiate,
     draw,
     offsets_of,
     plain_padded,
     plain_rows,
-    plain_sum,
 )
-from interest_checks import check_copies, check_weighted_sum
+from interest_checks import check_copies, check_weighted_sum, check_weighted_sum_in_float32
 
 from dien_fast.ops import rows as ops
 
@@ -85,20 +82,7 @@ class TestRows:
         check_weighted_sum(shape, depth)
 
     def test_weighted_sum_in_float32(self):
-        lengths = [length % 61 for length in range(0, 800, 13)]
-        offsets = offsets_of(lengths)
-        values, weights = draw(sum(lengths), 18).float(), draw(sum(lengths)).float()
-
-        def run(compute, dtype):
-            leaves = {
-                "values": values.to(dtype).detach().requires_grad_(),
-                "weights": weights.to(dtype).detach().requires_grad_(),
-            }
-            found = compute(*leaves.values(), offsets)
-            return {"sum": found.detach()} | differentiate(found, leaves)
-
-        single = [run(compute, torch.float32) for compute in (ops.weighted_sum, plain_sum)]
-        assert_within_twice(*single, run(plain_sum, torch.float64))
+        check_weighted_sum_in_float32()
 
     def test_weighted_sum_gradcheck(self):
         offsets, leaves = offsets_of([2, 0, 3]), (draw(5, 3).requires_grad_(), draw(5).requires_grad_())

@@ -25,7 +25,7 @@ from interest_cases import (
     scoring,
     scoring_of,
 )
-from interest_checks import check_large_batch, check_scores
+from interest_checks import check_large_batch, check_nan_in_scores, check_scores
 from torch import nn
 
 import dien_fast
@@ -192,19 +192,7 @@ class TestAttentionScores:
     @pytest.mark.parametrize("activation", CODES)
     @pytest.mark.parametrize("where", ["query", "keys"])
     def test_a_nan_stays_in_its_history_in_evaluation(self, where, activation, dtype):
-        s = scoring([40, 0, 30, 60, 1], 60, 6, (9, 5), activation, training=False, dtype=dtype)
-        clean = outcome(native, s)
-        with torch.no_grad():
-            getattr(s, where)[2 if where == "query" else 50, 1] = torch.nan
-        found = outcome(native, s)
-        owner = torch.repeat_interleave(torch.arange(5), s.offsets.diff())
-        assert found["scores"][owner == 2].isnan().all()
-        for name, others in (
-            ("scores", owner != 2),
-            ("gradient of keys", owner != 2),
-            ("gradient of query", torch.arange(5) != 2),
-        ):
-            assert torch.equal(found[name][others], clean[name][others]), name
+        check_nan_in_scores(where, activation, dtype)
 
     @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, 1e30])
     def test_numbers_beyond_measure_stay_in_their_history_in_evaluation(self, bad):

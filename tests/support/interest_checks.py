@@ -4,7 +4,7 @@ Their tests run them on the best instruction set of this machine, instruction_se
 """
 
 import torch
-from comparison import assert_same
+from comparison import assert_same, assert_within_twice
 from interest_cases import (
     MANY,
     NATIVE,
@@ -12,10 +12,14 @@ from interest_cases import (
     STARTS,
     differentiate,
     draw,
+    loss_outcome,
     native,
+    native_loss,
     offsets_of,
     outcome,
+    pairs,
     plain,
+    plain_loss,
     plain_padded,
     plain_rows,
     plain_sum,
@@ -95,3 +99,84 @@ def check_weighted_sum(shape, depth):
         1e-9,
         1e-9,
     )
+
+
+def check_weighted_sum_in_float32():
+    """The error is at most twice that of plain PyTorch."""
+    lengths = [length % 61 for length in range(0, 800, 13)]
+    offsets = offsets_of(lengths)
+    values, weights = draw(sum(lengths), 18).float(), draw(sum(lengths)).float()
+
+    def run(compute, dtype):
+        leaves = {
+            "values": values.to(dtype).detach().requires_grad_(),
+            "weights": weights.to(dtype).detach().requires_grad_(),
+        }
+        found = compute(*leaves.values(), offsets)
+        return {"sum": found.detach()} | differentiate(found, leaves)
+
+    single = [run(compute, torch.float32) for compute in (rows.weighted_sum, plain_sum)]
+    assert_within_twice(*single, run(plain_sum, torch.float64))
+
+
+def check_nan_in_scores(where, activation, dtype=torch.float64):
+    """In evaluation a NaN stays in its history."""
+    s = scoring([40, 0, 30, 60, 1], 60, 6, (9, 5), activation, training=False, dtype=dtype)
+    clean = outcome(native, s)
+    with torch.no_grad():
+        getattr(s, where)[2 if where == "query" else 50, 1] = torch.nan
+    found = outcome(native, s)
+    owner = torch.repeat_interleave(torch.arange(5), s.offsets.diff())
+    assert found["scores"][owner == 2].isnan().all()
+    for name, others in (
+        ("scores", owner != 2),
+        ("gradient of keys", owner != 2),
+        ("gradient of query", torch.arange(5) != 2),
+    ):
+        assert torch.equal(found[name][others], clean[name][others]), name
+
+
+def check_float32_loss(most, depth, widths):
+    """The error is at most twice that of plain PyTorch."""
+    single = pairs([length % 61 for length in range(0, most, 13)], depth, widths, torch.float32)
+    exact = single.to(torch.float64)
+    assert_within_twice(
+        loss_outcome(native_loss, single), loss_outcome(plain_loss, single), loss_outcome(plain_loss, exact)
+    )
+
+
+def check_certain_and_wrong(scale, dtype):
+    """Large logits of either sign do not overflow: log(1 + e^x) is x."""
+    p = pairs([60, 3, 0, 20], dtype=dtype)
+    with torch.no_grad():
+        p.parameters[-2].mul_(scale)
+    found, want = loss_outcome(native_loss, p), loss_outcome(plain_loss, p.to(torch.float64))
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    largest = max(value.abs().max() for value in want.values())
+    for name, value in want.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=tolerance, atol=tolerance * largest, msg=name)
+
+
+def check_what_no_pair_has(dtype):
+    """A history's first event and negative, and its last state."""
+    p = pairs([3, 0, 60, 1, 2], dtype=dtype)
+    clean = loss_outcome(native_loss, p)
+    first, last = torch.tensor([0, 3, 63, 64]), torch.tensor([2, 62, 63, 65])
+    with torch.no_grad():
+        p.rows[0][last] = torch.nan
+        p.rows[1][first] = torch.nan
+        p.rows[2][first] = torch.nan
+    found = loss_outcome(native_loss, p)
+    assert_same(found, clean, 0, 0)
+    assert not found["gradient of states"][last].any()
+    assert not found["gradient of events"][first].any()
+    assert not found["gradient of negatives"][first].any()
+
+
+def check_nothing_to_tell_apart(lengths):
+    """The loss is 0 and still part of the graph."""
+    p = pairs(lengths)
+    loss = native_loss(p)
+    assert loss == 0
+    assert loss.requires_grad
+    assert not any(gradient.any() for gradient in torch.autograd.grad(loss, list(p.leaves().values())))
