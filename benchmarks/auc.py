@@ -47,7 +47,7 @@ class Task(NamedTuple):
 # What is kept of a training.
 COLUMNS = [
     *("variant", "seed", "test_auc", "test_gauc", "test_logloss", "epochs"),
-    *("epoch_seconds", "seconds", "best_reachable_auc", "machine"),
+    *("epoch_seconds", "seconds", "best_reachable_auc", "machine", "jobs"),
 ]
 # The best of 12 trials of `dien-fast tune` for each model on "next-popularity", by validation AUC (DIN 0.8510,
 # DIEN 0.8760), with --search lr=1e-3:2e-2 weight_decay=1e-6:1e-3 mlp_dropout=0.0:0.5 attention_hidden=16+8,36.
@@ -119,13 +119,13 @@ def measured(task: Task, directory: Path, seeds: int, jobs: int) -> dict[str, An
     words = words_of(task, directory)
     results = compare([*words, "--seeds", str(seeds), "--jobs", str(jobs)], directory)
     kind = machine.short_name(machine.cpu(), machine.cpu_model())
-    results["machine"] = results["machine"].fillna(kind) if "machine" in results else kind
+    for name, value in (("machine", kind), ("jobs", jobs)):
+        results[name] = results[name].fillna(value) if name in results else value
     rows = results.sort_values(["seed", "variant"])[[name for name in COLUMNS if name in results]]
     return {
         **machine.description(1),
         "title": task.title,
         "command": " ".join(["dien-fast", *words[:-2]]),
-        "jobs": jobs,
         "rows": json.loads(rows.to_json(orient="records")),
     }
 

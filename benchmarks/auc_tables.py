@@ -110,10 +110,11 @@ def conditions(result: dict[str, Any]) -> str:
     seeds = len({row["seed"] for row in result["rows"]})
     kinds = " and ".join(sorted({row["machine"] for row in result["rows"]}))
     cores = result["machine"]["cores"]
-    minutes = sum(row["seconds"] for row in result["rows"]) / result["jobs"] / 60
+    minutes = sum(row["seconds"] / row["jobs"] for row in result["rows"]) / 60
+    jobs = " or ".join(sorted({str(int(row["jobs"])) for row in result["rows"]}))
     over = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     text = (
-        f"Test AUC, {over}; one thread a training, {result['jobs']} at a time on {cores} cores of {kinds}, "
+        f"Test AUC, {over}; one thread a training, {jobs} at a time on {cores} cores of {kinds}, "
         f"{minutes:.0f} minutes; torch {result['versions']['torch']}."
     )
     reachable = [row["best_reachable_auc"] for row in result["rows"] if row.get("best_reachable_auc")]

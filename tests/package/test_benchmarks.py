@@ -178,7 +178,7 @@ def aucs():
     rows = [
         {"variant": name, "seed": seed, "test_auc": mean + 0.01 * seed, "epochs": 5}
         | {"test_gauc": 0.6, "test_logloss": 0.5, "best_reachable_auc": 0.9, "seconds": 480.0}
-        | {"machine": ("zen4", "zen3")[seed]}
+        | {"machine": ("zen4", "zen3")[seed], "jobs": 2 - seed}
         for name, mean in variants.items()
         for seed in (0, 1)
     ]
@@ -186,7 +186,6 @@ def aucs():
     result |= {
         "machine": {"cores": 2, "cpu": "Some CPU", "name": "some-1-threads"},
         "versions": {"torch": "2.0"},
-        "jobs": 2,
     }
     return {"next-popularity": result | {"epoch seconds": dict.fromkeys(variants, 8.5)}}
 
@@ -203,7 +202,7 @@ def test_the_tasks_of_the_models(aucs):
     block = report.tasks_block(aucs)
     assert "\n    dien-fast compare --models din,dien --seeds 2 --output compared/next-popularity\n" in block
     words = " ".join(block.split())
-    assert "2 at a time on 2 cores of zen3 and zen4, 32 minutes; torch 2.0." in words
+    assert "1 or 2 at a time on 2 cores of zen3 and zen4, 48 minutes; torch 2.0." in words
     assert "The best reachable AUC is 0.9000." in words
     assert block.splitlines()[-1] == (
         "| DIEN, AUGRU | 0.8050 ± 0.0071 | +0.1000 (+0.1000 to +0.1000) | +48.8 % | 0.6000 | 0.5000 | 5.0 | 8.5 |"
@@ -216,12 +215,13 @@ def test_a_comparison_goes_on_from_its_results_file(aucs, tmp_path, monkeypatch)
 
     def one_more(words, directory):
         row = result["rows"][0] | {"seed": 2}
-        del row["machine"]
+        del row["machine"], row["jobs"]
         return pd.concat([pd.read_csv(directory / "results.csv"), pd.DataFrame([row])])
 
     monkeypatch.setattr(auc, "compare", one_more)
     monkeypatch.setattr(machine, "short_name", lambda fields, model: "here")
-    rows = auc.measured(auc.TASKS["next-popularity"], tmp_path, seeds=3, jobs=2)["rows"]
+    rows = auc.measured(auc.TASKS["next-popularity"], tmp_path, seeds=3, jobs=3)["rows"]
+    assert [row["jobs"] for row in rows] == [2] * 4 + [1] * 4 + [3]
     assert [row["machine"] for row in rows] == ["zen4"] * 4 + ["zen3"] * 4 + ["here"]
 
 
