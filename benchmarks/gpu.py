@@ -1,17 +1,18 @@
 """Times the CUDA kernels with events, beside the reference loop and cuDNN's GRU; run by benchmarks/gpu.sh.
 
     python benchmarks/gpu.py time [--output gpu.json] [--seconds 240]
+    python benchmarks/gpu.py kernels [--output kernels.json]
     python benchmarks/gpu.py sanitize
 
 Medians of rounds whose inputs rotate. nn.GRU is another function, without attention: what cuDNN does with such a
 batch. A size is left out where its arrays would not fit or the time is spent. The floor is the larger of those of
-memory and arithmetic in gpu_floors.py, an H100's.
+memory and arithmetic in gpu_floors.py, an H100's; predictions are from there and from gpu_layer.py. `kernels` says
+how long each kernel of a call takes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +20,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import gpu_layer
 import torch
-from gpu_floors import BATCHES, HIDDEN, STEPS, floors
-from machine import description
+from gpu_floors import BATCHES, HIDDEN, STEPS, floors, predicted
+from machine import description, save
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -31,6 +33,9 @@ from dien_fast.functional import attention_gru
 
 LARGEST = 12 << 30  # bytes of x; states and gradients are as large
 VARIANTS = 3
+
+SHORT = {name: short for short, name in gpu_layer.NAMES.items()}
+PROFILED = [(256, 100, 32), (256, 1000, 64), (1024, 100, 64), (4096, 100, 64), (1024, 100, 128), (256, 100, 256)]
 
 Size = tuple[int, int, int]
 
@@ -165,6 +170,8 @@ def time_recurrence(deadline: float) -> list[dict[str, Any]]:
                     "share of the floor": least / median,
                     "bytes": memory,
                 }
+                if provider == "dien-fast" and dtype == torch.float32:
+                    result["predicted"] = predicted(*size, backward)
                 results.append(result)
                 print(row_of(result), flush=True)
     return results
@@ -194,7 +201,7 @@ def time_layer(deadline: float) -> list[dict[str, Any]]:
             "dien-fast": lambda _, layer=native, inputs=[query, keys, None, negatives]: run(layer, inputs)
         }
         if batch * steps <= 1024 * 100:
-            inputs = [query, padded[0], lengths, padded[1]]
+            inputs = [query, padded[0], lengths.cuda(), padded[1]]
             providers["reference"] = lambda _, layer=eager, inputs=inputs: run(layer, inputs)
         for provider, call in providers.items():
             median, memory = milliseconds(call)
@@ -245,6 +252,8 @@ def time_operators(deadline: float) -> list[dict[str, Any]]:
                 except torch.cuda.OutOfMemoryError:
                     continue
                 result = {"function": function, "size": size, "dtype": "float32", "provider": provider}
+                if provider == "dien-fast":
+                    result["predicted"] = gpu_layer.predicted(SHORT[function], *size)
                 results.append(result | {"milliseconds": median, "bytes": memory})
                 print(row_of(results[-1]), flush=True)
     return results
@@ -271,8 +280,54 @@ def time_model(deadline: float) -> list[dict[str, Any]]:
     return [result | {"milliseconds": median, "bytes": memory}]
 
 
+def short_name(kernel: str) -> str:
+    """A kernel's name without its namespaces, arguments and return type."""
+    name = kernel.removeprefix("void ").replace("dien_fast::cuda::", "").replace("(anonymous namespace)::", "")
+    return name.partition("(")[0] if "lambda" not in name else name[:80]
+
+
+def kernels_of(run: Callable[[int], object], rounds: int = 10) -> list[dict[str, Any]]:
+    """The kernels of a call, those that take longest first: their number and microseconds a call."""
+    run(0)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for number in range(rounds):
+            run(number)
+        torch.cuda.synchronize()
+    found = [
+        {
+            "kernel": short_name(event.key),
+            "calls": event.count / rounds,
+            "microseconds": event.self_device_time_total / rounds,
+        }
+        for event in profile.key_averages()
+        if event.self_device_time_total > 0
+    ]
+    return sorted(found, key=lambda row: -row["microseconds"])
+
+
+def profile_kernels() -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = []
+    for size in PROFILED:
+        recurrence, operators = Recurrence(size, torch.float32), Operators(size)
+        calls: dict[str, Callable[[int], object]] = {
+            "AUGRU": lambda number, one=recurrence: one.differentiate(number % VARIANTS, True, one.native),
+            "attention scores": lambda _, one=operators: one.scores(),
+            "auxiliary loss": lambda _, one=operators: one.loss(),
+        }
+        for function, call in calls.items():
+            found = kernels_of(call)
+            results.append({"function": function, "size": size, "kernels": found})
+            total = sum(row["microseconds"] for row in found)
+            print(f"{function}, {size}: {total:.0f} us in {sum(row['calls'] for row in found):.0f} kernels")
+            for row in found[:12]:
+                print(f"  {row['microseconds']:9.1f} us {row['calls']:5.1f}  {row['kernel']}", flush=True)
+    return results
+
+
 def row_of(result: dict[str, Any]) -> str:
     share = f"{result['share of the floor']:6.3f}" if "share of the floor" in result else " " * 6
+    share += f" predicted {result['predicted']:8.3f}" if "predicted" in result else " " * 19
     size = " x ".join(f"{number:4d}" for number in result["size"])
     return (
         f"{result['function']:18s} {size} {result['dtype']:8s} {result['milliseconds']:10.3f} ms {share} "
@@ -333,8 +388,8 @@ def sanitize() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["time", "sanitize"])
-    parser.add_argument("--output", type=Path, default=Path("build/gpu/gpu.json"))
+    parser.add_argument("task", choices=["time", "kernels", "sanitize"])
+    parser.add_argument("--output", type=Path, help="build/gpu/gpu.json, or kernels.json there")
     parser.add_argument("--seconds", type=float, default=240, help="after which no further size is begun")
     options = parser.parse_args()
     if options.task == "sanitize":
@@ -346,16 +401,17 @@ def main() -> None:
     result = description(torch.get_num_threads()) | {
         "gpu": {"name": properties.name, "multiprocessors": properties.multi_processor_count},
         "cuda": torch.version.cuda,
-        "results": [
+    }
+    if options.task == "kernels":
+        result["results"] = profile_kernels()
+    else:
+        result["results"] = [
             *time_layer(deadline),
             *time_operators(deadline),
             *time_model(deadline),
             *time_recurrence(deadline),
-        ],
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"saved {options.output}")
+        ]
+    save(result, options.output or Path("build/gpu") / ("gpu.json" if options.task == "time" else "kernels.json"))
 
 
 if __name__ == "__main__":
