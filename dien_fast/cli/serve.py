@@ -6,7 +6,6 @@ import argparse
 import math
 import signal
 import socket
-import threading
 from functools import partial
 from typing import Any
 
@@ -115,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     # For signals that come before the server has handlers of its own. When it has ended, it sends itself the one
     # that stopped it once more.
     before = signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
-    reload = signal.signal(signal.SIGHUP, lambda *_: threading.Thread(target=service.reload).start())
+    reload = signal.signal(signal.SIGHUP, lambda *_: service.ask_reload())
     print_line(f"serving {arguments.run} on {arguments.host}, port {port}")
     try:
         server.run([listening])

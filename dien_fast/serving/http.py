@@ -18,9 +18,10 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,10 @@ class Service:
         self._batcher = Batcher(run, self.limits.users, self.limits.candidates, store)
         self._metrics = _Metrics()
         self._reloading = threading.Lock()
+        # True asks for a reload, False for the end. A handler of signals may put into it at any moment.
+        self._asked: SimpleQueue[bool] = SimpleQueue()
+        self._reloader = threading.Thread(target=self._reload_when_asked, name="dien-fast reloader", daemon=True)
+        self._reloader.start()
         routes = [
             Route("/score", self._timed(self._score), methods=["POST"]),
             Route("/events", self._answered(self._add, self._metrics.event_requests), methods=["POST", "PUT"]),
@@ -149,26 +154,48 @@ class Service:
             try:
                 run = load(self.run.directory, next(self.run.model.parameters()).device)
                 self._batcher.exchange(run)
-            except DienFastError as error:
+            except Exception as error:  # of the system too, such as too many open files
                 self._metrics.reloads.labels("failed").inc()
-                print_line(f"dien-fast: the old model stays: {error}", sys.stderr)
+                reason = one_sentence(error) or type(error).__name__
+                print_line(f"dien-fast: the old model stays: {reason}", sys.stderr)
                 return
             self._metrics.reloads.labels("done").inc()
             print_line(f"dien-fast: loaded {run.directory} again", sys.stderr)
+
+    def ask_reload(self) -> None:
+        """Let another thread :meth:`reload`, once for all who ask before it begins.
+
+        A handler of a signal may call this at any moment.
+        """
+        self._asked.put(True)
+
+    def _reload_when_asked(self) -> None:
+        while self._asked.get():
+            # Whoever asks from here on asks for the next load.
+            with suppress(Empty):
+                while self._asked.get_nowait():
+                    pass
+                return
+            self.reload()
+
+    def _close(self) -> None:
+        """Finish the load that has begun, and what was asked."""
+        self._asked.put(False)
+        self._reloader.join()
+        self._batcher.close()
 
     @asynccontextmanager
     async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
         # A signal, not a request: whoever may send it owns the process, and no client of the port does.
         here = threading.current_thread() is threading.main_thread()
-        if here:
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGHUP, lambda: threading.Thread(target=self.reload).start())
+        # Not the loop's own handler: when that is removed, the signal ends the process.
+        before = signal.signal(signal.SIGHUP, lambda *_: self.ask_reload()) if here else None
         try:
             yield
         finally:
-            if here:
-                loop.remove_signal_handler(signal.SIGHUP)
-            await asyncio.to_thread(self._batcher.close)
+            await asyncio.to_thread(self._close)
+            if before is not None:
+                signal.signal(signal.SIGHUP, before)
 
     def _timed(self, answer: _Answer) -> _Answer:
         counted = self._answered(answer, self._metrics.requests)

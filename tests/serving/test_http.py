@@ -17,7 +17,8 @@ from shop import failure, make_shop
 
 from dien_fast.cli import main
 from dien_fast.errors import DataError
-from dien_fast.serving.http import _json_of
+from dien_fast.serving import http
+from dien_fast.serving.http import Service, _json_of
 from dien_fast.training.runs import load
 
 USER = {"country": "NO", "past_items": ["i1", "i4", "i7"], "past_brands": ["b1", "b1", "b1"], "words": "new;red"}
@@ -198,6 +199,69 @@ def wait_for(condition):
             return
         time.sleep(0.1)
     raise AssertionError("it did not happen within a minute")
+
+
+def test_many_signals_share_a_load_and_the_end_waits_for_one_alone(run, monkeypatch):
+    loads, go_on = [], threading.Event()
+
+    def slow(*arguments):
+        loads.append(arguments)
+        assert go_on.wait(60)
+        return run
+
+    monkeypatch.setattr(http, "load", slow)
+    service = Service(run)
+    service.ask_reload()
+    wait_for(lambda: loads)
+    for _ in range(50):
+        service.ask_reload()
+    go_on.set()
+    wait_for(lambda: len(loads) == 2 and service._asked.empty() and not service._reloading.locked())
+    go_on.clear()
+    service.ask_reload()
+    wait_for(lambda: len(loads) == 3)
+    for _ in range(50):
+        service.ask_reload()
+    threading.Timer(0.1, go_on.set).start()
+    service._close()
+    assert len(loads) == 3
+
+
+def test_a_load_that_the_system_refuses_is_not_the_last(run, monkeypatch, capsys):
+    def refuse(*arguments):
+        raise OSError(24, "Too many open files")
+
+    service = Service(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(http, "load", refuse)
+        service.ask_reload()
+        wait_for(lambda: "the old model stays" in capsys.readouterr().err)
+    service.ask_reload()
+    wait_for(lambda: service.run is not run)
+    service._close()
+
+
+@pytest.mark.slow
+def test_signals_may_come_at_any_moment_of_the_end(shop):
+    server = Server(shop / "run")
+    stop = threading.Event()
+
+    def ask():
+        while not stop.is_set() and server.process.poll() is None:
+            server.process.send_signal(signal.SIGHUP)
+            time.sleep(0.001)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.5)
+    try:
+        server.process.send_signal(signal.SIGTERM)
+        # The last ones may come when Python itself has ended, whose own handler then ends the process.
+        assert server.process.wait(20) in (0, -signal.SIGHUP)
+    finally:
+        stop.set()
+        asking.join()
+        server.process.kill()
 
 
 @pytest.mark.slow  # the server of the other tests ends by SIGTERM, too
