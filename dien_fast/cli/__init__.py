@@ -45,12 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["info"])  # doctest: +SKIP
         0
     """
-    parser = build_parser()
-    arguments, more = parser.parse_known_args(argv)
-    if more and not hasattr(arguments, "takes_more"):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
-    arguments.more = more
     try:
+        arguments = _parse(argv)
         arguments.command(arguments)
     except DienFastError as error:
         return _fail(str(error))
@@ -63,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MemoryError as error:
         return _fail(f"there is not enough memory{_reason(error)}")
+    except SystemError as error:
+        # What the interpreter and extensions raise that did not expect to be refused memory.
+        return _fail(f"there may not be enough memory{_reason(error)}")
     except RuntimeError as error:
         # torch has no class of its own for memory of the CPU.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
@@ -79,6 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         _leave_the_others()
     return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    arguments, more = parser.parse_known_args(argv)
+    if more and not hasattr(arguments, "takes_more"):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    arguments.more = more
+    return arguments
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -74,7 +74,7 @@ def test_the_wheel_holds_the_package_alone(wheel):
         (metadata,) = (name for name in content.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = content.read(metadata).decode()
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "dien_fast").rglob("*.py")}
-    assert names == sources | {"dien_fast/py.typed", LIBRARY}
+    assert names == sources | {"dien_fast/py.typed", "dien_fast_command.py", LIBRARY}
     assert "\nRequires-Python: >=3.11\n" in metadata
     assert "\nRequires-Dist: torch>=2.10\n" in metadata
 
