@@ -168,6 +168,8 @@ class TableFiles:
         with opened() as stream:
             delimiter, names = text_layout(stream.read(HEAD_BYTES), file.path, self._schema, delimiter)
         _check_columns(file.path, columns, names)
+        # The reader below waits forever where it gets no thread from the system; this one starts them or fails.
+        pyarrow.csv.read_csv(pa.BufferReader(b"a\n1\n"))
         with opened() as stream:
             try:
                 reader = pyarrow.csv.open_csv(
