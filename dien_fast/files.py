@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile
@@ -28,7 +30,8 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     """Give a path beside ``path`` to write to, which replaces ``path`` once the block has ended well.
 
     The content is on the disk (fsync) before the name changes, so that a reader, or a machine that lost
-    power, finds the old file or the new one and never a part. If the block raises, ``path`` is untouched.
+    power, finds the old file or the new one and never a part. Behind the block the new name is on the disk too.
+    If the block raises, ``path`` is untouched.
 
     Args:
         path: the file to write; its directory is made if needed.
@@ -41,10 +44,10 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         ...     unfinished.write_text("{}")
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     # The old ending stays last, because writers such as matplotlib choose the format by it.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f"{UNFINISHED}{path.suffix}")
-    os.close(handle)
+    before, behind = _unfinished_name(path)
+    handle, name = _held(lambda: tempfile.mkstemp(dir=path.parent, prefix=before, suffix=behind))
     unfinished = Path(name)
     try:
         # mkstemp's files are private; these are to have the permissions of any new file.
@@ -55,6 +58,7 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         with unfinished.open("rb+") as written:
             os.fsync(written.fileno())
         unfinished.replace(path)
+        sync_directory(path.parent)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         # A failed write, such as to a full disk, names no file; a failed opening names the unfinished one.
@@ -64,6 +68,78 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)
+
+
+def make_directory(path: str | Path) -> None:
+    """Make a directory and those it lies in, if they are not there; their names are then on the disk.
+
+    Raises:
+        OSError: one of them cannot be made.
+    """
+    path = Path(path)
+    missing = [part for part in (path, *path.parents) if not part.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for part in missing:
+        sync_directory(part.parent)
+
+
+def sync_directory(directory: str | Path) -> None:
+    """Put the names in a directory on the disk (fsync): new files, and what was renamed or removed.
+
+    Raises:
+        OSError: the disk cannot be written.
+    """
+    try:
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        # It may be written and not read.
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # What file systems say that know no such thing.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _unfinished_name(path: Path) -> tuple[str, str]:
+    """Return how the names of the unfinished files of ``path`` begin and end."""
+    return f".{path.stem}.", f"{UNFINISHED}{path.suffix}"
+
+
+def _held(make: Callable[[], tuple[int, str]]) -> tuple[int, str]:
+    """Make an open file and lock it, so that :func:`remove_abandoned` of other processes lets it be."""
+    while True:
+        handle, name = make()
+        # Some file systems have no locks; there the file is as good without.
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if Path(name).exists():
+            return handle, name
+        # It was removed between making and locking.
+        os.close(handle)
+
+
+def remove_abandoned(path: str | Path) -> None:
+    """Remove what killed processes were writing in place of ``path``, but nothing that one is writing now.
+
+    Args:
+        path: a file that :func:`write_atomically` was to write; its directory need not exist.
+
+    Example:
+        >>> remove_abandoned("model.onnx")  # doctest: +SKIP
+    """
+    path = Path(path)
+    before, behind = _unfinished_name(path)
+    for unfinished in path.parent.glob(f"{escape(before)}*{escape(behind)}"):
+        # Whoever writes it holds its lock.
+        with suppress(OSError), unfinished.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unfinished.unlink()
 
 
 def check_archive(path: str | Path) -> None:

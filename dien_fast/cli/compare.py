@@ -18,7 +18,7 @@ from typing import Any
 from dien_fast.cli import train
 from dien_fast.cli.signals import sigterm_as_interrupt
 from dien_fast.errors import CheckpointError, DienFastError
-from dien_fast.files import lock_directory, write_atomically
+from dien_fast.files import lock_directory, make_directory, write_atomically
 from dien_fast.lines import print_line
 from dien_fast.training.comparison import Variant, markdown, options, result_of, summary, variants
 
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     if baseline not in names:
         raise DienFastError(f"baseline must be one of {'; '.join(names)}, got {baseline!r}")
     directory = Path(arguments.output)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     with lock_directory(directory, "compares there"):
         _check_same_options(directory, arguments.more, _own_settings(arguments))
         _compare(trainings, names, baseline, directory, arguments.jobs)

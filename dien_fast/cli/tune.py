@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dien_fast.cli import train
 from dien_fast.cli.signals import sigterm_as_interrupt
 from dien_fast.errors import DienFastError
-from dien_fast.files import lock_directory
+from dien_fast.files import lock_directory, make_directory
 from dien_fast.lines import print_line
 from dien_fast.training.comparison import options
 from dien_fast.training.tuning import SPACE, Range, best_options, finished, importances, open_study
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     given = train.parse(arguments.more, "dien-fast tune")
     _, config = train.settings(given, directory / "trial")
     _check_search(search, arguments.more, directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     with lock_directory(directory, "tunes there"):
         study = open_study(directory / "study.db", search, config.seed)
         done = min(finished(study), arguments.trials)

@@ -21,7 +21,7 @@ from dien_fast.data.schema import Schema
 from dien_fast.data.text_files import read_text_table
 from dien_fast.data.utf8 import check_name
 from dien_fast.errors import DataError
-from dien_fast.files import write_atomically
+from dien_fast.files import remove_abandoned, write_atomically
 
 _PARQUET = (".parquet", ".pq")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -225,6 +225,7 @@ def write_table(table: pa.Table, path: str | Path, separator: str = "|") -> None
         sys.stdout.buffer.flush()
         return
     delimiter, compressed = table_format(path)
+    remove_abandoned(path)
     if delimiter is None:
         with write_atomically(path) as unfinished:
             pyarrow.parquet.write_table(table, unfinished)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dien_fast.errors import DienFastError
-from dien_fast.files import write_atomically
+from dien_fast.files import remove_abandoned, write_atomically
 from dien_fast.ops.backend import LOADED
 from dien_fast.serving.exported import Exported, check_output, documents
 from dien_fast.serving.package import trace
@@ -98,6 +98,7 @@ def export_onnx(
         )
     assert model is not None
     model.model.metadata_props.update(documents(run, {program: arguments}) | {_DIGEST: _NO_DIGEST})
+    remove_abandoned(path)
     with write_atomically(path) as unfinished:
         model.save(str(unfinished), external_data=False)
         _write_digest(unfinished)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dien_fast.errors import DienFastError
-from dien_fast.files import check_archive, write_atomically
+from dien_fast.files import check_archive, remove_abandoned, write_atomically
 from dien_fast.serving.exported import Exported, check_output, documents
 from dien_fast.serving.programs import Program, example, programs_of
 
@@ -72,6 +72,7 @@ def export(
                 exported.module(), arguments, options={"aot_inductor.package": True}
             )
         log(f"{program.entry}: {len(program.inputs)} inputs, operators {', '.join(operators(exported))}")
+    remove_abandoned(path)
     with write_atomically(path) as unfinished, unfinished.open("wb") as file:
         package_pt2(file, aoti_files=files, extra_files=documents(run, examples))
     return path

@@ -23,7 +23,15 @@ from types import TracebackType
 import filelock
 
 from dien_fast.errors import CheckpointError
-from dien_fast.files import LOCK, path_inside, remove_unfinished, take_lock, write_atomically
+from dien_fast.files import (
+    LOCK,
+    make_directory,
+    path_inside,
+    remove_unfinished,
+    sync_directory,
+    take_lock,
+    write_atomically,
+)
 
 RUN_FILES = ("config.json", "best.pt", "last.pt", "history.csv", "metrics.json", "loss.png", "auc.png")
 
@@ -65,7 +73,7 @@ class RunDirectory:
         """
         if self._lock.is_locked:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         if not take_lock(self._lock, self.path):
             raise CheckpointError(
                 f"another training is writing to {self.path}; wait until it has ended or choose another --output"
@@ -129,6 +137,7 @@ class RunDirectory:
         with write_atomically(self.place / _NAMES) as names:
             names.write_text(json.dumps([file.relative_to(self.place).as_posix() for file in files]), "utf-8")
         self.place.replace(self.path / _READY)
+        sync_directory(self.path)
         self.place = self.path
         _finish_replacement(self.path)
 
@@ -196,9 +205,13 @@ def _finish_replacement(directory: Path) -> None:
         if new.exists():
             place.parent.mkdir(exist_ok=True)
             new.replace(place)
+    # Without power, a file may be found under its old name as long as the new one is not on the disk.
+    for changed in {directory, *(place.parent for _, place in moves if place.parent.is_dir())}:
+        sync_directory(changed)
     # Renamed first: a half-removed .ready would be taken for a run.
     shutil.rmtree(directory / _NEW, ignore_errors=True)
     ready.replace(directory / _NEW)
+    sync_directory(directory)
     shutil.rmtree(directory / _NEW)
 
 

@@ -8,8 +8,10 @@ import sys
 
 import filelock
 import pytest
+from power import Power
 
 from dien_fast.errors import CheckpointError
+from dien_fast.files import write_atomically
 from dien_fast.training import directory as directory_module
 from dien_fast.training.directory import RunDirectory, finish_replacement
 
@@ -103,6 +105,20 @@ def test_a_kill_at_any_moment_leaves_the_old_run_or_the_new_one_whole(tmp_path, 
             break
     assert count > 15
     assert contents(directory) == NEW | {"notes.txt": "mine"}
+
+
+def test_nothing_is_removed_before_what_takes_its_place_is_on_the_disk(tmp_path, monkeypatch):
+    write(tmp_path, OLD)
+    power = Power(monkeypatch)
+    with RunDirectory(tmp_path) as run:
+        run.begin()
+        for name, content in NEW.items():
+            with write_atomically(run.place / name) as unfinished:
+                unfinished.write_text(content)
+        run.take_place()
+    assert contents(tmp_path) == NEW | {"notes.txt": "mine"}
+    assert power.renamed > 2 * len(NEW)
+    assert power.unsafe == {}
 
 
 def test_a_run_that_ends_without_a_checkpoint_leaves_nothing(tmp_path):

@@ -45,7 +45,15 @@ from dien_fast.data.splitting import SPLITS, Shares, check_split, default_split,
 from dien_fast.data.tables import get_column, reading
 from dien_fast.data.utf8 import check_name
 from dien_fast.errors import DataError
-from dien_fast.files import LOCK, lock_directory, parse_json, remove_unfinished, write_atomically
+from dien_fast.files import (
+    LOCK,
+    lock_directory,
+    make_directory,
+    parse_json,
+    remove_unfinished,
+    sync_directory,
+    write_atomically,
+)
 from dien_fast.progress import Progress, progress_bar
 
 # The rows of the input that go into shards together: an interruption loses less than one such range.
@@ -110,7 +118,7 @@ def prepare(
     )
     output = Path(output)
     check_name(output)
-    output.mkdir(parents=True, exist_ok=True)
+    make_directory(output)
     with lock_directory(output, "prepares data there", DataError):
         work.begin(overwrite)
         work.run(progress)
@@ -363,6 +371,7 @@ def _in_ranges(batches: Iterable[RowBatch]) -> Iterator[RowBatch]:
 def remove_prepared(directory: Path) -> None:
     """Remove prepared data, the manifest first, and what an interrupted preparation left."""
     (directory / MANIFEST).unlink(missing_ok=True)
+    sync_directory(directory)
     for name in (PROGRESS, "encoders"):
         shutil.rmtree(directory / name, ignore_errors=True)
     for pattern in ("negatives-*.arrow", *(f"{part}-*-*.arrow" for part in PARTS)):

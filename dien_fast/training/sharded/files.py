@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from dien_fast.errors import CheckpointError
-from dien_fast.files import path_inside
+from dien_fast.files import path_inside, sync_directory
 from dien_fast.training.directory import tables_of_epoch
 
 if TYPE_CHECKING:
@@ -78,6 +78,9 @@ class TableFiles:
             )
         except CheckpointException as error:
             raise CheckpointError(f"{path} cannot be written: {_reason(error)}") from error
+        if self._first:
+            sync_directory(path)
+            sync_directory(path.parent)
 
     def load(self, epoch: int) -> None:
         """Give the tables what they were after an epoch.
