@@ -69,24 +69,34 @@ class Settings:
     """
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
+        for name, (kind, rule) in _described(type(self)).items():
             value = getattr(self, name)
             wanted = (int, float) if kind is float else get_origin(kind) or kind
             if isinstance(value, bool) != (kind is bool) or not isinstance(value, wanted):
                 raise DienFastError(f"{name} must be of type {kind}, got {value!r}")
-        for name, rule in rules(type(self)).items():
-            rule.check(name, getattr(self, name))
+            if rule is not None:
+                rule.check(name, value)
 
 
 def rules(kind: type[Settings]) -> dict[str, Rule]:
     """Return the rule of each field of a class that has one, by name."""
-    hints = get_type_hints(kind, include_extras=True)
-    found: dict[str, Rule] = {}
-    for item in fields(kind):
-        for extra in getattr(hints[item.name], "__metadata__", ()):
-            if isinstance(extra, Rule):
-                found[item.name] = extra
-    return found
+    return {name: rule for name, (_, rule) in _described(kind).items() if rule is not None}
+
+
+# By class, as Python evaluates annotations anew whenever it is asked for them, which takes milliseconds.
+_DESCRIBED: dict[type, dict[str, tuple[Any, Rule | None]]] = {}
+
+
+def _described(kind: type[Settings]) -> dict[str, tuple[Any, Rule | None]]:
+    """Return the type of each field of a class and its rule, if it has one, by name."""
+    if kind not in _DESCRIBED:
+        plain, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+        found: dict[str, tuple[Any, Rule | None]] = {}
+        for item in fields(kind):
+            extras = getattr(annotated[item.name], "__metadata__", ())
+            found[item.name] = plain[item.name], next((rule for rule in extras if isinstance(rule, Rule)), None)
+        _DESCRIBED[kind] = found
+    return _DESCRIBED[kind]
 
 
 def default_of(kind: type, name: str) -> Any:
