@@ -34,6 +34,7 @@ def assert_same_history(left, right):
         assert left[name].tolist() == pytest.approx(right[name].tolist(), rel=0, abs=0, nan_ok=True), name
 
 
+@pytest.mark.usefixtures("_pictures_rendered")
 def test_it_learns_records_each_epoch_and_prints_one_line_each(tmp_path):
     train, valid = loaders()
     model, lines = TinyModel(), []
@@ -55,6 +56,7 @@ def test_it_learns_records_each_epoch_and_prints_one_line_each(tmp_path):
         "last.pt",
         "loss.png",
     ]
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("auc.png", "loss.png"))
     on_disk = pd.read_csv(tmp_path / "history.csv")
     assert on_disk["valid_auc"].tolist() == pytest.approx(history["valid_auc"].tolist())
 

@@ -7,6 +7,7 @@ import pytest
 from dien_fast.training import plots
 
 PNG = b"\x89PNG\r\n\x1a\n"
+pytestmark = pytest.mark.usefixtures("_pictures_rendered")
 
 
 def history(valid=True):
@@ -25,6 +26,11 @@ def test_history_is_drawn(tmp_path, valid):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["auc.png", "loss.png"]
     for path in paths:
         assert path.read_bytes().startswith(PNG)
+
+
+def test_a_comparison_is_drawn(tmp_path):
+    table = pd.DataFrame({"variant": ["DIN", "DIEN"], "auc": [0.7, 0.72], "auc_std": [0.01, np.nan]})
+    assert plots.plot_comparison(table, tmp_path / "table.png").read_bytes().startswith(PNG)
 
 
 def test_both_pictures_mark_the_epoch_with_the_best_validation_auc():
