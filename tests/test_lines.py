@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from shop import SCHEMA, run_python, shop_table
+from shop import SCHEMA, shop_table
 
 import dien_fast
 from dien_fast.cli import main
@@ -95,12 +95,14 @@ def test_a_training_prints_no_line_of_the_data(forged, tmp_path, capsys):
     assert sum(line.startswith("epoch ") for line in captured.out.splitlines()) == 1
 
 
-def test_names_of_files_on_the_command_line(tmp_path):
+def test_names_of_files_on_the_command_line(tmp_path, capsys):
     """A pattern of the shell adds them, and the parser repeats words that it does not know."""
-    done = run_python("-m", "dien_fast.cli", "info", tmp_path, tmp_path / "x\x1b[2J\nforged")
-    assert done.returncode == 2
-    assert prints(done.stderr)
-    assert r"x\x1b[2J\nforged" in done.stderr
+    with pytest.raises(SystemExit) as caught:
+        main(["info", str(tmp_path), str(tmp_path / "x\x1b[2J\nforged")])
+    assert caught.value.code == 2
+    printed = capsys.readouterr().err
+    assert prints(printed)
+    assert r"x\x1b[2J\nforged" in printed
 
 
 def test_a_word_in_an_error(tmp_path):

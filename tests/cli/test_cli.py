@@ -15,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
-from shop import failure, make_shop, run_python
+from shop import failure, make_shop
 
 from dien_fast import cli, progress
 from dien_fast.cli import main
@@ -23,7 +23,6 @@ from dien_fast.cli.options import with_default
 from dien_fast.data.sources import Source
 from dien_fast.settings import rules
 from dien_fast.training import pipeline
-from dien_fast.training.checkpoints import load_checkpoint
 from dien_fast.training.config import RunConfig
 from dien_fast.training.directory import RunDirectory
 from dien_fast.training.settings import TrainSettings
@@ -227,98 +226,6 @@ def test_a_refused_overwrite_keeps_the_run(run_copy, capsys, flags):
 def test_bf16_trains_on_the_cpu(tmp_path):
     arguments = ["train", "--dataset", "synthetic", "--rows", "400", "--epochs", "1", "--cpu", "--quiet"]
     assert main([*arguments, "--output", str(tmp_path / "run"), "--mixed-precision", "bf16"]) == 0
-
-
-# Sends its own process a signal after a step, in the midst of an epoch of 38.
-SIGNALLED = """
-import os, signal, sys
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from dien_fast.cli import main
-from dien_fast.cli.options import with_default
-from dien_fast.data.sources import Source
-
-steps = []
-
-def count(*_):
-    steps.append(0)
-    if len(steps) == int(sys.argv[2]):
-        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
-
-register_optimizer_step_post_hook(count)
-sys.exit(main(sys.argv[3:]))
-"""
-SIGNALLED_TRAINING = ["train", "--dataset", "synthetic", "--rows", "800", "--epochs", "3", "--lr", "0.01"]
-SIGNALLED_TRAINING += ["--batch-size", "16", "--embedding-size", "8", "--cpu", "--quiet"]
-
-
-def epochs_of(lines):
-    return [int(line.partition(":")[0][6:]) for line in lines.splitlines() if line.startswith("epoch ")]
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("step", "every", "epoch", "kept"),
-    [
-        (70, "7steps", 2, 28),
-        pytest.param(70, "10min", 2, 0, marks=pytest.mark.slow),
-        pytest.param(20, "7steps", 1, 14, marks=pytest.mark.slow),
-    ],
-)
-def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(tmp_path, capsys, step, every, epoch, kept):
-    arguments = [*SIGNALLED_TRAINING, "--checkpoint-every", every, "--output"]
-    killed = run_python("-c", SIGNALLED, "SIGKILL", step, *arguments, tmp_path / "killed")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert epochs_of(killed.stdout) == list(range(1, epoch))
-    last = load_checkpoint(tmp_path / "killed" / "last.pt")
-    assert last["epoch"] == epoch - 1
-    assert len(last.get("position", {"record": {"sizes": []}})["record"]["sizes"]) == kept
-    assert not (tmp_path / "killed" / "metrics.json").exists()
-    assert main([*arguments, str(tmp_path / "whole")]) == 0
-    capsys.readouterr()
-    assert main(["train", "--output", str(tmp_path / "killed"), "--resume", "--cpu", "--quiet"]) == 0
-    assert epochs_of(capsys.readouterr().out) == list(range(epoch, 4))
-    assert_same_runs(tmp_path / "whole", tmp_path / "killed")
-
-
-def assert_same_runs(*directories):
-    timing = ["seconds", "rows_per_second"]
-    histories = [pd.read_csv(directory / "history.csv").drop(columns=timing) for directory in directories]
-    pd.testing.assert_frame_equal(*histories, check_exact=True)
-    for name in ("metrics.json", "config.json"):
-        assert len({(directory / name).read_text() for directory in directories}) == 1
-    for name in ("best.pt", "last.pt"):
-        states = [load_checkpoint(directory / name)["model"] for directory in directories]
-        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-
-
-@pytest.mark.long
-def test_sigterm_stops_a_training_at_its_next_step_and_loses_nothing(tmp_path, capsys):
-    directory = tmp_path / "stopped"
-    stopped = run_python("-c", SIGNALLED, "SIGTERM", 70, *SIGNALLED_TRAINING, "--output", directory)
-    assert stopped.returncode == 0, stopped.stderr
-    assert stopped.stdout.splitlines()[-1] == (
-        f"stopped after step 32 of 38 of epoch 2; go on with: dien-fast train --output {directory} --resume"
-    )
-    assert main([*SIGNALLED_TRAINING, "--output", str(tmp_path / "whole")]) == 0
-    assert main(["train", "--output", str(directory), "--resume", "--cpu", "--quiet"]) == 0
-    assert_same_runs(tmp_path / "whole", directory)
-
-
-@pytest.mark.long
-def test_two_processes_train_together_and_score_every_row_once(tmp_path, capsys):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dien_fast.cli"]
-    arguments = ["train", "--dataset", "synthetic", "--rows", "600", "--epochs", "2", "--cpu", "--quiet"]
-    arguments += ["--gradient-accumulation", "2", "--batch-size", "33", "--embedding-size", "4"]
-    result = run_python(*launch, *arguments, "--output", tmp_path / "run")
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert any(line.startswith("model: ") and "2 processes" in line for line in lines)
-    assert [line[:8] for line in lines if line.startswith("epoch ")] == ["epoch 1:", "epoch 2:"]
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert lines[-1] == f"test AUC: {metrics['test_auc']:.4f}"
-    # One process scores the same rows: a row left out or scored twice would have raised, a wrong one differs here.
-    assert main(["evaluate", str(tmp_path / "run"), "--quiet"]) == 0
-    assert f"AUC: {metrics['test_auc']:.4f}" in capsys.readouterr().out.splitlines()
 
 
 def test_an_interrupted_run_tells_how_to_go_on(run_copy, tmp_path, monkeypatch, capsys):

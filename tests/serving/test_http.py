@@ -36,7 +36,8 @@ def server(shop, tmp_path_factory):
     run = shutil.copytree(shop / "run", tmp_path_factory.mktemp("served") / "run")
     server = Server(run, "--threads", "1", "--max-body", "100000", "--max-users", "64", "--max-candidates", "500")
     yield server
-    assert server.end() == 0, server.process.stderr.read()
+    status, printed = server.end()
+    assert status == 0, printed
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def test_another_model_is_loaded_without_a_lost_request(server, shop, tmp_path):
     try:
         options = ["--overwrite", "--epochs", "1", "--seed", "5", "--embedding-size", "6", "--cpu", "--quiet"]
         assert main(["train", *words, *options]) == 0
-        server.process.send_signal(signal.SIGHUP)
+        server.command.send(signal.SIGHUP)
         wait_for(lambda: server.metric('dien_fast_reloads_total{result="done"}') == 1)
     finally:
         stop.set()
@@ -188,7 +189,7 @@ def test_another_model_is_loaded_without_a_lost_request(server, shop, tmp_path):
     np.testing.assert_allclose(answer["probabilities"], expected, rtol=0, atol=1e-6)
 
     Path(served, "best.pt").write_bytes(b"no checkpoint")
-    server.process.send_signal(signal.SIGHUP)
+    server.command.send(signal.SIGHUP)
     wait_for(lambda: server.metric('dien_fast_reloads_total{result="failed"}') == 1)
     assert server.score({"user": USER, "items": ITEMS}) == (200, answer)
 
@@ -274,8 +275,8 @@ def test_sigterm_lets_requests_end(shop):
         try:
             wait_for(lambda: server.metric("dien_fast_candidates_total") >= count)
         finally:
-            status = server.end()
-        assert status == 0, server.process.stderr.read()
+            status, printed = server.end()
+        assert status == 0, printed
         for answer in answers:
             code, found = answer.result()
             assert (code, len(found["probabilities"])) == (200, count)

@@ -19,9 +19,9 @@ def server(tmp_path_factory):
     run = make_shop(tmp_path_factory.mktemp("shop")) / "run"
     server = Server(run, "--threads", "1", "--max-connections", "8", "--max-seconds", str(SECONDS))
     yield server
-    assert server.end() == 0
-    errors = server.process.stderr.read()
-    assert "Traceback" not in errors, errors
+    status, printed = server.end()
+    assert status == 0, printed
+    assert "Traceback" not in printed, printed
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def connection(server):
 
 
 def memory_of(server):
-    status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8")
+    status = Path(f"/proc/{server.command.process.pid}/status").read_text(encoding="utf-8")
     return int(status.partition("VmRSS:")[2].split()[0])
 
 

@@ -104,5 +104,5 @@ def test_over_http(movielens):
             assert status == 200, answer
             assert_same(np.concatenate(answer["probabilities"]), expected[rows])
     finally:
-        status = server.end()
-    assert status == 0
+        status, printed = server.end()
+    assert status == 0, printed

@@ -39,7 +39,8 @@ def server(shop, directory):
     options = ["--threads", "1", "--max-body", "100000", "--max-users", "64"]
     server = Server(run, "--states", str(directory / "states"), *options)
     yield server
-    assert server.end() == 0, server.process.stderr.read()
+    status, printed = server.end()
+    assert status == 0, printed
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +232,7 @@ def test_another_model_computes_the_states_anew(server, shop, directory):
     words = ["--dataset", str(shop / "clicks.csv"), "--schema", str(shop / "clicks.toml")]
     options = ["--overwrite", "--epochs", "1", "--seed", "5", "--embedding-size", "6", "--cpu", "--quiet"]
     assert main(["train", *words, "--output", str(directory / "run"), *options]) == 0
-    server.process.send_signal(signal.SIGHUP)
+    server.command.send(signal.SIGHUP)
     for _ in range(600):
         if server.metric('dien_fast_reloads_total{result="done"}'):
             break

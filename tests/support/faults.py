@@ -5,11 +5,14 @@ own ``forkserver``: one thread, nothing computed yet.
 """
 
 import ctypes
+import gc
+import itertools
 import multiprocessing
 import os
 import random
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,6 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 from prepared_clicks import small_pieces
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dien_fast.cli import main
 
@@ -25,7 +29,8 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
         *["dien_fast.cli", "dien_fast.data", "dien_fast.data.prepared.prepare", "dien_fast.training.pipeline"],
-        *["accelerate", "matplotlib.pyplot", "optuna", "scipy.stats", "sqlalchemy", "alembic"],
+        *["accelerate", "matplotlib.pyplot", "optuna", "scipy.stats", "sqlalchemy", "alembic", "torch._dynamo"],
+        *["dien_fast.serving.http", "dien_fast.serving.stores", "uvicorn", "uvloop", "lmdb"],
     ]
 )
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -89,6 +94,7 @@ def _run(words, writes, is_ready, before):
     writes.close()
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
     torch.set_num_threads(1)
+    gc.freeze()
     if before is not None:
         function, *arguments = before
         function(*arguments)
@@ -142,6 +148,29 @@ class Interruptions:
 
     def next(self):
         return self._random.choice(SIGNALS), self._random.uniform(0.0, self._seconds)
+
+
+def signal_itself(number, step):
+    """Let this process send itself a signal when that many steps of optimizers are made."""
+    steps = itertools.count(1)
+
+    def count(*_):
+        if next(steps) == step:
+            os.kill(os.getpid(), number)
+
+    register_optimizer_step_post_hook(count)
+
+
+def free_port():
+    """Return the number of a port of this machine that nobody listens on."""
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+def set_environment(variables):
+    """Set environment variables of this process."""
+    os.environ.update(variables)
 
 
 def limit_files(size):

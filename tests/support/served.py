@@ -10,12 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from faults import Command
 from shop import REPOSITORY
 
 from dien_fast.data import Schema
@@ -112,12 +114,13 @@ class Server:
     """A server in a process of its own."""
 
     def __init__(self, run, *options):
-        words = [sys.executable, "-m", "dien_fast.cli", "serve", run, "--port", "0", *options]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-        self.process = subprocess.Popen(
-            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.port = int(re.search(r"port (\d+)", self.process.stdout.readline())[1])
+        self.command = Command(["serve", run, "--port", "0", *options])
+        until = time.monotonic() + 60
+        while (said := re.search(r"port (\d+)\n", self.command.printed())) is None:
+            assert self.command.process.is_alive(), self.command.printed()
+            assert time.monotonic() < until, self.command.printed()
+            time.sleep(0.01)
+        self.port = int(said[1])
 
     def ask(self, method, path, body=None):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -137,11 +140,9 @@ class Server:
         return float(found[1]) if found else 0.0
 
     def end(self):
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(60)
-        finally:
-            self.process.kill()
+        """End it by SIGTERM; return its exit status and what it has printed since it was ready."""
+        self.command.send(signal.SIGTERM)
+        return self.command.wait(), self.command.printed().partition("\n")[2]
 
 
 def cpp_example(build):

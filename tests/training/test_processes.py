@@ -1,7 +1,6 @@
 """Several processes train as one with the batch of all; metrics count every row once; a dead one ends all."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from clicks import timed_schema, timed_table
+from faults import free_port
 
 from dien_fast.data import ClickDataset, fit_encoders
 from dien_fast.training.agreement import difference_among
@@ -71,12 +71,6 @@ def test_a_process_that_dies_ends_the_others_and_resuming_loses_nothing(tmp_path
     resumed = train(tmp_path / "died", 2, 16, "adam", "sync", 0, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_training(tmp_path / "whole", tmp_path / "died", 0)
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        return server.getsockname()[1]
 
 
 def train_apart(directory, *differences):
