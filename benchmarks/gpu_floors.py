@@ -62,8 +62,8 @@ def steps_seconds(steps: int, hidden: int, backward: bool) -> float:
 
 def scan_seconds(batch: int, steps: int, hidden: int, backward: bool) -> float:
     """One scan: a wave of the longest blocks, or the throughput of all of them, whichever is longer."""
-    tile = 8 if batch > 4 * MULTIPROCESSORS else 4
     padded = ceil(hidden / 8) * 8
+    tile = 8 if batch * min(padded, 128) > 512 * MULTIPROCESSORS else 4
     row = counted(hidden, tile, backward)
     resident = row["resident"]
     # Reads of shared memory by a warp, 128 bytes each: weights, and the tile's numbers that they meet.

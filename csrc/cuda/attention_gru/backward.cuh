@@ -33,13 +33,9 @@ struct BackwardPlan {
           packed(b, false, arena) {
         const int64_t gate_rows = gates * b.hidden;
         const int64_t sums_bytes = gate_rows * (b.input + b.hidden + 2) * int64_t(sizeof(W));
-        // Splits for as many blocks as the largest device runs at once, in a quarter of the chunk's memory.
-        const dim3 tiles = gemm_blocks(gate_rows, std::min(b.input, b.hidden));
-        const int64_t enough = std::max<int64_t>(1, 288 / (int64_t(tiles.x) * tiles.y));
-        const int64_t worth = b.layout.rows / 256 + 1;
-        splits = b.du == nullptr ? 0
-                                 : int(std::clamp<int64_t>(b.chunk_bytes / 4 / sums_bytes, 1,
-                                                           std::min<int64_t>(enough, worth)));
+        // In a quarter of the chunk's memory.
+        const int64_t enough = splits_for<W>(b.layout.rows, gate_rows, std::min(b.input, b.hidden));
+        splits = b.du == nullptr ? 0 : int(std::clamp<int64_t>(b.chunk_bytes / 4 / sums_bytes, 1, enough));
         const int64_t row_bytes = width * int64_t(sizeof(W)) + 3 * int64_t(sizeof(int64_t));
         const int64_t left = b.chunk_bytes - splits * sums_bytes;
         chunk_rows = std::min(std::max<int64_t>(left / row_bytes, 1), b.layout.rows);
@@ -79,7 +75,7 @@ template <typename T, int kGates>
 void enqueue_backward_scan(const BackwardScan<T>& scan, Stream stream) {
     const Device device = current_device();
     if constexpr (sizeof(T) < 8)  // 8 rows of double would take more registers than there are
-        if (rows_of_block(scan.histories.batch, device) == 8 &&
+        if (rows_of_block(scan.histories.batch, scan.panels, device) == 8 &&
             try_backward_scan<T, kGates, 8>(scan, device, stream))
             return;
     if (!try_backward_scan<T, kGates, 4>(scan, device, stream))
@@ -221,7 +217,8 @@ void run_backward(const Backward& b, void* workspace, void* stream_) {
         g.splits = splits;
         g.sums = sums;
         g.out = static_cast<T*>(out);
-        launch(gather_gradient_kernel<T>, blocks_for(gate_rows * columns, kThreads), kThreads, 0, stream, g);
+        launch(gather_gradient_kernel<T>, split_blocks(gate_rows * columns), kThreads,
+               kThreads * int(sizeof(W)), stream, g);
     };
     gather(false, b.input, plan.dw, b.dw);
     gather(true, hidden, plan.du, b.du);

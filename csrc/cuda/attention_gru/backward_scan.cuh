@@ -74,8 +74,6 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
     }
     for (int k = int(kGates * hidden) * kRows + threadIdx.x; k < p.depth * kRows; k += blockDim.x)
         dgates[k] = 0;
-    OwnHistory summed;  // whose da the thread adds up
-    if (threadIdx.x < kRows) summed.load(b.histories, b.chunk, int64_t(blockIdx.x) * kRows + threadIdx.x);
 
     // What a step reads from memory, fetched during the products of the step before it.
     struct Inputs {
@@ -85,6 +83,19 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
     };
     Inputs next[kOwn];
     W next_att[kOwn] = {};
+    // The row of the step whose inputs are fetched, that of the step before it, and where to look for the one
+    // before that: what had to be loaded for that is not waited for before the next step.
+    int64_t row[kOwn], row_before[kOwn], next_row[kOwn];
+    auto find_row = [&](int64_t t) { return t < 0 ? int64_t(0) : step_row(b.histories, t); };
+    auto go_back = [&](int s) {  // to the rows of step s
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) {
+            row[i] = row_before[i];
+            row_before[i] = own[i].row_start + next_row[i];
+            const int at = own[i].steps - 1 - s;
+            if (at >= 0) next_row[i] = find_row(own[i].begin + at - 2);
+        }
+    };
     auto load = [&](int s, int block) {
         const int column = block * p.columns + owner.column;
 #pragma unroll
@@ -94,22 +105,29 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
             const W* from = b.gates + (own[i].slot + at) * width + column;
 #pragma unroll
             for (int gate = 0; gate <= kGates; ++gate) next[i].gates[gate] = from[gate * hidden];
-            const int64_t t = own[i].begin + at;
-            const int64_t row = own[i].row_start + step_row(b.histories, t);
-            if (t > 0)
-                next[i].before =
-                    b.states[(own[i].row_start + step_row(b.histories, t - 1)) * hidden + column];
+            if (own[i].begin + at > 0)
+                next[i].before = b.states[row_before[i] * hidden + column];
             else
                 next[i].before = b.h0 == nullptr ? W(0) : b.h0[own[i].history * hidden + column];
-            if (b.dstates != nullptr) next[i].dstate = b.dstates[row * hidden + column];
-            if (b.att != nullptr) next_att[i] = b.att[row];
+            if (b.dstates != nullptr) next[i].dstate = b.dstates[row[i] * hidden + column];
+            if (b.att != nullptr) next_att[i] = b.att[row[i]];
         }
     };
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+        const int64_t t = own[i].begin + own[i].steps - 1;
+        row_before[i] = own[i].row_start + (own[i].steps > 0 ? find_row(t) : 0);
+        next_row[i] = own[i].steps > 0 ? find_row(t - 1) : 0;
+    }
+    go_back(0);
     load(0, 0);
     if constexpr (kResident) copy_async_wait<0>();  // the first barrier below makes it visible
 
     for (int s = 0; s < steps; ++s) {
         W own_da[kOwn] = {};
+        int64_t da_row[kOwn];
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) da_row[i] = row[i];
         for (int block = 0; block < blocks; ++block) {
             const int column = block * p.columns + owner.column;
             Inputs in[kOwn];
@@ -120,6 +138,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
                 att[i] = next_att[i];
             }
             const bool wraps = block + 1 == blocks;
+            if (wraps) go_back(s + 1);
             load(wraps ? s + 1 : s, wraps ? 0 : block + 1);
             if (column >= hidden) continue;
             OwnRows of_state[kGates] = {};
@@ -199,12 +218,16 @@ __global__ void __launch_bounds__(kScanMaxThreads) backward_kernel(BackwardScan<
             }
             if (!summed_da) {
                 summed_da = true;
-                const int at = summed.steps - 1 - s;
-                if (threadIdx.x < kRows && at >= 0) {
-                    W sum = 0;
-                    for (int warp = 0; warp < warps; ++warp) sum += da[warp * kRows + threadIdx.x];
-                    b.datt[summed.row_start + step_row(b.histories, summed.begin + at)] = sum;
-                }
+                // The lanes of the first warp that wrote da.
+                if (owner.warp == 0 && owner.lane % kWarpColumns == 0)
+#pragma unroll
+                    for (int i = 0; i < kOwn; ++i) {
+                        if (s >= own[i].steps) continue;
+                        W sum = 0;
+                        for (int warp = 0; warp < warps; ++warp)
+                            sum += da[warp * kRows + owner.group * kOwn + i];
+                        b.datt[da_row[i]] = sum;
+                    }
             }
         }
         __syncthreads();

@@ -71,7 +71,7 @@ template <typename T, int kGates>
 void enqueue_forward_scan(const ForwardScan<T>& scan, Stream stream) {
     const Device device = current_device();
     if constexpr (sizeof(T) < 8)  // 8 rows of double would take more registers than there are
-        if (rows_of_block(scan.histories.batch, device) == 8 &&
+        if (rows_of_block(scan.histories.batch, scan.panels, device) == 8 &&
             try_forward_scan<T, kGates, 8>(scan, device, stream))
             return;
     if (!try_forward_scan<T, kGates, 4>(scan, device, stream))

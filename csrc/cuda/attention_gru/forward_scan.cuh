@@ -53,14 +53,16 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
 
     OwnHistory own[kOwn];
     const W* gx[kOwn];
-    int64_t row[kOwn];
+    // The row of the step whose attention is fetched, and where to look for that of the next one: what had to
+    // be loaded for that is not waited for before the next step.
+    int64_t row[kOwn], next_row[kOwn];
     W att[kOwn];
     auto load_att = [&](int s) {
 #pragma unroll
         for (int i = 0; i < kOwn; ++i) {
-            if (s >= own[i].steps) continue;
-            row[i] = own[i].row_start + step_row(f.histories, own[i].begin + s);
-            if (f.att != nullptr) att[i] = f.att[row[i]];
+            row[i] = own[i].row_start + next_row[i];
+            if (s + 1 < own[i].steps) next_row[i] = step_row(f.histories, own[i].begin + s + 1);
+            if (f.att != nullptr && s < own[i].steps) att[i] = f.att[row[i]];
         }
     };
 #pragma unroll
@@ -69,6 +71,7 @@ __global__ void __launch_bounds__(kScanMaxThreads) forward_kernel(ForwardScan<T>
         own[i].load(f.histories, f.chunk, position);
         gx[i] = own[i].steps > 0 ? f.gx + f.gx_start[position] * kGates * hidden : nullptr;
         row[i] = 0;
+        next_row[i] = own[i].steps > 0 ? step_row(f.histories, own[i].begin) : int64_t(0);
         att[i] = 0;
         for (int block = 0; block < blocks; ++block) {
             const int column = block * p.columns + owner.column;

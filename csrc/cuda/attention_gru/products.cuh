@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../common/gemm.cuh"
+#include "../common/splits.cuh"
 #include "schedule.cuh"
 #include "weights.cuh"
 
@@ -11,6 +12,7 @@ namespace dien_fast::cuda {
 // The rows of x that slots stand for; all rows of x in turn where `rows` is null.
 template <typename T>
 struct InputRows {
+    using Number = T;
     const T* x;
     int64_t width;
     const int64_t* rows;
@@ -21,6 +23,7 @@ struct InputRows {
 // The states before the steps that slots stand for; null stands for a state of zeros.
 template <typename W>
 struct StatesBefore {
+    using Number = W;
     const W* states;
     const W* h0;
     int64_t width;
@@ -35,9 +38,10 @@ struct StatesBefore {
 
 // What x adds to the gates' arguments: out[slot] = (u | r | n) of W x + biases.
 template <typename T>
-struct Projection {
+struct Projection : PlainA<T>, PlainB<Wide<T>>, CountedRows, BiasColumns<Wide<T>> {
     using W = Wide<T>;
     using Row = const T*;
+    using Column = typename BiasColumns<W>::Column;
     static constexpr bool kAAlongK = true, kBAlongK = true, kSums = false, kTiles = false;
     InputRows<T> input;
     const W* weights;  // [columns, I]
@@ -53,15 +57,20 @@ struct Projection {
     __device__ int64_t depth_begin() const { return 0; }
     __device__ int64_t depth_end() const { return input.width; }
     __device__ Row prepare(int64_t i) const { return input.row(i); }
-    __device__ W a(Row row, int64_t, int64_t k) const { return widened(row[k]); }
-    __device__ W b(int64_t k, int64_t j) const { return weights[j * input.width + k]; }
-    __device__ void store(int64_t i, int64_t j, W value) const { out[i * stride + j] = value + bias[j]; }
+    __device__ T a(Row row, int64_t, int64_t, int k) const { return row[k]; }
+    __device__ W b(Nothing, int64_t, int k, int j) const { return weights[j * int(input.width) + k]; }
+    __device__ Column column(int j, int count) const { return this->bias_columns(bias + j, count); }
+    __device__ void store(int64_t i, int j, W (&values)[kOwnColumns], int count, const Column& column) const {
+#pragma unroll
+        for (int c = 0; c < kOwnColumns; ++c) values[c] += column.bias[c];
+        store_columns(out + i * stride + j, values, count);
+    }
 };
 
 // What the states before add to the gates' arguments. Writes c = U_n h + b_hn, and adds to u and r, which
 // hold what x adds.
 template <typename W_>
-struct StateProduct {
+struct StateProduct : PlainA<W_>, PlainB<W_>, CountedRows, NoColumns {
     using W = W_;
     using Row = const W*;
     static constexpr bool kAAlongK = true, kBAlongK = true, kSums = false, kTiles = false;
@@ -78,17 +87,21 @@ struct StateProduct {
     __device__ int64_t depth_begin() const { return 0; }
     __device__ int64_t depth_end() const { return before.width; }
     __device__ Row prepare(int64_t i) const { return before.row(i); }
-    __device__ W a(Row row, int64_t, int64_t k) const { return row == nullptr ? W(0) : row[k]; }
-    __device__ W b(int64_t k, int64_t j) const { return weights[j * before.width + k]; }
-    __device__ void store(int64_t i, int64_t j, W value) const {
-        W& to = out[i * stride + j];
-        to = value + (j < before.width ? c_bias[j] : to);
+    __device__ W a(Row row, int64_t, int64_t, int k) const { return row == nullptr ? W(0) : row[k]; }
+    __device__ W b(Nothing, int64_t, int k, int j) const { return weights[j * int(before.width) + k]; }
+    __device__ void store(int64_t i, int j, W (&values)[kOwnColumns], int count, Nothing) const {
+        W* to = out + i * stride + j;
+        W there[kOwnColumns];
+        load_columns(to, count, there);
+#pragma unroll
+        for (int c = 0; c < kOwnColumns; ++c) values[c] += j + c < before.width ? c_bias[j + c] : there[c];
+        store_columns(to, values, count);
     }
 };
 
 // dx = [du' dr' dn'] W.
 template <typename T>
-struct InputGradient {
+struct InputGradient : PlainA<Wide<T>>, PlainB<Wide<T>>, CountedRows, NoColumns {
     using W = Wide<T>;
     using Row = const W*;
     static constexpr bool kAAlongK = true, kBAlongK = false, kSums = false, kTiles = false;
@@ -106,10 +119,10 @@ struct InputGradient {
     __device__ int64_t depth_begin() const { return 0; }
     __device__ int64_t depth_end() const { return depth; }
     __device__ Row prepare(int64_t i) const { return gates + i * stride; }
-    __device__ W a(Row row, int64_t, int64_t k) const { return row[k]; }
-    __device__ W b(int64_t k, int64_t j) const { return weights[k * input + j]; }
-    __device__ void store(int64_t i, int64_t j, W value) const {
-        cuda::store(dx[out_rows[i] * input + j], value);
+    __device__ W a(Row row, int64_t, int64_t, int k) const { return row[k]; }
+    __device__ W b(Nothing, int64_t, int k, int j) const { return weights[k * int(input) + j]; }
+    __device__ void store(int64_t i, int j, const W (&values)[kOwnColumns], int count, Nothing) const {
+        store_columns(dx + out_rows[i] * input + j, values, count);
     }
 };
 
@@ -117,9 +130,10 @@ struct InputGradient {
 // biases. The slots are split among blocks (blockIdx.z). Each split keeps sums of its own, which grow from
 // chunk to chunk and are added up in the order of the splits at the end.
 template <typename W_, typename Source>
-struct WeightGradient {
+struct WeightGradient : PlainA<W_>, PlainB<typename Source::Number>, NoColumns {
     using W = W_;
-    struct Row {};
+    using Row = Nothing;
+    using RowOfB = const typename Source::Number*;
     static constexpr bool kAAlongK = false, kBAlongK = false, kSums = true, kTiles = false;
     const W* gates;  // gradients of the first slot
     int64_t stride;
@@ -134,15 +148,15 @@ struct WeightGradient {
     __device__ int64_t cols() const { return source.width; }
     __device__ int64_t depth_begin() const { return *count * blockIdx.z / gridDim.z; }
     __device__ int64_t depth_end() const { return *count * (blockIdx.z + 1) / gridDim.z; }
-    __device__ Row prepare(int64_t) const { return {}; }
-    __device__ W a(Row, int64_t i, int64_t slot) const { return gates[slot * stride + i]; }
-    __device__ W b(int64_t slot, int64_t j) const {
-        const auto* row = source.row(slot);
-        return row == nullptr ? W(0) : widened(row[j]);
+    __device__ RowOfB row_of_b(int64_t begin, int k) const { return source.row(begin + k); }
+    __device__ W a(Row, int64_t i, int64_t begin, int k) const {
+        return (gates + begin * stride + i)[k * int(stride)];
     }
-    __device__ void store(int64_t i, int64_t j, W value) const {
-        W& to = sums[(blockIdx.z * gate_rows + i) * source.width + j];
-        to = first ? value : to + value;
+    __device__ typename Source::Number b(RowOfB row, int64_t, int, int j) const {
+        return row == nullptr ? typename Source::Number() : row[j];
+    }
+    __device__ void store(int64_t i, int j, W (&values)[kOwnColumns], int count, Nothing) const {
+        grow_columns(sums + (blockIdx.z * gate_rows + i) * source.width + j, values, count, first);
     }
     __device__ void store_sum(int64_t i, W value) const {
         W& to = bias_sums[blockIdx.z * gate_rows + i];
@@ -150,7 +164,7 @@ struct WeightGradient {
     }
 };
 
-// Adds the splits up in their order, and brings the gates into the caller's order.
+// Adds the splits up, and brings the gates into the caller's order.
 template <typename T>
 struct GatherGradient {
     Cell cell;
@@ -163,11 +177,9 @@ struct GatherGradient {
 
 template <typename T>
 __global__ void gather_gradient_kernel(GatherGradient<T> g) {
-    const int64_t size = g.gate_rows * g.width;
-    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= size) return;
-    Wide<T> sum = 0;
-    for (int split = 0; split < g.splits; ++split) sum += g.sums[split * size + i];
+    const int64_t size = g.gate_rows * g.width, i = number_of_thread();
+    const Wide<T> sum = sum_of_splits(g.sums, g.splits, size, i);
+    if (!leads() || i >= size) return;
     const int64_t row = i / g.width;
     const int place = int(row / g.hidden);
     const int64_t block = gate_block(g.cell, g.of_state ? h_gate(g.cell, place) : x_gate(g.cell, place));

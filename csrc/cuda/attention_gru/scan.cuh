@@ -154,9 +154,11 @@ __device__ int longest(const Histories& h, const Chunk& chunk) {
     return most;
 }
 
-// kRows for a batch: 4, or 8 if blocks of 4 would outnumber the multiprocessors.
-inline int rows_of_block(int64_t batch, const Device& device) {
-    return batch > 4 * device.multiprocessors ? 8 : 4;
+// kRows for a batch: 4 while that gives a scheduler of the device four warps at most, and 8 beyond that.
+// Fewer warps wait more than they work; with more, what counts is that a block of 8 takes fewer instructions
+// a history.
+inline int rows_of_block(int64_t batch, const Panels& panels, const Device& device) {
+    return batch * panels.columns > 4 * kMaxColumns * int64_t(device.multiprocessors) ? 8 : 4;
 }
 
 }  // namespace dien_fast::cuda

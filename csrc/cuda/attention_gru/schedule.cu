@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../common/ragged.cuh"
+#include "../common/reduce.cuh"
 #include "../common/sums.cuh"
 #include "schedule.cuh"
 
@@ -52,24 +53,18 @@ __global__ void lengths_kernel(Layout layout, const int64_t* step_start, Unsorte
     out.x_start[b] = x_start;
 }
 
-constexpr int kRankThreads = 256;
-
-// A history's position is the number of those that are longer, or as long and earlier.
+// A history's position is the number of those that are longer, or as long and earlier; a warp counts them.
 __global__ void rank_kernel(Unsorted from, Histories to) {
-    SharedMemory shared;
-    int64_t* lengths = shared.take<int64_t>(kRankThreads);
-    const int64_t b = int64_t(blockIdx.x) * kRankThreads + threadIdx.x;
-    const int64_t length = b < to.batch ? from.length[b] : 0;
-    int64_t rank = 0;
-    for (int64_t first = 0; first < to.batch; first += kRankThreads) {
-        __syncthreads();
-        if (first + threadIdx.x < to.batch) lengths[threadIdx.x] = from.length[first + threadIdx.x];
-        __syncthreads();
-        const int64_t count = to.batch - first < kRankThreads ? to.batch - first : kRankThreads;
-        for (int64_t i = 0; i < count; ++i)
-            rank += lengths[i] > length || (lengths[i] == length && first + i < b);
-    }
+    const int lane = threadIdx.x % kWarp;
+    const int64_t b = int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
     if (b >= to.batch) return;
+    const int64_t length = from.length[b];
+    int64_t rank = 0;
+#pragma unroll 4
+    for (int64_t i = lane; i < to.batch; i += kWarp)
+        rank += from.length[i] > length || (from.length[i] == length && i < b);
+    rank = warp_sum(rank);
+    if (lane > 0) return;
     to.history[rank] = b;
     to.length[rank] = length;
     to.row_start[rank] = from.row_start[b];
@@ -154,11 +149,10 @@ void Schedule::enqueue(const Layout& layout, Stream stream) const {
         std::copy_n(layout.step_start + t, count, some.values);
         launch(upload_kernel, dim3(1), Integers::kCount, 0, stream, some, step_start + t, count);
     }
-    const dim3 blocks = blocks_for(layout.batch, kRankThreads);
     const int shared_bytes = kScanThreads * int(sizeof(int64_t));
-    launch(lengths_kernel, blocks, kRankThreads, 0, stream, layout, histories.step_start, unsorted);
-    launch(rank_kernel, blocks, kRankThreads, kRankThreads * int(sizeof(int64_t)), stream, unsorted,
-           histories);
+    launch(lengths_kernel, blocks_for(layout.batch, kThreads), kThreads, 0, stream, layout,
+           histories.step_start, unsorted);
+    launch(rank_kernel, blocks_for(layout.batch, kThreads / kWarp), kThreads, 0, stream, unsorted, histories);
     launch(sums_kernel, dim3(1), kScanThreads, shared_bytes, stream, histories);
 }
 

@@ -29,7 +29,8 @@ struct ScoreBackwardPlan {
         for (int64_t l = 0; l < b.layer_count; ++l) {
             const LayerParameters<T>& layer = b.layers[l];
             if (l + 1 < b.layer_count) gradient[l] = arena.take<T>(rows * layer.width);
-            weight_splits[l] = splits_for(l == 0 ? size : forward.active.size(), layer.width, layer.inputs);
+            weight_splits[l] =
+                splits_for<T>(l == 0 ? size : forward.active.size(), layer.width, layer.inputs);
             most_weights = std::max(most_weights, weight_splits[l] * layer.width * layer.inputs);
             most_biases = std::max(most_biases, weight_splits[l] * layer.width);
         }
@@ -67,11 +68,27 @@ void enqueue_row_gradients(const ScoreBackward<T>& b, const ScoreBackwardPlan<T>
     const GradientSums<T> sums{set, p.function(l), p.x[l], d, plan.dlogits, b.last, p.sums};
     launch(gradients_kernel<T>, channel_blocks(width, splits), kThreads, kRowSumBytes, stream, sums);
     const ChannelSums<T> finish{p.channels(l), p.sums, splits, b.gradients[l], is_last ? b.dlast : nullptr};
-    launch(finish_gradients_kernel<T>, dim3(1), kThreads, kThreads * int(sizeof(double)), stream, finish);
+    launch(finish_gradients_kernel<T>, blocks_for(width, kSumWarps), kThreads, 0, stream, finish);
+    if (b.layers[l].activation == Activation::kPrelu)
+        launch(slope_gradient_kernel<T>, dim3(1), kThreads, kThreads * int(sizeof(double)), stream, finish);
     if (p.active.size() == 0) return;
     const RowGradients<T> gradients{p.active, p.weights(), b.batch_statistics, p.function(l), d, plan.dlogits,
                                     b.last,   p.x[l]};
     launch(row_gradients_kernel<T>, warp_blocks(p.active.size()), kThreads, 0, stream, gradients);
+}
+
+template <typename T>
+void multiply_for_inputs(const RowSet& set, const T* dx, int64_t width, const T* weights, int64_t inputs,
+                         bool add, T* out, Stream stream) {
+    LayerInputGradient<T> product{};
+    product.set = set;
+    product.dx = dx;
+    product.width = width;
+    product.weights = weights;
+    product.stride = product.columns = inputs;
+    product.add = add;
+    product.out = out;
+    multiply(product, gemm_blocks(set.size(), inputs), stream);
 }
 
 // From dx of a layer behind the first, the gradients of its weight and bias, and of the f before it.
@@ -87,9 +104,8 @@ void enqueue_layer_backward(const ScoreBackward<T>& b, const ScoreBackwardPlan<T
     sum_splits<T>(plan.weight_sums, splits, layer.width * layer.inputs, b.gradients[l].weight, stream);
     sum_splits<T>(plan.bias_sums, splits, layer.width, b.gradients[l].bias, stream);
     if (p.active.size() > 0)
-        multiply(LayerInputGradient<T>{p.active, p.x[l], layer.width, 0, layer.weight, layer.inputs,
-                                       layer.inputs, false, nullptr, plan.gradient[l - 1]},
-                 gemm_blocks(p.active.size(), layer.inputs), stream);
+        multiply_for_inputs<T>(p.active, p.x[l], layer.width, layer.weight, layer.inputs, false,
+                               plan.gradient[l - 1], stream);
 }
 
 // From dx of the first layer, what depends on each history's matrix.
@@ -112,9 +128,16 @@ void enqueue_matrix_backward(const ScoreBackward<T>& b, const ScoreBackwardPlan<
         sums.first = begin == 0;
         sums.first_history = begin;
         sums.histories = std::min(plan.histories, p.size - begin);
-        multiply(MatrixGradient<T>{p.ragged, begin, p.x[0], b.keys, terms.width, terms.depth, plan.dmatrix,
-                                   plan.dterms},
-                 gemm_blocks(terms.width, terms.depth, sums.histories), stream);
+        MatrixGradient<T> matrices{};
+        matrices.ragged = p.ragged;
+        matrices.first_history = begin;
+        matrices.dx = p.x[0];
+        matrices.keys = b.keys;
+        matrices.width = terms.width;
+        matrices.depth = terms.depth;
+        matrices.dmatrix = plan.dmatrix;
+        matrices.dterms = plan.dterms;
+        multiply(matrices, gemm_blocks(terms.width, terms.depth, sums.histories), stream);
         launch(history_gradient_kernel<T>, dim3(unsigned(sums.histories)), 128, 0, stream, sums);
         launch(term_gradients_kernel<T>,
                dim3(blocks_for(terms.width * terms.depth, kThreads).x, unsigned(plan.term_splits)), kThreads,
@@ -155,9 +178,8 @@ void enqueue_first_backward(const ScoreBackward<T>& b, const ScoreBackwardPlan<T
     launch(first_gradient_kernel<T>, blocks_for(terms.width * terms.depth, kThreads), kThreads, 0, stream,
            first);
     if (p.size > 0)
-        multiply(LayerInputGradient<T>{p.queries, plan.dterms, terms.width, 0, terms.query, terms.depth,
-                                       terms.depth, true, nullptr, b.dquery},
-                 gemm_blocks(p.size, terms.depth), stream);
+        multiply_for_inputs<T>(p.queries, plan.dterms, terms.width, terms.query, terms.depth, true, b.dquery,
+                               stream);
 }
 
 template <typename T>
@@ -169,7 +191,7 @@ void run_backward(const ScoreBackward<T>& b, void* workspace, void* stream_) {
     p.enqueue_terms(stream);
     for (int64_t l = 0; l < b.layer_count; ++l) {
         p.enqueue_x(l, stream);
-        launch(channels_kernel<T>, blocks_for(b.layers[l].width, kThreads), kThreads, 0, stream,
+        launch(channels_kernel<T>, blocks_for(b.layers[l].width, kSumWarps), kThreads, 0, stream,
                p.channels(l));
     }
     if (p.size > 0) {

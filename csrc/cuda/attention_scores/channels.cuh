@@ -37,10 +37,10 @@ __global__ void moments_kernel(MomentSums<T> p) {
     const int64_t channel = int64_t(blockIdx.x) * kWarp + threadIdx.x % kWarp;
     sum_rows<kMoments>(p.set, p.width, channel, p.out, [&](int64_t row, int count, double* sums) {
         T x[kRowsAtOnce], weight[kRowsAtOnce], total = 0, mean = 0, deviations = 0;
+        load_rows(p.x, p.width, channel, row, count, x);
 #pragma unroll
         for (int i = 0; i < kRowsAtOnce; ++i) {
             weight[i] = i < count ? T(p.weights.of(row + i)) : T(0);
-            x[i] = i < count ? p.x[(row + i) * p.width + channel] : T(0);
             total += weight[i];
             mean += weight[i] * x[i];
         }
@@ -71,16 +71,20 @@ __global__ void gradients_kernel(GradientSums<T> p) {
     const int64_t channel = int64_t(blockIdx.x) * kWarp + threadIdx.x % kWarp;
     sum_rows<kReductions>(p.set, width, channel, p.out, [&](int64_t row, int count, double* sums) {
         T dy = 0, dy_centred = 0, dgate = 0, dgate_centred = 0, dslope = 0, dlast = 0;
-        for (int i = 0; i < count; ++i) {
-            const int64_t at = (row + i) * width + channel;
-            const T x = p.x[at], factor = p.function.dropout(p.function.key(row + i), channel);
-            T d;
-            if (p.d != nullptr) {
-                d = p.d[at];
-            } else {
-                const T dlogit = p.dlogits[row + i];
-                d = dlogit * p.last[channel];
-                dlast += dlogit * factor * p.function.activate(x, channel);
+        T xs[kRowsAtOnce], ds[kRowsAtOnce];
+        load_rows(p.x, width, channel, row, count, xs);
+        if (p.d != nullptr)
+            load_rows(p.d, width, channel, row, count, ds);
+        else
+            load_rows(p.dlogits, 1, 0, row, count, ds);
+#pragma unroll
+        for (int i = 0; i < kRowsAtOnce; ++i) {
+            if (i >= count) continue;
+            const T x = xs[i], factor = p.function.dropout(p.function.key(row + i), channel);
+            T d = ds[i];
+            if (p.d == nullptr) {
+                dlast += d * factor * p.function.activate(x, channel);
+                d *= p.last[channel];
             }
             const Derivatives<T> g = p.function.derive(x, d * factor, channel);
             dy += g.dy;
@@ -118,13 +122,15 @@ __device__ Channel channel_of(const LayerChannels<T>& p, int64_t c) {
                    p.batch ? double(p.saved[width + c]) : 0);
 }
 
+// A warp takes a channel.
 template <typename T>
 __global__ void channels_kernel(LayerChannels<T> p) {
-    const int64_t width = p.layer.width, c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    const int64_t width = p.layer.width, c = int64_t(blockIdx.x) * kSumWarps + threadIdx.x / kWarp;
     if (c >= width) return;
+    double total[kMoments] = {};
+    if (p.moments != nullptr) add_splits<kMoments>(p.moments, p.splits, width, c, total);
+    if (threadIdx.x % kWarp > 0) return;
     if (p.moments != nullptr) {
-        double total[kMoments] = {};
-        add_splits<kMoments>(p.moments, p.splits, width, c, total);
         const double mean = total[kSum] / p.count, between = total[kSquares] - total[kSum] * mean;
         p.saved[c] = T(mean);
         // Rounding can make the variance between rows negative; NaN stays.
@@ -149,7 +155,7 @@ __global__ void channels_kernel(LayerChannels<T> p) {
 }
 
 // The gradients of a layer's parameters but weight and bias, and those of mean and variance, which the next
-// pass over the rows needs; one block.
+// pass over the rows needs.
 template <typename T>
 struct ChannelSums {
     LayerChannels<T> channels;
@@ -159,33 +165,41 @@ struct ChannelSums {
     T* dlast;  // output [C] of the last layer, else null
 };
 
+// A warp takes a channel.
 template <typename T>
 __global__ void finish_gradients_kernel(ChannelSums<T> p) {
+    const LayerParameters<T>& layer = p.channels.layer;
+    const int64_t width = layer.width, c = int64_t(blockIdx.x) * kSumWarps + threadIdx.x / kWarp;
+    if (c >= width) return;
+    double total[kReductions] = {};
+    add_splits<kReductions>(p.sums, p.splits, width, c, total);
+    if (threadIdx.x % kWarp > 0) return;
+    const ChannelGradients g = gradients(layer, p.channels.batch, channel_of(p.channels, c), total);
+    if (layer.norm) {
+        p.out.gamma[c] = T(g.gamma);
+        p.out.beta[c] = T(g.beta);
+    }
+    if (layer.gate) {
+        p.out.gate_gamma[c] = T(g.gate_gamma);
+        p.out.gate_beta[c] = T(g.gate_beta);
+        p.out.slope[c] = T(total[kDslope]);
+    }
+    if (p.dlast != nullptr) p.dlast[c] = T(total[kDlast]);
+    p.channels.numbers[kMeanGradient * width + c] = T(g.mean / p.channels.count);
+    p.channels.numbers[kVarianceGradient * width + c] = T(2 * g.variance / p.channels.count);
+}
+
+// The gradient of the slope that all channels of a PReLU share; one block.
+template <typename T>
+__global__ void slope_gradient_kernel(ChannelSums<T> p) {
     SharedMemory shared;
     double* partial = shared.take<double>(kThreads);
-    const LayerParameters<T>& layer = p.channels.layer;
-    const int64_t width = layer.width;
+    const int64_t width = p.channels.layer.width, count = p.splits * width;
     double slope = 0;
-    for (int64_t c = threadIdx.x; c < width; c += kThreads) {
-        double total[kReductions] = {};
-        add_splits<kReductions>(p.sums, p.splits, width, c, total);
-        const ChannelGradients g = gradients(layer, p.channels.batch, channel_of(p.channels, c), total);
-        if (layer.norm) {
-            p.out.gamma[c] = T(g.gamma);
-            p.out.beta[c] = T(g.beta);
-        }
-        if (layer.gate) {
-            p.out.gate_gamma[c] = T(g.gate_gamma);
-            p.out.gate_beta[c] = T(g.gate_beta);
-            p.out.slope[c] = T(total[kDslope]);
-        }
-        slope += total[kDslope];
-        if (p.dlast != nullptr) p.dlast[c] = T(total[kDlast]);
-        p.channels.numbers[kMeanGradient * width + c] = T(g.mean / p.channels.count);
-        p.channels.numbers[kVarianceGradient * width + c] = T(2 * g.variance / p.channels.count);
-    }
+    for (int64_t i = threadIdx.x; i < count; i += kThreads)
+        slope += p.sums[(i / width * kReductions + kDslope) * width + i % width];
     slope = block_sum(slope, partial);
-    if (threadIdx.x == 0 && layer.activation == Activation::kPrelu) p.out.slope[0] = T(slope);
+    if (threadIdx.x == 0) p.out.slope[0] = T(slope);
 }
 
 // Turns a layer's x into the gradient of x. A warp takes a row.

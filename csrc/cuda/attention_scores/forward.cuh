@@ -33,7 +33,7 @@ void enqueue_channels(const ScorePlan<T>& plan, int64_t l, T*& statistics, Strea
         channels.norm_batch = take(channels.layer.norm);
         channels.gate_batch = take(channels.layer.gate);
     }
-    launch(channels_kernel<T>, blocks_for(width, kThreads), kThreads, 0, stream, channels);
+    launch(channels_kernel<T>, blocks_for(width, kSumWarps), kThreads, 0, stream, channels);
 }
 
 template <typename T>

@@ -24,7 +24,7 @@ struct ScorePlan {
     RowSet active;  // the rows that go through all layers
     Terms<T> terms{};
     HistoryTiles tiles{};
-    int64_t* tiles_before;
+    int64_t *tiles_before, *tile_histories;
     T *numbers[kMaxLayers], *x[kMaxLayers], *statistics[kMaxLayers];
     int splits;
     double* sums;  // [splits, kReductions, C] of one layer at a time
@@ -46,7 +46,8 @@ struct ScorePlan {
         terms.key = arena.take<T>(first * call.depth);
         terms.product = arena.take<T>(first * call.depth);
         tiles_before = arena.take<int64_t>(size + 1);
-        tiles = {ragged, call.key_start, call.key_rows, tiles_before};
+        tile_histories = arena.take<int64_t>(size + rows / kGemmRows);
+        tiles = {ragged, call.key_start, call.key_rows, tiles_before, tile_histories};
         int64_t widest = 0;
         for (int64_t l = 0; l < call.layer_count; ++l) {
             const int64_t width = call.layers[l].width;
@@ -83,9 +84,10 @@ struct ScorePlan {
     void enqueue_terms(Stream stream) const {
         const int64_t count = terms.width * terms.depth;
         launch(split_weight_kernel<T>, blocks_for(count, kThreads), kThreads, 0, stream, terms);
-        if (rows > 0)
-            launch(tiles_kernel, dim3(1), kScanThreads, kScanThreads * int(sizeof(int64_t)), stream, tiles,
-                   tiles_before);
+        if (rows == 0 || size == 0) return;
+        launch(tiles_kernel, dim3(1), kScanThreads, kScanThreads * int(sizeof(int64_t)), stream, tiles,
+               tiles_before);
+        launch(tile_histories_kernel, blocks_for(size, kThreads), kThreads, 0, stream, tiles, tile_histories);
     }
     // A grid for products of tiles.
     dim3 tile_blocks(int64_t columns) const {

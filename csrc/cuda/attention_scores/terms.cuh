@@ -32,7 +32,8 @@ struct HistoryTiles {
     Ragged rows;
     const int64_t* key_start;  // [B] first row of each history's keys, or null: that of its scores
     int64_t key_rows;
-    const int64_t* before;  // [B + 1] tiles of earlier histories
+    const int64_t* before;   // [B + 1] tiles of earlier histories
+    const int64_t* history;  // [count()] of each tile
 
     // Rows whose keys exist.
     __device__ RowRange rows_of(int64_t b) const {
@@ -56,6 +57,13 @@ static __global__ void tiles_kernel(HistoryTiles tiles, int64_t* before) {
         before, partial);
 }
 
+// A thread takes a history.
+static __global__ void tile_histories_kernel(HistoryTiles tiles, int64_t* history) {
+    const int64_t b = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (b >= tiles.rows.size) return;
+    for (int64_t tile = tiles.before[b]; tile < tiles.before[b + 1]; ++tile) history[tile] = b;
+}
+
 // What a block of gemm_kernel knows of the tile that it computes.
 struct Tile {
     HistoryTiles tiles;
@@ -64,20 +72,11 @@ struct Tile {
     __device__ RowRange locate() {
         const int64_t tile = blockIdx.x;
         if (tile >= tiles.before[tiles.rows.size]) return {0, 0};
-        int64_t b = 0,
-                end = tiles.rows.size;  // finds the last history whose tiles begin at or before this one
-        while (end - b > 1) {
-            const int64_t middle = (b + end) / 2;
-            if (tiles.before[middle] <= tile)
-                b = middle;
-            else
-                end = middle;
-        }
-        const RowRange rows = tiles.rows_of(b);
-        history = b;
+        history = tiles.history[tile];
+        const RowRange rows = tiles.rows_of(history);
         first_row = rows.begin;
-        first_key = tiles.first_key(b, rows);
-        const int64_t begin = rows.begin + (tile - tiles.before[b]) * kGemmRows;
+        first_key = tiles.first_key(history, rows);
+        const int64_t begin = rows.begin + (tile - tiles.before[history]) * kGemmRows;
         return {begin, begin + kGemmRows < rows.end ? begin + kGemmRows : rows.end};
     }
 };
@@ -85,9 +84,11 @@ struct Tile {
 // x_1 of the ragged rows: the query term of the history, and k times the transpose of W_k - W_d + W_p
 // diag(q).
 template <typename T>
-struct KeyProduct {
+struct KeyProduct : PlainA<T>, CountedRows, BiasColumns<T> {
     using W = T;
     using Row = const T*;
+    using RawB = Nothing;  // three numbers would take too many registers
+    using Column = typename BiasColumns<T>::Column;
     static constexpr bool kAAlongK = true, kBAlongK = true, kSums = false, kTiles = true;
     Tile tile;
     const T *keys, *query;
@@ -100,20 +101,33 @@ struct KeyProduct {
     __device__ int64_t depth_begin() const { return 0; }
     __device__ int64_t depth_end() const { return depth; }
     __device__ Row prepare(int64_t i) const { return keys + (tile.first_key + i - tile.first_row) * depth; }
-    __device__ T a(Row row, int64_t, int64_t k) const { return row[k]; }
-    __device__ T b(int64_t k, int64_t j) const {
-        return key_weights[j * depth + k] + query[tile.history * depth + k] * product_weights[j * depth + k];
+    __device__ T a(Row row, int64_t, int64_t, int k) const { return row[k]; }
+    __device__ Nothing b(Nothing, int64_t, int, int) const { return {}; }
+    template <int kCount, typename At>
+    __device__ void late_b(const Nothing (&)[kCount], const At& at, T (&values)[kCount]) const {
+        const T q = at.k < at.depth ? query[tile.history * depth + at.k] : T(0);
+#pragma unroll
+        for (int e = 0; e < kCount; ++e) {
+            const int place = int(at.line_of(e)) * int(depth) + at.k;
+            values[e] = at.has(e) ? key_weights[place] + q * product_weights[place] : T(0);
+        }
     }
-    __device__ void store(int64_t i, int64_t j, T value) const {
-        x[(tile.tiles.rows.size + i) * width + j] = value + x[tile.history * width + j];
+    __device__ Column column(int j, int count) const {
+        return this->bias_columns(x + tile.history * width + j, count);
+    }
+    __device__ void store(int64_t i, int j, T (&values)[kOwnColumns], int count, const Column& column) const {
+#pragma unroll
+        for (int c = 0; c < kOwnColumns; ++c) values[c] += column.bias[c];
+        store_columns(x + (tile.tiles.rows.size + i) * width + j, values, count);
     }
 };
 
 // The gradients of the keys, dx_1 (W_k - W_d + W_p diag(q)).
 template <typename T>
-struct KeyGradient {
+struct KeyGradient : PlainA<T>, CountedRows, NoColumns {
     using W = T;
     using Row = const T*;
+    using RawB = Nothing;
     static constexpr bool kAAlongK = true, kBAlongK = false, kSums = false, kTiles = true;
     Tile tile;
     const T *dx, *query;
@@ -126,19 +140,28 @@ struct KeyGradient {
     __device__ int64_t depth_begin() const { return 0; }
     __device__ int64_t depth_end() const { return width; }
     __device__ Row prepare(int64_t i) const { return dx + (tile.tiles.rows.size + i) * width; }
-    __device__ T a(Row row, int64_t, int64_t k) const { return row[k]; }
-    __device__ T b(int64_t k, int64_t j) const {
-        return key_weights[k * depth + j] + query[tile.history * depth + j] * product_weights[k * depth + j];
+    __device__ T a(Row row, int64_t, int64_t, int k) const { return row[k]; }
+    __device__ Nothing b(Nothing, int64_t, int, int) const { return {}; }
+    template <int kCount, typename At>
+    __device__ void late_b(const Nothing (&)[kCount], const At& at, T (&values)[kCount]) const {
+        const T q = at.lines > 0 ? query[tile.history * depth + at.line] : T(0);
+#pragma unroll
+        for (int e = 0; e < kCount; ++e) {
+            const int place = at.k_of(e) * int(depth) + int(at.line);
+            values[e] = at.has(e) ? key_weights[place] + q * product_weights[place] : T(0);
+        }
     }
-    __device__ void store(int64_t i, int64_t j, T value) const { dkeys[i * depth + j] = value; }
+    __device__ void store(int64_t i, int j, const T (&values)[kOwnColumns], int count, Nothing) const {
+        store_columns(dkeys + i * depth + j, values, count);
+    }
 };
 
 // The gradients of that matrix, one for each history (blockIdx.z) of a chunk, and of the query terms, in
 // which the padding's is to be added yet.
 template <typename T>
-struct MatrixGradient {
+struct MatrixGradient : PlainA<T>, PlainB<T>, CountedRows, NoColumns {
     using W = T;
-    struct Row {};
+    using Row = Nothing;
     static constexpr bool kAAlongK = false, kBAlongK = false, kSums = true, kTiles = false;
     Ragged ragged;
     int64_t first_history;
@@ -152,11 +175,14 @@ struct MatrixGradient {
     __device__ int64_t cols() const { return depth; }
     __device__ int64_t depth_begin() const { return range().begin; }
     __device__ int64_t depth_end() const { return range().end; }
-    __device__ Row prepare(int64_t) const { return {}; }
-    __device__ T a(Row, int64_t i, int64_t k) const { return dx[(ragged.size + k) * width + i]; }
-    __device__ T b(int64_t k, int64_t j) const { return keys[k * depth + j]; }
-    __device__ void store(int64_t i, int64_t j, T value) const {
-        dmatrix[(blockIdx.z * width + i) * depth + j] = value;
+    __device__ T a(Row, int64_t i, int64_t begin, int k) const {
+        return (dx + (ragged.size + begin) * width + i)[k * int(width)];
+    }
+    __device__ T b(Nothing, int64_t begin, int k, int j) const {
+        return (keys + begin * depth + j)[k * int(depth)];
+    }
+    __device__ void store(int64_t i, int j, const T (&values)[kOwnColumns], int count, Nothing) const {
+        store_columns(dmatrix + (blockIdx.z * width + i) * depth + j, values, count);
     }
     __device__ void store_sum(int64_t i, T value) const {
         dterms[(first_history + blockIdx.z) * width + i] = value;
@@ -185,6 +211,7 @@ __global__ void history_gradient_kernel(MatrixSums<T> p) {
     const T* dmatrix = p.dmatrix + int64_t(blockIdx.x) * p.width * p.depth;
     for (int64_t d = threadIdx.x; d < p.depth; d += blockDim.x) {
         T sum = 0;
+#pragma unroll 16
         for (int64_t c = 0; c < p.width; ++c)
             sum += dmatrix[c * p.depth + d] * p.product_weights[c * p.depth + d];
         p.dquery[b * p.depth + d] = sum;

@@ -40,7 +40,7 @@ struct LossPlan {
         dlast = arena.take<double>(last_width);
         for (int64_t l = 0; l < call.layer_count; ++l) {
             x[l] = arena.take<T>(2 * chunk_rows * call.widths[l]);
-            splits[l] = splits_for(2 * chunk_rows, call.widths[l], inputs(l));
+            splits[l] = splits_for<T>(2 * chunk_rows, call.widths[l], inputs(l));
             const int64_t kept = call.dparameters == nullptr ? 0 : splits[l] * call.widths[l];
             weight_sums[l] = arena.take<T>(kept * inputs(l));
             bias_sums[l] = arena.take<T>(kept);
@@ -77,7 +77,13 @@ struct ChunkRun {
     ChunkRun(const LossPlan<T>& plan, int64_t i, Stream stream)
         : plan(plan), call(plan.call), stream(stream), first(i == 0) {
         const int64_t begin = i * plan.chunk_rows, rows = std::min(plan.chunk_rows, call.rows.rows - begin);
-        chunk = {call.states, call.events, call.negatives, plan.next.has_next, begin, rows};
+        chunk = {call.states,
+                 call.events,
+                 call.negatives,
+                 plan.next.has_next,
+                 begin,
+                 rows,
+                 std::min(rows, call.rows.rows - 1 - begin)};
         pairs = {0, 2 * rows, 0, nullptr};
     }
 
@@ -119,33 +125,46 @@ struct ChunkRun {
                                        width, plan.x[last], plan.last_sums};
         launch(last_gradients_kernel<T>, channel_blocks(width, plan.last_splits), kThreads, kRowSumBytes,
                stream, of_last);
-        launch(grow_sums_kernel, blocks_for(width, kThreads), kThreads, 0, stream,
+        launch(grow_sums_kernel, split_blocks(width), kThreads, kRowSumBytes, stream,
                GrowingSums{plan.last_sums, plan.last_splits, width, first, plan.dlast});
         for (int64_t l = last; l > 0; --l) {
             const int64_t inputs = call.widths[l - 1];
             weight_gradient(l, plan.activated(l - 1));
-            multiply(LayerInputGradient<T>{pairs, plan.x[l], call.widths[l], 0, call.weights[l], inputs,
-                                           inputs, false, plan.x[l - 1], plan.x[l - 1]},
-                     gemm_blocks(pairs.size(), inputs), stream);
+            LayerInputGradient<T> product{};
+            product.set = pairs;
+            product.dx = plan.x[l];
+            product.width = call.widths[l];
+            product.weights = call.weights[l];
+            product.stride = product.columns = inputs;
+            product.through = product.out = plan.x[l - 1];
+            multiply(product, gemm_blocks(pairs.size(), inputs), stream);
         }
         weight_gradient(0, inputs());
-        const int64_t depth = call.depth, events = std::min(chunk.rows, call.rows.rows - 1 - chunk.begin);
+        const int64_t depth = call.depth, events = chunk.rows_before_last;
         // The event after a row is the next row's.
-        row_gradient(chunk.rows, 0, chunk.rows, 0, call.dstates + chunk.begin * depth);
-        row_gradient(events, 0, 0, depth, call.devents + (chunk.begin + 1) * depth);
-        row_gradient(events, chunk.rows, 0, depth, call.dnegatives + (chunk.begin + 1) * depth);
+        LayerInputGradientOfTwo<T> of_states{};
+        of_states.behind = chunk.rows;
+        row_gradient(of_states, chunk.rows, 0, 0, call.dstates + chunk.begin * depth);
+        const LayerInputGradient<T> of_events{};
+        row_gradient(of_events, events, 0, depth, call.devents + (chunk.begin + 1) * depth);
+        row_gradient(of_events, events, chunk.rows, depth, call.dnegatives + (chunk.begin + 1) * depth);
     }
 
   private:
     // The gradient of the columns from `column` on of the first layer's inputs, for `rows` pairs from `pair`
     // on.
-    void row_gradient(int64_t rows, int64_t pair, int64_t behind, int64_t column, T* out) const {
+    template <typename Product>
+    void row_gradient(Product product, int64_t rows, int64_t pair, int64_t column, T* out) const {
         const int64_t depth = call.depth;
         if (rows == 0 || depth == 0) return;
-        multiply(LayerInputGradient<T>{RowSet{0, rows, 0, nullptr}, plan.x[0] + pair * call.widths[0],
-                                       call.widths[0], behind, call.weights[0] + column, 2 * depth, depth,
-                                       false, nullptr, out},
-                 gemm_blocks(rows, depth), stream);
+        product.set = {0, rows, 0, nullptr};
+        product.dx = plan.x[0] + pair * call.widths[0];
+        product.width = call.widths[0];
+        product.weights = call.weights[0] + column;
+        product.stride = 2 * depth;
+        product.columns = depth;
+        product.out = out;
+        multiply(product, gemm_blocks(rows, depth), stream);
     }
 };
 

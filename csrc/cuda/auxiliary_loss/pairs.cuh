@@ -47,31 +47,36 @@ struct PairChunk {
     const T *states, *events, *negatives;  // [N, D]
     const uint8_t* has_next;
     int64_t begin, rows;
+    int64_t rows_before_last;  // rows of the chunk that are not the batch's last
 
     __device__ bool counts(int64_t pair) const {
         return has_next[begin + (pair < rows ? pair : pair - rows)];
     }
 };
 
-// [h; e], as a factor of a product.
+// [h; e], as a factor of a product; zeros where there is no such pair.
 template <typename T>
 struct PairRows {
-    struct Row {
-        const T *state, *event;  // null where there is no pair
-    };
+    using Row = Nothing;
     PairChunk<T> chunk;
     int64_t depth;
     int64_t width;  // 2 D
 
-    __device__ Row row(int64_t pair) const {
-        if (!chunk.counts(pair)) return {nullptr, nullptr};
-        const bool clicked = pair < chunk.rows;
-        const int64_t row = chunk.begin + (clicked ? pair : pair - chunk.rows);
-        return {chunk.states + row * depth, (clicked ? chunk.events : chunk.negatives) + (row + 1) * depth};
+    __device__ Row row(int64_t, int) const { return {}; }
+    // A chunk's rows and numbers are few enough for 32 bits.
+    __device__ T at(Row, int64_t pair, int k) const {
+        const int rows = int(chunk.rows), width_of_row = int(depth);
+        const bool clicked = int(pair) < rows;
+        const int row = clicked ? int(pair) : int(pair) - rows;
+        if (k < width_of_row) return (chunk.states + chunk.begin * depth)[row * width_of_row + k];
+        const T* events = (clicked ? chunk.events : chunk.negatives) + chunk.begin * depth;
+        return events[(row < int(chunk.rows_before_last) ? row + 1 : row) * width_of_row + k - width_of_row];
     }
-    __device__ T at(Row row, int64_t k) const {
-        if (row.state == nullptr) return T(0);
-        return k < depth ? row.state[k] : row.event[k - depth];
+    template <int kCount, typename RowOf, typename Has>
+    __device__ void late(const T (&raw)[kCount], int64_t, const RowOf& pair_of, const Has& has,
+                         T (&values)[kCount]) const {
+#pragma unroll
+        for (int e = 0; e < kCount; ++e) values[e] = has(e) && chunk.counts(pair_of(e)) ? raw[e] : T(0);
     }
 };
 
@@ -135,12 +140,15 @@ template <typename T>
 __global__ void last_gradients_kernel(LastGradients<T> p) {
     const int64_t channel = int64_t(blockIdx.x) * kWarp + threadIdx.x % kWarp;
     sum_rows<1>(p.set, p.width, channel, p.out, [&](int64_t row, int count, double* sums) {
-        T sum = 0;
-        for (int i = 0; i < count; ++i) {
-            T& x = p.x[(row + i) * p.width + channel];
-            const T a = sigmoid(x), d = p.dlogits[row + i];
-            sum += d * a;
-            x = d * p.last[channel] * a * (T(1) - a);
+        T xs[kRowsAtOnce], ds[kRowsAtOnce], sum = 0;
+        load_rows(p.x, p.width, channel, row, count, xs);
+        load_rows(p.dlogits, 1, 0, row, count, ds);
+#pragma unroll
+        for (int i = 0; i < kRowsAtOnce; ++i) {
+            if (i >= count) continue;
+            const T a = sigmoid(xs[i]);
+            sum += ds[i] * a;
+            p.x[(row + i) * p.width + channel] = ds[i] * p.last[channel] * a * (T(1) - a);
         }
         sums[0] += double(sum);
     });
@@ -156,11 +164,9 @@ struct GrowingSums {
 };
 
 static __global__ void grow_sums_kernel(GrowingSums p) {
-    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= p.size) return;
-    double sum = p.first ? 0 : p.to[i];
-    for (int split = 0; split < p.splits; ++split) sum += p.from[split * p.size + i];
-    p.to[i] = sum;
+    const int64_t i = number_of_thread();
+    const double sum = sum_of_splits(p.from, p.splits, p.size, i);
+    if (leads() && i < p.size) p.to[i] = p.first ? sum : p.to[i] + sum;
 }
 
 // The loss, and the gradients of the last product; one block.

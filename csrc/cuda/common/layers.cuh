@@ -3,9 +3,12 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "../../activations.h"
 #include "gemm.cuh"
 #include "launch.cuh"
+#include "splits.cuh"
 
 namespace dien_fast::cuda {
 
@@ -40,6 +43,9 @@ struct DeviceSigmoid {
         return sigmoid(v);
     }
 };
+
+template <Activation kActivation>
+using Chosen = std::integral_constant<Activation, kActivation>;
 
 // What follows the product of a layer: f of interest.h.
 template <typename T>
@@ -87,6 +93,37 @@ struct LayerFunction {
         }
         return x;
     }
+    // Of a channel, numbers whose rows of the kernels' arrays are row_of(e).
+    template <int kCount, typename RowOf>
+    __device__ void values(const T (&x)[kCount], int64_t c, const RowOf& row_of, T (&out)[kCount]) const {
+        const DeviceSigmoid s;
+        const ChannelNumbers<T> numbers_of_c = channel(c);
+        auto each = [&](auto chosen) {
+#pragma unroll
+            for (int e = 0; e < kCount; ++e)
+                out[e] = activated<T, decltype(chosen)::value>(numbers_of_c, x[e], s);
+        };
+        switch (activation) {
+            case Activation::kIdentity:
+                each(Chosen<Activation::kIdentity>());
+                break;
+            case Activation::kRelu:
+                each(Chosen<Activation::kRelu>());
+                break;
+            case Activation::kPrelu:
+                each(Chosen<Activation::kPrelu>());
+                break;
+            case Activation::kSigmoid:
+                each(Chosen<Activation::kSigmoid>());
+                break;
+            case Activation::kDice:
+                each(Chosen<Activation::kDice>());
+                break;
+        }
+        if (seed == nullptr) return;
+#pragma unroll
+        for (int e = 0; e < kCount; ++e) out[e] *= dropout(key(row_of(e)), c);
+    }
     __device__ Derivatives<T> derive(T x, T d, int64_t c) const {
         const DeviceSigmoid s;
         switch (activation) {
@@ -108,23 +145,29 @@ struct LayerFunction {
 // Rows [., width] through a function, as a factor of a product.
 template <typename T>
 struct FunctionRows {
-    struct Row {
-        const T* x;
-        uint64_t key;
-    };
+    using Row = const T*;
     LayerFunction<T> function;
     const T* x;
     int64_t width;
 
-    __device__ Row row(int64_t i) const { return {x + i * width, function.key(i)}; }
-    __device__ T at(Row row, int64_t k) const { return function.value(row.x[k], row.key, k); }
+    // Row begin + i.
+    __device__ Row row(int64_t begin, int i) const { return x + begin * width + i * int(width); }
+    __device__ T at(Row row, int64_t, int k) const { return row[k]; }
+    // Numbers of column k.
+    template <int kCount, typename RowOf, typename Has>
+    __device__ void late(const T (&raw)[kCount], int64_t k, const RowOf& row_of, const Has&,
+                         T (&values)[kCount]) const {
+        function.values(raw, k, row_of, values);
+    }
 };
 
 // out = rows W^T + b.
 template <typename T, typename Source>
-struct LayerProduct {
+struct LayerProduct : PlainB<T>, CountedRows, BiasColumns<T> {
     using W = T;
     using Row = typename Source::Row;
+    using RawA = T;
+    using Column = typename BiasColumns<T>::Column;
     static constexpr bool kAAlongK = true, kBAlongK = true, kSums = false, kTiles = false;
     RowSet set;
     Source source;
@@ -133,15 +176,27 @@ struct LayerProduct {
     int64_t columns;
     T* out;  // rows of `columns`
 
+    LayerProduct(const RowSet& set, const Source& source, const T* weights, const T* bias, int64_t columns,
+                 T* out)
+        : set(set), source(source), weights(weights), bias(bias), columns(columns), out(out) {}
     __device__ int64_t rows() const { return set.count(); }
     __device__ int64_t cols() const { return columns; }
     __device__ int64_t depth_begin() const { return 0; }
     __device__ int64_t depth_end() const { return source.width; }
-    __device__ Row prepare(int64_t i) const { return source.row(set.first + i); }
-    __device__ T a(Row row, int64_t, int64_t k) const { return source.at(row, k); }
-    __device__ T b(int64_t k, int64_t j) const { return weights[j * source.width + k]; }
-    __device__ void store(int64_t i, int64_t j, T value) const {
-        out[(set.first + i) * columns + j] = value + bias[j];
+    __device__ Row prepare(int64_t i) const { return source.row(set.first + i, 0); }
+    __device__ T a(Row row, int64_t i, int64_t, int k) const { return source.at(row, set.first + i, k); }
+    template <int kCount, typename At>
+    __device__ void late_a(const T (&raw)[kCount], const At& at, T (&values)[kCount]) const {
+        source.late(
+            raw, at.k, [&](int e) { return set.first + at.line_of(e); }, [&](int e) { return at.has(e); },
+            values);
+    }
+    __device__ T b(Nothing, int64_t, int k, int j) const { return weights[j * int(source.width) + k]; }
+    __device__ Column column(int j, int count) const { return this->bias_columns(bias + j, count); }
+    __device__ void store(int64_t i, int j, T (&values)[kOwnColumns], int count, const Column& column) const {
+#pragma unroll
+        for (int c = 0; c < kOwnColumns; ++c) values[c] += column.bias[c];
+        store_columns(out + (set.first + i) * columns + j, values, count);
     }
 };
 
@@ -149,14 +204,13 @@ struct LayerProduct {
 // Where the rows are sigmoids, this is the gradient of those, and `through` makes of it that of their
 // arguments.
 template <typename T>
-struct LayerInputGradient {
+struct InputGradientOfLayer : PlainB<T>, CountedRows, NoColumns {
     using W = T;
     using Row = const T*;
     static constexpr bool kAAlongK = true, kBAlongK = false, kSums = false, kTiles = false;
     RowSet set;
     const T* dx;
     int64_t width;     // of dx
-    int64_t behind;    // if not 0, the row so many rows behind is added to each row of dx
     const T* weights;  // [width, stride]
     int64_t stride;
     int64_t columns;
@@ -169,17 +223,39 @@ struct LayerInputGradient {
     __device__ int64_t depth_begin() const { return 0; }
     __device__ int64_t depth_end() const { return width; }
     __device__ Row prepare(int64_t i) const { return dx + (set.first + i) * width; }
-    __device__ T a(Row row, int64_t, int64_t k) const {
-        return behind == 0 ? row[k] : row[k] + row[behind * width + k];
-    }
-    __device__ T b(int64_t k, int64_t j) const { return weights[k * stride + j]; }
-    __device__ void store(int64_t i, int64_t j, T value) const {
+    __device__ T b(Nothing, int64_t, int k, int j) const { return weights[k * int(stride) + j]; }
+    __device__ void store(int64_t i, int j, T (&values)[kOwnColumns], int count, Nothing) const {
         const int64_t at = (set.first + i) * columns + j;
         if (through != nullptr) {
-            const T p = sigmoid(through[at]);
-            value *= p * (T(1) - p);
+            T x[kOwnColumns];
+            load_columns(through + at, count, x);
+#pragma unroll
+            for (int c = 0; c < kOwnColumns; ++c) {
+                const T p = sigmoid(x[c]);
+                values[c] *= p * (T(1) - p);
+            }
         }
-        out[at] = add ? out[at] + value : value;
+        grow_columns(out + at, values, count, !add);
+    }
+};
+template <typename T>
+struct LayerInputGradient : InputGradientOfLayer<T>, PlainA<T> {
+    __device__ T a(const T* row, int64_t, int64_t, int k) const { return row[k]; }
+};
+// The row so many rows behind is added to each row of dx.
+template <typename T>
+struct LayerInputGradientOfTwo : InputGradientOfLayer<T> {
+    using RawA = T;
+    int64_t behind;
+
+    __device__ T a(const T* row, int64_t, int64_t, int k) const { return row[k]; }
+    // Two numbers fetched ahead would take too many registers.
+    template <int kCount, typename At>
+    __device__ void late_a(const T (&raw)[kCount], const At& at, T (&values)[kCount]) const {
+        const T* other = this->prepare(at.line + behind) + at.k;
+#pragma unroll
+        for (int e = 0; e < kCount; ++e)
+            values[e] = at.has(e) ? raw[e] + other[e * at.line_step * int(this->width)] : T(0);
     }
 };
 
@@ -187,9 +263,11 @@ struct LayerInputGradient {
 // its own, which grow from chunk to chunk of the rows; they are added up in the order of the splits at the
 // end.
 template <typename T, typename Source>
-struct LayerWeightGradient {
+struct LayerWeightGradient : PlainA<T>, NoColumns {
     using W = T;
-    struct Row {};
+    using Row = Nothing;
+    using RowOfB = typename Source::Row;
+    using RawB = T;
     static constexpr bool kAAlongK = false, kBAlongK = false, kSums = true, kTiles = false;
     RowSet set;
     const T* dx;
@@ -199,16 +277,28 @@ struct LayerWeightGradient {
     T* sums;       // [splits, width, width of the source]
     T* bias_sums;  // [splits, width]
 
+    LayerWeightGradient(const RowSet& set, const T* dx, int64_t width, const Source& source, bool first,
+                        T* sums, T* bias_sums)
+        : set(set), dx(dx), width(width), source(source), first(first), sums(sums), bias_sums(bias_sums) {}
     __device__ int64_t rows() const { return width; }
     __device__ int64_t cols() const { return source.width; }
     __device__ int64_t depth_begin() const { return set.count() * blockIdx.z / gridDim.z; }
     __device__ int64_t depth_end() const { return set.count() * (blockIdx.z + 1) / gridDim.z; }
-    __device__ Row prepare(int64_t) const { return {}; }
-    __device__ T a(Row, int64_t i, int64_t k) const { return dx[(set.first + k) * width + i]; }
-    __device__ T b(int64_t k, int64_t j) const { return source.at(source.row(set.first + k), j); }
-    __device__ void store(int64_t i, int64_t j, T value) const {
-        T& to = sums[(blockIdx.z * width + i) * source.width + j];
-        to = first ? value : to + value;
+    __device__ T a(Nothing, int64_t i, int64_t begin, int k) const {
+        return (dx + (set.first + begin) * width + i)[k * int(width)];
+    }
+    __device__ RowOfB row_of_b(int64_t begin, int k) const { return source.row(set.first + begin, k); }
+    __device__ T b(RowOfB row, int64_t begin, int k, int j) const {
+        return source.at(row, set.first + begin + k, j);
+    }
+    template <int kCount, typename At>
+    __device__ void late_b(const T (&raw)[kCount], const At& at, T (&values)[kCount]) const {
+        source.late(
+            raw, at.line, [&](int e) { return set.first + at.begin + at.k_of(e); },
+            [&](int e) { return at.has(e); }, values);
+    }
+    __device__ void store(int64_t i, int j, T (&values)[kOwnColumns], int count, Nothing) const {
+        grow_columns(sums + (blockIdx.z * width + i) * source.width + j, values, count, first);
     }
     __device__ void store_sum(int64_t i, T value) const {
         T& to = bias_sums[blockIdx.z * width + i];
@@ -216,32 +306,23 @@ struct LayerWeightGradient {
     }
 };
 
-// out [size] = the sum of the splits, in their order.
+// out [size] = the sum of the splits.
 template <typename T>
 __global__ void sum_splits_kernel(const T* sums, int splits, int64_t size, T* out) {
-    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= size) return;
-    T sum = 0;
-    for (int split = 0; split < splits; ++split) sum += sums[split * size + i];
-    out[i] = sum;
+    const int64_t i = number_of_thread();
+    const T sum = sum_of_splits(sums, splits, size, i);
+    if (leads() && i < size) out[i] = sum;
 }
 template <typename T>
 void sum_splits(const T* sums, int splits, int64_t size, T* out, Stream stream) {
     if (size > 0)
-        launch(sum_splits_kernel<T>, blocks_for(size, kThreads), kThreads, 0, stream, sums, splits, size,
-               out);
+        launch(sum_splits_kernel<T>, split_blocks(size), kThreads, kThreads * int(sizeof(T)), stream, sums,
+               splits, size, out);
 }
 
 template <typename P>
 void multiply(const P& policy, dim3 blocks, Stream stream) {
     launch(gemm_kernel<P>, blocks, kGemmThreads, gemm_shared_bytes<typename P::W>(), stream, policy);
-}
-
-// Splits of `rows` that keep the largest device busy with products [outputs, inputs].
-inline int splits_for(int64_t rows, int64_t outputs, int64_t inputs) {
-    const dim3 tiles = gemm_blocks(outputs, inputs);
-    const int64_t enough = std::max<int64_t>(1, 288 / (int64_t(tiles.x) * tiles.y));
-    return int(std::min<int64_t>(enough, rows / 256 + 1));
 }
 
 }  // namespace dien_fast::cuda

@@ -52,10 +52,24 @@ __device__ void sum_rows(const RowSet& set, int64_t width, int64_t channel, doub
     }
 }
 
+// Numbers of a channel in up to kRowsAtOnce rows, 0 beyond them. All are on their way before one is waited
+// for.
+template <typename T>
+__device__ void load_rows(const T* from, int64_t width, int64_t channel, int64_t row, int count,
+                          T (&values)[kRowsAtOnce]) {
+#pragma unroll
+    for (int i = 0; i < kRowsAtOnce; ++i) values[i] = i < count ? from[(row + i) * width + channel] : T(0);
+}
+
+// The sums of the splits for a channel, by a warp: each lane adds up its share of the splits, and the lanes'
+// sums are added in a fixed order.
 template <int kSums>
 __device__ void add_splits(const double* sums, int splits, int64_t width, int64_t channel, double* total) {
-    for (int split = 0; split < splits; ++split)
-        for (int i = 0; i < kSums; ++i) total[i] += sums[(split * kSums + i) * width + channel];
+    for (int split = threadIdx.x % kWarp; split < splits; split += kWarp)
+#pragma unroll
+        for (int i = 0; i < kSums; ++i) total[i] += sums[(int64_t(split) * kSums + i) * width + channel];
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) total[i] = warp_sum(total[i]);
 }
 
 }  // namespace dien_fast::cuda
