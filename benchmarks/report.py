@@ -24,6 +24,7 @@ import auc_tables
 import charts
 import gpu_floors
 import gpu_layer
+import gpu_tables
 import issue_clocks
 import machine
 import tables
@@ -326,6 +327,7 @@ def pages(results: Results, others: list[Results]) -> dict[Path, str]:
     large = replaced(LARGE.read_text(), "sizes", sizes_block([results, *others]))
     readme = replaced(README.read_text(), "summary", summary(results))
     cuda = replaced(CUDA.read_text(), "predictions", gpu_floors.text())
+    cuda = replaced(cuda, "measured", gpu_tables.text())
     readme = replaced(readme, "models", paragraphs(auc_tables.overview(aucs)))
     return {
         README: replaced(readme, "speed", readme_block(results)),

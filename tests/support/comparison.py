@@ -70,6 +70,6 @@ def shares_of_allowed_error(got, eager, exact):
 
 
 def assert_within_twice(got, eager, exact, most=1):
-    """The error against float64 is at most twice that of the eager loop, plus a floor of 8 eps; ``most`` times that."""
+    """The error against float64 is at most ``most`` times twice that of the eager loop, plus a floor of 8 eps."""
     for name, share in shares_of_allowed_error(got, eager, exact).items():
         assert share <= most, f"{name}: the error is {share} of what is allowed"
