@@ -37,6 +37,11 @@ def test_shapes(emulated, configure, shape, kind):
     check_scores(scoring_of(shape, *KINDS[KIND_NAMES.index(kind)]))
 
 
+def test_many_rows(emulated):
+    """Each lane of the warp that adds up a channel's sums takes more than one share of the rows."""
+    check_scores(scoring([60] * 35, depth=1, widths=(1,)))
+
+
 @MODES
 @NORMS
 @pytest.mark.parametrize("activation", CODES)
