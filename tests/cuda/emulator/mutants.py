@@ -155,7 +155,7 @@ RULES = (
     ("tail", r"begin \+ kGemmRows < rows\.end \? begin \+ kGemmRows : rows\.end", "begin + kGemmRows"),
     ("tail", r"\(tiles\.rows_of\(b\)\.size\(\) \+ kGemmRows - 1\)", "tiles.rows_of(b).size()"),
     ("place", r"tile < (?=tiles\.before\[b \+ 1\])", "tile + 1 < "),
-    ("place", r"tile >= (?=tiles\.before\[tiles\.rows\.size\])", "tile > "),
+    ("place", r"tile >= (?=tiles\.before\[tiles\.rows\.size\])", "tile + 1 >= "),
     ("place", r"tile - tiles\.before\[history\]", "tile - tile"),
     ("row", r" - tile\.first_row\)", ")"),
     ("row", r"tile\.tiles\.rows\.size \+ i\)", "i)"),
