@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from full_disk import files_of_at_most
+from faults import finished
 from shop import failure, make_shop, run_python, shop_table
 
 from dien_fast.cli import main
@@ -185,15 +186,20 @@ def test_bad_checkpoints_end_the_command_with_one_sentence(shop, run_copy, tmp_p
     assert not (tmp_path / "p.csv").exists()
 
 
-def test_a_process_ends_with_one_sentence_and_status_2(shop, run_copy, tmp_path):
+def anew(words):
+    done = run_python("-m", "dien_fast.cli", *words)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("started", [finished, pytest.param(anew, marks=pytest.mark.slow)])
+def test_a_process_ends_with_one_sentence_and_status_2(shop, run_copy, tmp_path, started):
     """Nothing that torch or Python writes of its own accord stands beside the sentence."""
     _truncate(run_copy)
-    predict = ["predict", run_copy, shop / "new.parquet", "--output", tmp_path / "p.csv"]
-    done = run_python("-m", "dien_fast.cli", *predict)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.startswith("dien-fast: error: ")
-    assert done.stderr.count("\n") == 1
+    status, printed = started(["predict", run_copy, shop / "new.parquet", "--output", tmp_path / "p.csv"])
+    assert status == 2, printed
+    assert printed.startswith("dien-fast: error: ")
+    assert printed.count("\n") == 1
 
 
 def test_a_missing_package_is_one_sentence_too(shop, capsys, monkeypatch):

@@ -73,7 +73,7 @@ class Calls(Dataset):
 
 
 @pytest.mark.usefixtures("_two_threads")
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_in_the_workers_of_a_loader(start):
     """A forked worker inherits the state of a parent whose kernels ran on two threads, but not the threads."""
     call("augru")

@@ -165,6 +165,7 @@ def test_pickle(model, protocol):
     assert_equal_runs(run(twin, call), run(model, call))
 
 
+@pytest.mark.slow  # test_old_pickles.py loads one of these in another process
 @ONE_KIND
 def test_torch_save_in_another_process(model, tmp_path):
     report = dien_fast.accelerate(model)

@@ -1,7 +1,7 @@
 """Commands in processes of their own, to which something happens: a signal, a limit, a clock that jumps.
 
 A server process imports the package once and forks for each command, so that a case takes a second. It is Python's
-own ``forkserver``: one thread, nothing computed yet.
+own ``forkserver``: one thread, nothing computed yet, no instruction set chosen.
 """
 
 import ctypes
@@ -37,21 +37,21 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _SECONDS = 120.0
 
 
-class Command:
-    """A ``dien-fast`` command that runs in a process of its own.
+class Forked:
+    """A function that runs in a process of its own, whose exit status it returns.
 
     Args:
-        arguments: the words after ``dien-fast``.
-        before: a function of a module, with its arguments, called in the process before the command.
+        function: of a module.
+        arguments: for it.
+        before: another function, with its arguments, called in the process before.
     """
 
-    def __init__(self, arguments, before=None):
+    def __init__(self, function, *arguments, before=None):
         ready, is_ready = _CONTEXT.Pipe(duplex=False)
         # A pipe, as a limit of files would hold for a file of what it prints too.
         self._prints, writes = _CONTEXT.Pipe(duplex=False)
         self._printed = b""
-        words = [str(word) for word in arguments]
-        self.process = _CONTEXT.Process(target=_run, args=(words, writes, is_ready, before))
+        self.process = _CONTEXT.Process(target=_run, args=(function, arguments, writes, is_ready, before))
         self.process.start()
         writes.close()
         is_ready.close()
@@ -88,7 +88,19 @@ class Command:
         return self._printed.decode("utf-8", "replace")
 
 
-def _run(words, writes, is_ready, before):
+class Command(Forked):
+    """A ``dien-fast`` command that runs in a process of its own.
+
+    Args:
+        arguments: the words after ``dien-fast``.
+        before: as :class:`Forked` takes it.
+    """
+
+    def __init__(self, arguments, before=None):
+        super().__init__(main, [str(word) for word in arguments], before=before)
+
+
+def _run(function, arguments, writes, is_ready, before):
     for stream in (1, 2):
         os.dup2(writes.fileno(), stream)
     writes.close()
@@ -96,12 +108,12 @@ def _run(words, writes, is_ready, before):
     torch.set_num_threads(1)
     gc.freeze()
     if before is not None:
-        function, *arguments = before
-        function(*arguments)
+        first, *given = before
+        first(*given)
     is_ready.send(None)
     is_ready.close()
-    status = main(words)
-    # A signal that comes now is none of the command.
+    status = function(*arguments)
+    # A signal that comes now is none of the function's.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
     sys.exit(status)
 

@@ -3,11 +3,12 @@
 import itertools
 import json
 import os
-import subprocess
-import sys
+import signal
+import time
 
 import filelock
 import pytest
+from faults import Forked
 from power import Power
 
 from dien_fast.errors import CheckpointError
@@ -165,16 +166,19 @@ def test_directories_are_refused_before_anything_changes(tmp_path):
     assert contents(tmp_path) == {"file": "", "run/config.json": "", "run/best.pt": "", "other/best.pt": ""}
 
 
+def begin_and_wait(directory):
+    run = RunDirectory(directory)
+    run.begin()
+    print("begun", flush=True)
+    time.sleep(60)
+
+
 def test_one_training_at_a_time_writes_and_a_kill_frees_the_directory(tmp_path):
     write(tmp_path, OLD)
-    code = (
-        "import sys; from dien_fast.training.directory import RunDirectory; "
-        "run = RunDirectory(sys.argv[1]); run.begin(); print(flush=True); input()"
-    )
-    first = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    first.stdout.readline()
+    first = Forked(begin_and_wait, tmp_path)
+    until = time.monotonic() + 60
+    while not first.printed() and time.monotonic() < until:
+        time.sleep(0.01)
     message = "another training is writing to .*; wait until it has ended or choose another --output"
     second = RunDirectory(tmp_path)
     for attempt in (second.begin, second.resume, lambda: second.check(resume=True)):
@@ -183,8 +187,8 @@ def test_one_training_at_a_time_writes_and_a_kill_frees_the_directory(tmp_path):
     assert (tmp_path / ".new").exists()
     # Readers go on meanwhile.
     finish_replacement(tmp_path)
-    first.kill()
-    first.communicate()
+    first.send(signal.SIGKILL)
+    first.wait()
     with second:
         second.begin()
         with pytest.raises(CheckpointError, match=message):
