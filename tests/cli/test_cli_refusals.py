@@ -6,8 +6,8 @@ import sys
 import pandas as pd
 import pytest
 import torch
-from full_disk import files_of_at_most
 from faults import finished
+from full_disk import files_of_at_most
 from shop import failure, make_shop, run_python, shop_table
 
 from dien_fast.cli import main

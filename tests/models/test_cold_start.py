@@ -72,12 +72,12 @@ def test_a_cold_user_alone_has_the_logit_of_a_batch(kind, gru_type, backend, lay
 @in_both_layouts
 @on_both_backends
 @of_every_variant
-@pytest.mark.parametrize("counts", [[5], [0], [2, 0, 3], [0, 0], []], ids=str)
-def test_cold_users_candidates(counts, kind, gru_type, backend, layout):
+def test_cold_users_candidates(kind, gru_type, backend, layout):
     model = trained(kind, gru_type, shared_embeddings=SHARED)
-    with use_backend(backend):
-        got = compare(model, cold_batch(len(counts)), candidate_features(sum(counts)), counts, layout)
-    assert got.shape == (sum(counts),)
+    for counts in ([5], [0], [2, 0, 3], [0, 0], []):
+        with use_backend(backend):
+            got = compare(model, cold_batch(len(counts)), candidate_features(sum(counts)), counts, layout)
+        assert got.shape == (sum(counts),)
 
 
 @in_both_layouts

@@ -1,5 +1,7 @@
 """Scoring the candidates of users at once against the batch in which the user is repeated for each candidate."""
 
+import itertools
+
 import pytest
 import torch
 from candidates import CANDIDATE, bounds, candidate_features, compare, layout_of, repeated, trained
@@ -31,19 +33,19 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("case", COUNTS)
 @pytest.mark.parametrize("gru_type", GRU_TYPES)
-def test_dien_equals_forward_for_the_repeated_user(gru_type, case, layout):
-    counts = COUNTS[case]
-    compare(trained(DIEN, gru_type), random_batch(len(counts)), candidate_features(sum(counts)), counts, layout)
+def test_dien_equals_forward_for_the_repeated_user(gru_type, layout):
+    model = trained(DIEN, gru_type)
+    for counts in COUNTS.values():
+        compare(model, random_batch(len(counts)), candidate_features(sum(counts)), counts, layout)
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("case", COUNTS)
 @of_every_model
-def test_every_model_equals_forward_for_the_repeated_user(kind, case, layout):
-    counts = COUNTS[case]
-    compare(trained(kind), random_batch(len(counts)), candidate_features(sum(counts)), counts, layout)
+def test_every_model_equals_forward_for_the_repeated_user(kind, layout):
+    model = trained(kind)
+    for counts in COUNTS.values():
+        compare(model, random_batch(len(counts)), candidate_features(sum(counts)), counts, layout)
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
@@ -70,27 +72,23 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("counts", [[4], [3, 0, 2]], ids=["one user", "several users"])
 @pytest.mark.parametrize("name", OPTIONS)
 @of_every_model
-def test_options(kind, name, counts, layout):
-    user = random_batch(len(counts), negatives=OPTIONS[name].get("negatives", True))
-    got = compare(trained(kind, **OPTIONS[name]), user, candidate_features(sum(counts)), counts, layout)
-    assert got.shape == ((sum(counts), 3) if name == "three outputs" else (sum(counts),))
+def test_options(kind, name):
+    model = trained(kind, **OPTIONS[name])
+    for counts, layout in itertools.product(([4], [3, 0, 2]), ("padded", "ragged")):
+        user = random_batch(len(counts), negatives=OPTIONS[name].get("negatives", True))
+        got = compare(model, user, candidate_features(sum(counts)), counts, layout)
+        assert got.shape == ((sum(counts), 3) if name == "three outputs" else (sum(counts),))
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize(
-    "features",
-    [CANDIDATE, ("item",), ("category", "shop"), ("age",), ("user",), (*CANDIDATE, "age", "user")],
-    ids="-".join,
-)
 @of_every_model
-def test_any_feature_may_be_the_candidate_s(kind, features, layout):
+def test_any_feature_may_be_the_candidate_s(kind, layout):
     """What is not among the candidates' features, even the ad, is the user's."""
-    counts = [3, 0, 2]
-    compare(trained(kind), random_batch(3), candidate_features(5, features), counts, layout)
+    model = trained(kind)
+    for features in (CANDIDATE, ("item",), ("category", "shop"), ("age",), ("user",), (*CANDIDATE, "age", "user")):
+        compare(model, random_batch(3), candidate_features(5, features), [3, 0, 2], layout)
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
@@ -128,11 +126,12 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("case", LENGTHS)
 @of_every_model
-def test_awkward_histories(kind, case, layout):
-    lengths = {name: torch.tensor(value) for name, value in zip(HISTORIES, LENGTHS[case], strict=True)}
-    compare(trained(kind), random_batch(4, **lengths), candidate_features(9), COUNTS["several"], layout)
+def test_awkward_histories(kind, layout):
+    model = trained(kind)
+    for case in LENGTHS.values():
+        lengths = {name: torch.tensor(value) for name, value in zip(HISTORIES, case, strict=True)}
+        compare(model, random_batch(4, **lengths), candidate_features(9), COUNTS["several"], layout)
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
@@ -238,32 +237,32 @@ WRONG = {
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("case", WRONG)
 @of_every_model
-def test_wrong_arguments(kind, case, layout):
-    change, message = WRONG[case]
-    user = layout_of(layout, random_batch(2))
-    given = {"user": user, "candidates": ITEMS, "candidate_offsets": torch.tensor([0, 2, 3])} | change
-    with pytest.raises(ValueError, match=message) as caught:
-        trained(kind).score_candidates(**given)
-    assert "\n" not in str(caught.value)
+def test_wrong_arguments(kind, layout):
+    model, user = trained(kind), layout_of(layout, random_batch(2))
+    for change, message in WRONG.values():
+        given = {"user": user, "candidates": ITEMS, "candidate_offsets": torch.tensor([0, 2, 3])} | change
+        with pytest.raises(ValueError, match=message) as caught:
+            model.score_candidates(**given)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("feature", ["age", "category", "tags", "clicked_item", "clicked_shop"])
 @of_every_model
-def test_missing_feature(kind, feature, layout):
-    user = layout_of(layout, random_batch(2))
-    del user[feature]
-    with pytest.raises(ValueError, match=f"the batch must have feature '{feature}', got .*'user'"):
-        trained(kind).score_candidates(user, ITEMS, torch.tensor([0, 2, 3]))
+def test_missing_feature(kind, layout):
+    model, user = trained(kind), layout_of(layout, random_batch(2))
+    for feature in ("age", "category", "tags", "clicked_item", "clicked_shop"):
+        less = {name: value for name, value in user.items() if name != feature}
+        with pytest.raises(ValueError, match=f"the batch must have feature '{feature}', got .*'user'"):
+            model.score_candidates(less, ITEMS, torch.tensor([0, 2, 3]))
 
 
 @pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("feature", ["age", "user", "tags", "clicked_item"])
 @of_every_model
-def test_a_user_feature_of_another_number_of_rows_is_refused(kind, feature, layout):
+def test_a_user_feature_of_another_number_of_rows_is_refused(kind, layout):
     """Forward refuses such a batch too, where it puts the features side by side."""
+    model = trained(kind)
     user, more = layout_of(layout, random_batch(2)), layout_of(layout, random_batch(3))
-    with pytest.raises((ValueError, RuntimeError)):
-        trained(kind).score_candidates(user | {feature: more[feature]}, ITEMS, torch.tensor([0, 2, 3]))
+    for feature in ("age", "user", "tags", "clicked_item"):
+        with pytest.raises((ValueError, RuntimeError)):
+            model.score_candidates(user | {feature: more[feature]}, ITEMS, torch.tensor([0, 2, 3]))

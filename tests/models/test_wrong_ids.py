@@ -40,12 +40,12 @@ WRONG_CANDIDATES = {
 
 @in_both_layouts
 @of_every_model
-@pytest.mark.parametrize("case", WRONG_CANDIDATES)
-def test_candidates_that_are_no_tensors(case, kind, layout):
-    candidates, message = WRONG_CANDIDATES[case]
-    with pytest.raises(TypeError, match=message) as caught:
-        trained(kind, shared_embeddings=SHARED).score_candidates(layout_of(layout, random_batch(1)), candidates)
-    assert "\n" not in str(caught.value)
+def test_candidates_that_are_no_tensors(kind, layout):
+    model, user = trained(kind, shared_embeddings=SHARED), layout_of(layout, random_batch(1))
+    for candidates, message in WRONG_CANDIDATES.values():
+        with pytest.raises(TypeError, match=message) as caught:
+            model.score_candidates(user, candidates)
+        assert "\n" not in str(caught.value)
 
 
 @in_both_layouts
@@ -99,14 +99,14 @@ WRONG_USERS = {
 
 @in_both_layouts
 @of_every_model
-@pytest.mark.parametrize("case", WRONG_USERS)
-def test_users_that_are_no_batch(case, kind, layout):
-    change, error, message = WRONG_USERS[case]
-    user, model = layout_of(layout, random_batch(1)) | change, trained(kind)
-    with pytest.raises(error, match=message):
-        model.score_candidates(user, ITEMS)
-    with pytest.raises(error, match=message):
-        model(user)
+def test_users_that_are_no_batch(kind, layout):
+    model, good = trained(kind), layout_of(layout, random_batch(1))
+    for change, error, message in WRONG_USERS.values():
+        user = good | change
+        with pytest.raises(error, match=message):
+            model.score_candidates(user, ITEMS)
+        with pytest.raises(error, match=message):
+            model(user)
 
 
 def test_a_user_that_is_no_dict():
@@ -131,16 +131,16 @@ UNKNOWN_IDS = {
 @pytest.mark.parametrize("shared", [SHARED, None], ids=["shared tables", "own tables"])
 @pytest.mark.parametrize("backend", [pytest.param("native", marks=needs_native), "reference"])
 @of_every_model
-@pytest.mark.parametrize("case", UNKNOWN_IDS)
-def test_an_id_that_the_table_lacks_is_named(case, kind, backend, shared):
-    change, message = UNKNOWN_IDS[case]
-    batch = random_batch(4) | change
-    if case == "in a history":
-        batch["sampled_shop"] = batch["clicked_shop"]
-    with use_backend(backend):
-        for training in (True, False):
-            with pytest.raises(IndexError, match=message):
-                make_model(kind, shared_embeddings=shared).train(training)(batch)
+def test_an_id_that_the_table_lacks_is_named(kind, backend, shared):
+    model, good = make_model(kind, shared_embeddings=shared), random_batch(4)
+    for case, (change, message) in UNKNOWN_IDS.items():
+        batch = good | change
+        if case == "in a history":
+            batch["sampled_shop"] = batch["clicked_shop"]
+        with use_backend(backend):
+            for training in (True, False):
+                with pytest.raises(IndexError, match=message):
+                    model.train(training)(batch)
 
 
 @pytest.mark.parametrize("shared", [SHARED, None], ids=["shared tables", "own tables"])
