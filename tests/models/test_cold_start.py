@@ -10,6 +10,7 @@ from clicks import timed_schema, timed_table
 from comparison import assert_same, outcome
 from native_cases import needs_native
 from random_batches import SHARED, make_model, of_every_model, pad, random_batch
+from selection import slow_but_pairs
 
 from dien_fast import DIEN, reference, use_backend
 from dien_fast.data import fit_encoders
@@ -34,11 +35,12 @@ def cold_batch(rows, layout="ragged"):
     return layout_of(layout, random_batch(rows, item=lengths, category=lengths, shop=lengths))
 
 
-@in_both_layouts
 @on_both_backends
-@of_every_variant
-@pytest.mark.parametrize("shared", [SHARED, None], ids=["shared tables", "own tables"])
-def test_a_training_step_on_cold_users_alone(shared, kind, gru_type, backend, layout):
+@pytest.mark.parametrize(
+    ("variant", "layout", "shared"), slow_but_pairs(VARIANTS, ["padded", "ragged"], [SHARED, None])
+)
+def test_a_training_step_on_cold_users_alone(variant, shared, backend, layout):
+    kind, gru_type = variant
     model = make_model(kind, gru_type, shared_embeddings=shared)
     batch = cold_batch(4, layout)
     with use_backend(backend):

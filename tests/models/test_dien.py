@@ -20,7 +20,7 @@ from random_batches import (
     random_batch,
     random_ids,
 )
-from selection import slow_but
+from selection import slow_but, slow_but_pairs
 
 from dien_fast import DIEN, DIN, Ragged, reference
 
@@ -64,9 +64,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "training", "layout"), slow_but_pairs(list(OPTIONS), [True, False], ["padded", "ragged"])
+)
 def test_equals_the_reference(name, training, layout):
     eager, fast = (make_model(kind, **OPTIONS[name]).train(training) for kind in (reference.DIEN, DIEN))
     batch = random_batch(7, negatives=OPTIONS[name].get("negatives", True))
@@ -85,10 +85,10 @@ LENGTHS = {
 }
 
 
-@pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("case", LENGTHS)
-@pytest.mark.parametrize("gru_type", ["GRU", "AUGRU"])
+@pytest.mark.parametrize(
+    ("gru_type", "case", "training", "layout"),
+    slow_but_pairs(["GRU", "AUGRU"], list(LENGTHS), [True, False], ["padded", "ragged"]),
+)
 def test_awkward_histories(gru_type, case, training, layout):
     lengths = {
         name: torch.tensor(value, dtype=torch.int64) for name, value in zip(HISTORIES, LENGTHS[case], strict=True)

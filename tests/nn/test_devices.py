@@ -9,6 +9,7 @@ from comparison import assert_same, outcome
 from interest_layers import GRU_TYPES, forward
 from native_cases import ACTIVATIONS, LENGTHS, MODES, batch, layers_of
 from no_waiting import NoWaiting
+from selection import slow_but_pairs
 
 from dien_fast import Ragged
 from dien_fast.nn import interest as interest_module
@@ -31,11 +32,10 @@ def _on_a_device(monkeypatch):
     monkeypatch.setattr(interest_module, "check_lengths", lambda name, lengths, batch, longest: lengths.long())
 
 
-@MODES
-@pytest.mark.parametrize("layout", ["padded", "ragged"])
-@pytest.mark.parametrize("norm", [True, False], ids=["norm", "no norm"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("gru_type", GRU_TYPES)
+@pytest.mark.parametrize(
+    ("gru_type", "activation", "norm", "layout", "training"),
+    slow_but_pairs(GRU_TYPES, ACTIVATIONS, [True, False], ["padded", "ragged"], [True, False]),
+)
 def test_equals_the_reference(gru_type, activation, norm, layout, training):
     eager, fast = layers_of(gru_type, att_activation=activation, att_batchnorm=norm)
     eager.train(training)

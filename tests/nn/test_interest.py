@@ -6,7 +6,7 @@ import pytest
 import torch
 from comparison import assert_same, assert_within_twice, outcome
 from interest_layers import FAST, GRU_TYPES, LENGTHS, D, T, forward, inputs, pair
-from selection import slow_but
+from selection import slow_but_pairs
 from torch import nn
 
 from dien_fast import Interest, Ragged, reference
@@ -59,11 +59,9 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize(("training", "layout"), MODES, ids=MODE_NAMES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("gru_type", slow_but(["AIGRU", "AUGRU"], GRU_TYPES))
-def test_awkward_shapes(gru_type, shape, training, layout):
-    lengths, steps = SHAPES[shape]
+@pytest.mark.parametrize(("gru_type", "shape", "mode"), slow_but_pairs(GRU_TYPES, list(SHAPES), MODES))
+def test_awkward_shapes(gru_type, shape, mode):
+    (training, layout), (lengths, steps) = mode, SHAPES[shape]
     layers = pair(gru_type, att_activation="dice", use_negsampling=True)
     got = compare(layers, lengths, layout, steps, training)
     assert got["output"].shape == (len(lengths), D)

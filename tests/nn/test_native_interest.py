@@ -8,6 +8,7 @@ import torch
 from comparison import assert_same, assert_within_twice, outcome
 from interest_layers import GRU_TYPES, forward, pair
 from native_cases import ACTIVATIONS, LENGTHS, MODES, D, T, batch, compare, layers_of, needs_native
+from selection import slow_but_pairs
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,10 +21,10 @@ pytestmark = needs_native
 
 
 @pytest.mark.usefixtures("_no_fallback")
-@MODES
-@pytest.mark.parametrize("norm", [True, False], ids=["norm", "no norm"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("gru_type", GRU_TYPES)
+@pytest.mark.parametrize(
+    ("gru_type", "activation", "norm", "training"),
+    slow_but_pairs(GRU_TYPES, ACTIVATIONS, [True, False], [True, False]),
+)
 def test_equals_the_reference(gru_type, activation, norm, training):
     layers = layers_of(gru_type, att_activation=activation, att_batchnorm=norm)
     found = compare(*(layer.train(training) for layer in layers), layout="padded" if training else "ragged")

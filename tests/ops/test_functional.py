@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from selection import slow_but_pairs
 from torch import nn
 
 from dien_fast.functional import attention_gru
@@ -277,9 +278,9 @@ def test_nan_stays_in_its_history(cell, layout):
     assert last[2].isnan().all()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("reset", ["after", "before"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("cell", "reset", "layout"), slow_but_pairs(list(CELLS), ["after", "before"], list(LAYOUTS))
+)
 def test_gradients(cell, reset, layout):
     lengths = [2, 0, 3]
     arguments = problem(cell, lengths, 3, 2, 2)

@@ -6,6 +6,7 @@ import copies
 import pytest
 import torch
 from equality import assert_compares, assert_equal_runs, pair, randomised, run
+from selection import slow_but_pairs
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import dien_fast
@@ -23,9 +24,10 @@ def inputs():
     return [torch.randn(*shape, requires_grad=True) for shape in ((5, SIZE), (5, STEPS, SIZE), (5, STEPS, SIZE))]
 
 
-@pytest.mark.parametrize("gru_type", ["GRU", "AIGRU", "AGRU", "AUGRU"])
-@pytest.mark.parametrize("activation", ["prelu", "dice", "tanh"])
-@pytest.mark.parametrize("negatives", [True, False])
+@pytest.mark.parametrize(
+    ("gru_type", "activation", "negatives"),
+    slow_but_pairs(["GRU", "AIGRU", "AGRU", "AUGRU"], ["prelu", "dice", "tanh"], [True, False]),
+)
 def test_interest(inputs, gru_type, activation, negatives):
     layer = randomised(
         copies.Interest(SIZE, gru_type, att_activation=activation, use_negsampling=negatives), scale=0.4
