@@ -185,7 +185,7 @@ def test_many_steps_of_a_packed_batch(emulated):
     assert_close(got, leaves, arguments, "gru", gradients)
 
 
-@pytest.mark.parametrize("shared_kilobytes", [99, 163, 227])
+@pytest.mark.parametrize("shared_kilobytes", slow_but([99], [99, 163, 227]))
 def test_large_hidden_size(emulated, shared_kilobytes):
     """H = 1024 in the shared memory of every supported device."""
     emulated.shared_bytes = shared_kilobytes * 1024

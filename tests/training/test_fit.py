@@ -34,7 +34,7 @@ def assert_same_history(left, right):
         assert left[name].tolist() == pytest.approx(right[name].tolist(), rel=0, abs=0, nan_ok=True), name
 
 
-@pytest.mark.usefixtures("_pictures_rendered")
+@pytest.mark.usefixtures("_rendered")
 def test_it_learns_records_each_epoch_and_prints_one_line_each(tmp_path):
     train, valid = loaders()
     model, lines = TinyModel(), []

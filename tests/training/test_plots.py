@@ -7,7 +7,7 @@ import pytest
 from dien_fast.training import plots
 
 PNG = b"\x89PNG\r\n\x1a\n"
-pytestmark = pytest.mark.usefixtures("_pictures_rendered")
+pytestmark = pytest.mark.usefixtures("_rendered")
 
 
 def history(valid=True):

@@ -27,6 +27,8 @@ FLAGS = [
     "-Werror",
     "-Wno-unknown-pragmas",
 ]
+# For what only calls the kernels: it compiles in two thirds of the time, and runs for milliseconds.
+GLUE = ["-O0"]
 
 
 def find_compiler():
@@ -85,7 +87,7 @@ def operators(sources):
     """The unit of the operators under ``sources``."""
     from torch.utils.cpp_extension import include_paths
 
-    flags = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    flags = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *GLUE]
     flags += [f"-isystem{path}" for path in include_paths()]
     needs = [HERE / "operators.h", HERE / "emulator.h", *headers_of(sources)]
     needs += [sources / "library.cpp", *sources.glob("cuda/*/*.cpp")]
@@ -96,7 +98,7 @@ def build(sources=ROOT / "csrc"):
     """Return the path of the Python module for the kernels under ``sources``, built if it is not there yet."""
     import pybind11
 
-    flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}", *GLUE]
     needs = [ROOT / "tests" / "support" / "cuda_arguments.h", HERE / "emulator.h", *headers_of(ROOT / "csrc")]
     objects = compiled([*kernels(sources), (HERE / "module.cpp", flags, needs)])
     target = cached(NAME + sysconfig.get_config_var("EXT_SUFFIX"), FLAGS, objects)
