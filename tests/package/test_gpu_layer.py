@@ -33,7 +33,7 @@ def test_the_slower_of_memory_and_arithmetic_counts():
 def test_tiles_that_are_not_full_take_longer():
     full, partly = (gpu_layer.Pass(1, 1e4, columns, own_tiles=True) for columns in (64, 80))
     assert partly.seconds(1e6, 128) == pytest.approx(128 / 80 * full.seconds(1e6, 128))
-    assert full.seconds(1e6, 64) == pytest.approx(2 * full.seconds(1e6, 128))
+    assert full.seconds(1e6, 32) == pytest.approx(2 * full.seconds(1e6, 64))
 
 
 def test_counting_leaves_no_mode_behind():
