@@ -15,7 +15,7 @@ from dien_fast.errors import DienFastError
 from dien_fast.files import lock_directory, make_directory
 from dien_fast.lines import print_line
 from dien_fast.training.comparison import options
-from dien_fast.training.tuning import SPACE, Range, best_options, finished, importances, open_study
+from dien_fast.training.tuning import SPACE, Range, best_options, finished, importances, next_trial, open_study
 
 if TYPE_CHECKING:
     import optuna
@@ -75,13 +75,13 @@ def run(arguments: argparse.Namespace) -> None:
     _check_search(search, arguments.more, directory)
     make_directory(directory)
     with lock_directory(directory, "tunes there"):
-        study = open_study(directory / "study.db", search, config.seed)
+        study = open_study(directory / "study.db", search)
         done = min(finished(study), arguments.trials)
         print_line(f"{arguments.trials} trials, {done} of them finished before")
         try:
             with sigterm_as_interrupt():
                 while finished(study) < arguments.trials:
-                    _trial(study, search, arguments.more, directory)
+                    _trial(next_trial(study, config.seed), search, arguments.more, directory)
         except KeyboardInterrupt as interrupt:
             raise type(interrupt)("; the same command goes on with what is missing") from interrupt
         _report(study, directory)
@@ -99,13 +99,13 @@ def _check_search(search: list[Range], more: list[str], directory: Path) -> None
             )
 
 
-def _trial(study: optuna.Study, search: list[Range], more: list[str], directory: Path) -> None:
+def _trial(trial: optuna.Trial, search: list[Range], more: list[str], directory: Path) -> None:
     """Train with settings that the study asks for, and tell it the best validation AUC."""
     import optuna
 
     from dien_fast.training.pipeline import train_run
 
-    trial = study.ask()
+    study = trial.study
     words = [*more, *options([(setting.name, setting.suggest(trial)) for setting in search])]
     trial.set_user_attr("options", words)
     given = train.parse(words, "dien-fast tune")

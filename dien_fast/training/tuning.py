@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dien_fast.errors import DienFastError
 
 if TYPE_CHECKING:
@@ -81,17 +83,15 @@ class Range:
         return repr(trial.suggest_float(self.name, self.low, self.high, log=logarithmic))
 
 
-def open_study(path: Path, search: Sequence[Range], seed: int) -> optuna.Study:
-    """Open the study in an SQLite file, or make it; trials that a kill interrupted are queued again.
+def open_study(path: Path, search: Sequence[Range]) -> optuna.Study:
+    """Open the study in an SQLite file, or make it; trials that a kill interrupted count as failed.
 
-    Trials are chosen by the tree-structured Parzen estimator, and pruned where the validation AUC of an epoch is
-    below the median of the trials before. The first two epochs prune none: with many good settings the AUC stays
-    near 0.5 for an epoch.
+    Trials are pruned where the validation AUC of an epoch is below the median of the trials before. The first two
+    epochs prune none: with many good settings the AUC stays near 0.5 for an epoch.
 
     Args:
         path: of the file.
         search: what is searched; the same as before, where the study exists.
-        seed: of the sampler.
 
     Raises:
         DienFastError: if Optuna is not installed, or the study searches something else.
@@ -109,8 +109,6 @@ def open_study(path: Path, search: Sequence[Range], seed: int) -> optuna.Study:
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
     )
-    # A sampler that begins anew would draw what it has drawn before.
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), multivariate=True)
     described = [repr(setting) for setting in search]
     before = study.user_attrs.get("search", described)
     if before != described:
@@ -118,8 +116,23 @@ def open_study(path: Path, search: Sequence[Range], seed: int) -> optuna.Study:
     study.set_user_attr("search", described)
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.params)
     return study
+
+
+def next_trial(study: optuna.Study, seed: int) -> optuna.Trial:
+    """Return a trial whose settings depend on the seed and the finished trials alone, so that it can be repeated.
+
+    They are chosen by the tree-structured Parzen estimator.
+
+    Args:
+        study: of :func:`open_study`.
+        seed: of the search.
+    """
+    import optuna
+
+    (number,) = np.random.SeedSequence([seed % 2**64, finished(study)]).generate_state(1)
+    study.sampler = optuna.samplers.TPESampler(seed=int(number), multivariate=True)
+    return study.ask()
 
 
 def best_options(study: optuna.Study) -> list[str]:

@@ -65,6 +65,34 @@ def test_a_trial_that_was_interrupted_is_repeated(command, tmp_path, capsys, mon
     assert trials[1].params == interrupted.params
 
 
+@pytest.mark.slow
+def test_a_search_that_was_interrupted_is_the_same_search(command, tmp_path, capsys, monkeypatch):
+    """Past the ten trials that are drawn by chance, too; what a trial gives depends on its settings alone."""
+    interrupting = []
+
+    def train_run(source, config, *_, on_epoch, **__):
+        if interrupting and interrupting.pop():
+            raise KeyboardInterrupt
+        auc = 0.5 + config.lr + config.mlp_dropout / 100
+        on_epoch({"epoch": 1, "valid_auc": auc})
+        return {"valid_auc": auc}
+
+    def search(output):
+        status = None
+        while status != 0:
+            status = main([*command, "--trials", "14", "--seed", "3", "--output", str(output)])
+            assert status in (0, 130)
+        ended = {optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED}
+        study = optuna.load_study(study_name="dien-fast", storage=f"sqlite:///{output}/study.db")
+        return [(trial.params, trial.value) for trial in study.trials if trial.state in ended]
+
+    monkeypatch.setattr(pipeline, "train_run", train_run)
+    whole = search(tmp_path / "whole")
+    assert len({str(params) for params, _ in whole}) == 14
+    interrupting = [False, True, True, False] * 5
+    assert search(tmp_path / "interrupted") == whole
+
+
 def test_trials_below_the_median_are_pruned_after_two_epochs(command, tmp_path, capsys, monkeypatch):
     aucs = iter([0.8, 0.81, 0.82, 0.83, 0.84, 0.6])
     epochs = []

@@ -216,11 +216,11 @@ def test_nothing_that_is_read_is_a_program():
 def test_a_study_holds_no_pickle(tmp_path):
     """Optuna's own sampler by evolution pickles its state into the study; the one that is used does not."""
     optuna = pytest.importorskip("optuna")
-    from dien_fast.training.tuning import Range, open_study
+    from dien_fast.training.tuning import Range, next_trial, open_study
 
-    study = open_study(tmp_path / "study.db", [Range.parse("lr=0.1:0.2")], 0)
+    study = open_study(tmp_path / "study.db", [Range.parse("lr=0.1:0.2")])
     for _ in range(3):
-        trial = study.ask()
+        trial = next_trial(study, 0)
         study.tell(trial, trial.suggest_float("lr", 0.1, 0.2))
     assert isinstance(study.sampler, optuna.samplers.TPESampler)
     for trial in study.get_trials():
