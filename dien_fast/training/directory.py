@@ -127,6 +127,8 @@ class RunDirectory:
         """Go on with the run that is there."""
         self.lock()
         remove_unfinished(self.path)
+        # A kill may have left what stood beside the files that were moved out of it.
+        shutil.rmtree(self.path / _NEW, ignore_errors=True)
         self.place = self.path
 
     def take_place(self) -> None:

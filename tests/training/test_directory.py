@@ -148,6 +148,14 @@ def test_what_a_killed_training_began_is_removed_by_the_next(tmp_path):
     assert contents(tmp_path) == NEW
 
 
+def test_what_a_kill_left_of_a_new_run_is_removed_by_the_next_that_goes_on(tmp_path):
+    write(tmp_path, OLD | {".new/names.json": "[]"})
+    with RunDirectory(tmp_path) as run:
+        run.resume()
+    assert contents(tmp_path) == OLD
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".lock"]
+
+
 def test_directories_are_refused_before_anything_changes(tmp_path):
     write(tmp_path, {"file": "", "run/config.json": "", "run/best.pt": "", "other/best.pt": ""})
     for name, options, message in (

@@ -370,14 +370,18 @@ def _in_ranges(batches: Iterable[RowBatch]) -> Iterator[RowBatch]:
 
 def remove_prepared(directory: Path) -> None:
     """Remove prepared data, the manifest first, and what an interrupted preparation left."""
-    (directory / MANIFEST).unlink(missing_ok=True)
+    progress = directory / PROGRESS
+    # It goes last: by it, what a kill leaves is told from another program's files.
+    progress.mkdir(exist_ok=True)
+    for path in (progress / "learnt.json", progress / "plan.json", directory / MANIFEST):
+        path.unlink(missing_ok=True)
     sync_directory(directory)
-    for name in (PROGRESS, "encoders"):
-        shutil.rmtree(directory / name, ignore_errors=True)
+    shutil.rmtree(directory / "encoders", ignore_errors=True)
     for pattern in ("negatives-*.arrow", *(f"{part}-*-*.arrow" for part in PARTS)):
         for path in directory.glob(pattern):
             path.unlink()
     remove_unfinished(directory)
+    shutil.rmtree(progress)
 
 
 def _read(path: Path) -> Any:
