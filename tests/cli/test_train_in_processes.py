@@ -3,10 +3,9 @@
 import json
 import signal
 
-import pandas as pd
 import pytest
-import torch
 from faults import Command, finished, free_port, set_environment, signal_itself
+from same_runs import assert_same_runs
 from shop import run_python
 
 from dien_fast.cli import main
@@ -44,17 +43,6 @@ def test_a_killed_run_resumes_to_the_same_metrics_bit_for_bit(tmp_path, capsys, 
     assert main(["train", "--output", str(tmp_path / "killed"), "--resume", "--cpu", "--quiet"]) == 0
     assert epochs_of(capsys.readouterr().out) == list(range(epoch, 4))
     assert_same_runs(tmp_path / "whole", tmp_path / "killed")
-
-
-def assert_same_runs(*directories):
-    timing = ["seconds", "rows_per_second"]
-    histories = [pd.read_csv(directory / "history.csv").drop(columns=timing) for directory in directories]
-    pd.testing.assert_frame_equal(*histories, check_exact=True)
-    for name in ("metrics.json", "config.json"):
-        assert len({(directory / name).read_text() for directory in directories}) == 1
-    for name in ("best.pt", "last.pt"):
-        states = [load_checkpoint(directory / name)["model"] for directory in directories]
-        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 @pytest.mark.long

@@ -11,11 +11,13 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,8 @@ _CONTEXT.set_forkserver_preload(
 )
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 _SECONDS = 120.0
+# How many moments of a command are tried.
+MOMENTS = int(os.environ.get("DIEN_FAST_MOMENTS", "40"))
 
 
 class Forked:
@@ -162,6 +166,30 @@ class Interruptions:
         return self._random.choice(SIGNALS), self._random.uniform(0.0, self._seconds)
 
 
+def run_moments(name, case, seconds, output, moments):
+    """Run cases until signals came at so many moments, and say how many of each.
+
+    Args:
+        name: of what is disturbed.
+        case: takes a path that is not there and :class:`Interruptions`; returns the signals that came in time.
+        seconds: what is disturbed takes without signals.
+        output: that path; it is removed after each case.
+        moments: how many.
+    """
+    came, seed = Counter(), 0
+    while came.total() < moments:
+        seed += 1
+        try:
+            came.update(case(output, Interruptions(seed, seconds)))
+        except BaseException as error:
+            error.add_note(f"in case {seed} of {name}")
+            raise
+        shutil.rmtree(output)
+        assert seed < 10 * moments, "the signals come too late"
+    shown = ", ".join(f"{count} {signal.Signals(number).name}" for number, count in sorted(came.items()))
+    print(f"\n{name}: {came.total()} moments in {seed} cases, {shown}")
+
+
 def signal_itself(number, step):
     """Let this process send itself a signal when that many steps of optimizers are made."""
     steps = itertools.count(1)
@@ -210,6 +238,30 @@ def jumping_clock(seed):
 def small_pieces_here():
     """Let prepared data have small ranges and blocks in this process, so that there are many of both."""
     small_pieces(pytest.MonkeyPatch())
+
+
+def kill_at_change(count, before):
+    """Let this process be killed before the ``count``-th time that it changes names or puts them on the disk.
+
+    Args:
+        count: from 1 on.
+        before: what else to call before the command.
+    """
+    left = itertools.count(count - 1, -1)
+
+    def counted(original):
+        def change(*arguments, **options):
+            if next(left) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+
+        return change
+
+    for name in ("replace", "rename", "unlink", "remove", "rmdir", "mkdir", "fsync"):
+        setattr(os, name, counted(getattr(os, name)))
+    if before is not None:
+        first, *given = before
+        first(*given)
 
 
 def hold_after_lock(mark):
