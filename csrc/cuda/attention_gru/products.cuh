@@ -128,7 +128,7 @@ struct InputGradient : PlainA<Wide<T>>, PlainB<Wide<T>>, CountedRows, NoColumns 
 
 // The gradients of weights, sums over slots of outer products with x or with the states before, and of
 // biases. The slots are split among blocks (blockIdx.z). Each split keeps sums of its own, which grow from
-// chunk to chunk and are added up in the order of the splits at the end.
+// chunk to chunk and are added up in a fixed order at the end.
 template <typename W_, typename Source>
 struct WeightGradient : PlainA<W_>, PlainB<typename Source::Number>, NoColumns {
     using W = W_;

@@ -260,7 +260,7 @@ struct LayerInputGradientOfTwo : InputGradientOfLayer<T> {
 };
 
 // And for W and b: sums over the rows, which are split among blocks (blockIdx.z). Each split keeps sums of
-// its own, which grow from chunk to chunk of the rows; they are added up in the order of the splits at the
+// its own, which grow from chunk to chunk of the rows; they are added up in a fixed order at the
 // end.
 template <typename T, typename Source>
 struct LayerWeightGradient : PlainA<T>, NoColumns {

@@ -2,7 +2,7 @@
 //
 // A block sums 32 channels of a share of the rows (a split, blockIdx.y). Each warp takes eight neighbouring
 // rows at a time; their sums, in the type of the numbers, are added up in double. The warps' sums are added
-// in the order of the warps, the splits' in the order of the splits.
+// in the order of the warps, the splits' by the lanes of a warp, in a fixed order.
 
 #pragma once
 
