@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import socket
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dien_fast.cli.signals import handlers, leave
 from dien_fast.errors import DienFastError
 from dien_fast.lines import print_line
 
+if TYPE_CHECKING:
+    import uvicorn
+
+    from dien_fast.serving.http import Service
+
 _MOST_THREADS = 4096
+_MOST_SECONDS = 10**6  # more than a timer of the system takes would be an error in a handler
 _EXAMPLES = """\
 examples:
   dien-fast serve runs/clicks
@@ -21,7 +30,8 @@ examples:
   curl -s localhost:8000/events -d '{"user_id": "ann", "events": {"past_items": ["i9"], "past_brands": ["b3"]}}'
   curl -s localhost:8000/score -d '{"user_id": "ann", "items": {"item": ["i3"], "brand": ["b3"]}}'
 
-SIGHUP loads the run again; SIGTERM and Ctrl-C answer what was asked and end the server.
+SIGHUP loads the run again. SIGTERM and Ctrl-C answer what was asked and end the server;
+a second Ctrl-C ends it at once.
 """
 
 
@@ -69,17 +79,74 @@ def add_parser(commands: Any) -> None:
         metavar="X",
         help="that a client may take to send the head of a request, and its body (default: %(default)s)",
     )
+    parser.add_argument(
+        "--grace-seconds",
+        type=float,
+        default=20.0,
+        metavar="X",
+        help="that the end of the server may take; what is not answered then is cut off (default: %(default)s)",
+    )
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command until it is stopped."""
     _check(arguments)
+    early: list[int] = []
+    # A server that does not listen yet has nothing to answer.
+    with handlers({signal.SIGTERM: leave, signal.SIGINT: leave, signal.SIGHUP: lambda *_: early.append(1)}):
+        service, server = _loaded(arguments)
+        listening = _listening(arguments)
+        end = _End(server, arguments.grace_seconds)
+        given: dict[signal.Signals, Callable[..., object]] = {
+            signal.SIGTERM: end.ask,
+            signal.SIGINT: end.ask,
+            signal.SIGALRM: end.give_up,
+            signal.SIGHUP: lambda *_: service.ask_reload(),
+        }
+        with handlers(given):
+            if early:
+                service.ask_reload()
+            print_line(f"serving {arguments.run} on {arguments.host}, port {listening.getsockname()[1]}")
+            try:
+                server.run([listening])
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+
+
+class _End:
+    """The end of a server: when it has answered what was asked, or after some seconds.
+
+    Its methods are handlers of signals, which may come at any moment.
+    """
+
+    def __init__(self, server: uvicorn.Server, seconds: float) -> None:
+        self._server, self._seconds = server, seconds
+
+    def ask(self, number: int, _frame: object) -> None:
+        """Begin to end; a second Ctrl-C ends the process at once."""
+        if self._server.should_exit and number == signal.SIGINT:
+            leave(number)
+        if not self._server.should_exit:
+            self._server.should_exit = True
+            signal.setitimer(signal.ITIMER_REAL, self._seconds)
+
+    def give_up(self, *_: object) -> None:
+        """End the process, whatever is open: a client that does not read, a load or a batch that takes long."""
+        left = len(self._server.server_state.connections)
+        said = f"dien-fast: ended after {self._seconds:g} seconds, with {left} connections open\n"
+        os.write(2, said.encode())
+        os._exit(0)
+
+
+def _loaded(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server]:
+    """Load the run, and what serves it."""
     try:
         import uvicorn
 
         from dien_fast.serving.http import Limits, Service
         from dien_fast.serving.protocol import BoundedProtocol
+        from dien_fast.serving.server import EndingServer
         from dien_fast.serving.stores import LmdbStore, MemoryStore
     except ModuleNotFoundError as error:
         if error.name not in ("httptools", "prometheus_client", "starlette", "uvicorn"):
@@ -103,24 +170,18 @@ def run(arguments: argparse.Namespace) -> None:
         access_log=False,
         limit_concurrency=arguments.max_connections,
     )
-    server = uvicorn.Server(config)
+    return service, EndingServer(config)
+
+
+def _listening(arguments: argparse.Namespace) -> socket.socket:
+    """Return the socket of the server's address."""
     family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
     # Without the protocol's number, asyncio leaves small packets to wait for each other, 40 ms a request.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind((arguments.host, arguments.port))
     listening.listen(1024)
-    port = listening.getsockname()[1]
-    # For signals that come before the server has handlers of its own. When it has ended, it sends itself the one
-    # that stopped it once more.
-    before = signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
-    reload = signal.signal(signal.SIGHUP, lambda *_: service.ask_reload())
-    print_line(f"serving {arguments.run} on {arguments.host}, port {port}")
-    try:
-        server.run([listening])
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGHUP, reload)
+    return listening
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -135,3 +196,5 @@ def _check(arguments: argparse.Namespace) -> None:
         raise DienFastError(f"--port must lie in [0, {2**16 - 1}], got {arguments.port}")
     if not 0 < arguments.max_seconds < math.inf:
         raise DienFastError(f"--max-seconds must be a positive number, got {arguments.max_seconds}")
+    if not 0 < arguments.grace_seconds <= _MOST_SECONDS:
+        raise DienFastError(f"--grace-seconds must lie in (0, {_MOST_SECONDS}], got {arguments.grace_seconds}")

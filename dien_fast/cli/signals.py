@@ -1,10 +1,11 @@
-"""SIGTERM ends the command as Ctrl-C does, and a training at its next step."""
+"""SIGTERM ends the command as Ctrl-C does, a training at its next step, and a server when it has answered."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -39,3 +40,29 @@ def sigterm_as_interrupt(stop: StopRequest | None = None) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def handlers(given: Mapping[signal.Signals, Callable[..., object]]) -> Iterator[None]:
+    """Handle signals this way inside, and as before behind.
+
+    Args:
+        given: a handler of each signal. Where Ctrl-C is ignored, as a shell lets programs in the background do, it
+            stays ignored.
+    """
+    before = {}
+    try:
+        for number, handler in given.items():
+            if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def leave(number: int, _frame: object = None) -> None:
+    """End the process at once with a line and the status of Ctrl-C or SIGTERM; a handler of these signals."""
+    # print may be what the signal has interrupted, and must not be called again then.
+    os.write(2, b"\ndien-fast: interrupted\n" if number == signal.SIGINT else b"\ndien-fast: terminated\n")
+    os._exit(128 + number)

@@ -248,21 +248,19 @@ def test_signals_may_come_at_any_moment_of_the_end(shop):
     stop = threading.Event()
 
     def ask():
-        while not stop.is_set() and server.process.poll() is None:
-            server.process.send_signal(signal.SIGHUP)
+        while not stop.is_set() and server.command.send(signal.SIGHUP):
             time.sleep(0.001)
 
     asking = threading.Thread(target=ask)
     asking.start()
     time.sleep(0.5)
     try:
-        server.process.send_signal(signal.SIGTERM)
         # The last ones may come when Python itself has ended, whose own handler then ends the process.
-        assert server.process.wait(20) in (0, -signal.SIGHUP)
+        status, printed = server.end()
+        assert status in (0, -signal.SIGHUP), printed
     finally:
         stop.set()
         asking.join()
-        server.process.kill()
 
 
 @pytest.mark.slow  # the server of the other tests ends by SIGTERM, too

@@ -122,6 +122,15 @@ def test_more_connections_than_there_may_be(server):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("option", [("--max-connections", "0"), ("--max-seconds", "0"), ("--max-seconds", "nan")])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--max-connections", "0"),
+        ("--max-seconds", "0"),
+        ("--max-seconds", "nan"),
+        ("--grace-seconds", "0"),
+        ("--grace-seconds", "1e300"),
+    ],
+)
 def test_limits_that_are_none(capsys, option):
-    assert failure(capsys, "serve", "run", *option).startswith(f"{option[0]} must be ")
+    assert failure(capsys, "serve", "run", *option).startswith(f"{option[0]} must ")
