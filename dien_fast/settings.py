@@ -43,7 +43,9 @@ class Rule:
             raise DienFastError(f"{name} must be one of {', '.join(self.choices)}, got {value!r}")
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and not -_MOST <= number < _MOST:
-                raise DienFastError(f"{name} must be a number of at most 64 bits, got {number:.0e}")
+                raise DienFastError(
+                    f"{name} must be a number of at most 64 bits, got one of {number.bit_length() + 1}"
+                )
         if isinstance(value, list):
             if not value or not all(isinstance(item, int) and item >= self.least for item in value):
                 raise DienFastError(f"{name} must be whole numbers of at least {self.least:g}, got {value!r}")

@@ -179,9 +179,10 @@ class _WordEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
         self.set_params(**content["parameters"])
         vocabulary = content.get("vocabulary")
         if vocabulary is None:
-            if content["word_by_id"][0] != PAD:
-                raise ValueError(f"id 0 is not {PAD}")
-            vocabulary = Vocabulary(content["word_by_id"], content["words"])
+            words = content["word_by_id"]
+            if not isinstance(words, list) or words[:1] != [PAD]:
+                raise ValueError(f"word_by_id is no list that begins with {PAD}")
+            vocabulary = Vocabulary(words, content["words"])
         training = content.get("training")
         self.use(vocabulary, None if training is None else Coverage(**training))
 
@@ -384,6 +385,11 @@ def cut(values: np.ndarray, lengths: np.ndarray, width: int, keep: str) -> tuple
     return values[gather_index(starts, offsets_of(kept))], kept
 
 
+def _bounded(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers of which sums and differences are finite; larger ones are all the same to a quantile."""
+    return np.clip(numbers, -1e300, 1e300)
+
+
 class NumericEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
     """Numbers as their quantiles in [0, 1]; a missing number gets the quantile of the mean.
 
@@ -411,7 +417,7 @@ class NumericEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
         Raises:
             DataError: a value is no finite number, or all are missing.
         """
-        numbers = to_finite_floats(as_column(x))
+        numbers = _bounded(to_finite_floats(as_column(x)))
         if np.isnan(numbers).all():
             raise DataError("a numeric column needs at least one number to learn from")
         imputer = SimpleImputer()
@@ -429,7 +435,7 @@ class NumericEncoder(_SavedAsJson, TransformerMixin, BaseEstimator):
 
     def quantiles(self, numbers: np.ndarray) -> np.ndarray:
         """Return ``[N]`` float32 quantiles in [0, 1] of ``[N]`` float64 numbers, NaN where one is missing."""
-        numbers = np.where(np.isnan(numbers), self.mean_, numbers)
+        numbers = _bounded(np.where(np.isnan(numbers), self.mean_, numbers))
         levels = np.linspace(0, 1, len(self.quantiles_))
         # Where quantiles are equal, np.interp takes one end of them; the mean over both directions is the middle.
         upwards = np.interp(numbers, self.quantiles_, levels)

@@ -395,8 +395,10 @@ def _check_embedding_sizes(schema: Schema) -> None:
     for feature, size in schema.embedding_sizes.items():
         if feature not in known:
             raise DataError(f"embedding_sizes names {feature!r}, which is no categorical or sequence feature")
-        if not _is_positive(size):
-            raise DataError(f"embedding_sizes[{feature!r}] must be a whole number of at least 1, got {size!r}")
+        if not _is_positive(size) or size > LONGEST:
+            raise DataError(
+                f"embedding_sizes[{feature!r}] must be a whole number from 1 to {LONGEST:,}, got {size!r}"
+            )
     for feature, owner in schema.vocabulary_owners().items():
         sizes = {schema.embedding_sizes.get(name) for name in (feature, owner)}
         if feature in schema.embedding_sizes and len(sizes) > 1:

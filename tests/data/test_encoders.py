@@ -276,6 +276,9 @@ def test_numbers_by_hand() -> None:
     assert encoder.mean_ == 2
     assert encoder.transform([None, 0, 9, 1.5]).tolist() == [0.5, 0.0, 1.0, 0.25]
     assert NumericEncoder().fit([4, 4]).transform([4, 3, 5]).tolist() == [0.0, 0.0, 1.0]
+    # Sums and differences of such numbers overflow.
+    encoder = NumericEncoder().fit([-1.7e308, 1.7e308, 1.7e308])
+    assert encoder.transform([-1e305, None, 1.0, 1e305]).tolist() == [0.0, pytest.approx(1 / 3), 0.25, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -337,6 +340,7 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     for damage in (
         {"word_by_id": ["a", "__PAD__", "__UNKNOWN__"]},
         {"word_by_id": ["__PAD__"]},
+        {"word_by_id": ""},
         {"words": "int64"},
     ):
         path.write_text(json.dumps(content | damage))

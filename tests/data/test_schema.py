@@ -135,7 +135,8 @@ PAIR = Pair("item", "hist_item")
         ),
         ({"embedding_sizes": [4]}, "embedding_sizes must map features to widths"),
         ({"embedding_sizes": {"age": 4}}, "embedding_sizes names 'age', which is no categorical or sequence"),
-        ({"embedding_sizes": {"item": 0}}, r"embedding_sizes\['item'\] must be a whole number of at least 1"),
+        ({"embedding_sizes": {"item": 0}}, r"embedding_sizes\['item'\] must be a whole number from 1 to 2,147"),
+        ({"embedding_sizes": {"item": 2**63}}, r"embedding_sizes\['item'\] must be a whole number from 1 to"),
         ({"embedding_sizes": {"hist_item": 4}}, "'hist_item' another width than 'item', but they share one table"),
     ],
 )

@@ -34,7 +34,8 @@ NUMBERS = [
     "ten",
     "٣",
 ]
-NUMBERS += [str(2**31), str(2**63), str(2**64), "9" * 30, "9" * 5000, "-" + "9" * 30, "1,2", "0,0", ",", "1;2"]
+NUMBERS += [str(2**31), str(2**63), str(2**64), "9" * 30, "9" * 400, "9" * 5000, "-" + "9" * 30]
+NUMBERS += ["1,2", "0,0", ",", "1;2"]
 # Nothing here leads out of the folder that a case works in, or to another host.
 TEXTS = ["", " ", "-", "--", "-x", "--help=1", ".", "/dev/null", "/dev/null/x", "no/such/file", "x" * 300]
 TEXTS += ["ü", "\udcff", "a\nb", "*", "[", "http://[", "file:///nowhere", "lr=1", "lr=", "=1", "lr=1:0"]

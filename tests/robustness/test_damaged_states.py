@@ -13,7 +13,7 @@ ITEMS = {"item": [["i1", "i2"], ["i3"]], "brand": [["b1", "b2"], ["b0"]]}
 ROWS = {"country": ["NO", None], "price": [0.5, None], "words": [["new"], []]}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def states(run):
     store = MemoryStore()
     states = UserStates(run, store)

@@ -63,7 +63,8 @@ def main() -> int:
     environment = os.environ | {
         # Python is not sanitized, so the runtimes come first by preloading; torch's exceptions need libstdc++.
         "LD_PRELOAD": " ".join(runtime(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps memory until it ends
+        # Python keeps memory until it ends. Too large a request is an error that torch raises.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
     }

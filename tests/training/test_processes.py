@@ -24,6 +24,8 @@ def train(directory, processes, batch_size, table_optimizer="adam", sync="sync",
     launch = [sys.executable]
     if processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        # Whoever started the processes looks at them seldom, so that they have time to say what they miss.
+        launch += ["--monitor-interval", "5"]
     command = [*launch, SCRIPT, directory, batch_size, table_optimizer, sync, killed, *more]
     return subprocess.run(
         [str(word) for word in command], capture_output=True, text=True, check=False, timeout=300

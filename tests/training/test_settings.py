@@ -55,6 +55,7 @@ def test_fit_has_no_default_of_its_own_for_a_setting():
     ("settings", "message"),
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 10**400}, "epochs must be a number of at most 64 bits, got one of 1330"),
         ({"epochs": 2.0}, "epochs must be of type <class 'int'>, got 2.0"),
         ({"patience": True}, "patience must be of type <class 'int'>, got True"),
         ({"lr": -1.0}, "lr must be a finite number of at least 0, got -1.0"),
