@@ -81,7 +81,7 @@ test-cuda-simulated: $(READY) $(SIMULATOR)/env.sh ## run the CUDA kernels as PTX
 	GPGPUSIM_ROOT=$(SIMULATOR) $(PYTEST) -m '' -rx tests/cuda_simulator $(ARGS)
 
 .PHONY: sanitize
-sanitize: $(READY) ## test the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: $(READY) ## test the kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	$(BIN)/python tests/support/run_sanitized.py
 
 .PHONY: wheel

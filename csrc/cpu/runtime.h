@@ -10,6 +10,10 @@
 #include <cstdlib>
 #include <initializer_list>
 #include <memory>
+#if defined(__SANITIZE_THREAD__)
+#include <thread>
+#include <vector>
+#endif
 
 namespace dien_fast {
 
@@ -63,9 +67,16 @@ Tensor empty_rows(const Tensor& like, std::initializer_list<int64_t> shape);
 template <typename F>
 void for_each_thread(int64_t threads, const F& f) {
     if (threads == 1) return f(int64_t(0));
+#if defined(__SANITIZE_THREAD__)  // which does not see how OpenMP's threads wait for one another
+    std::vector<std::thread> others;
+    for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back(f, thread);
+    f(int64_t(0));
+    for (std::thread& other : others) other.join();
+#else
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
         for (int64_t thread = begin; thread < end; ++thread) f(thread);
     });
+#endif
 }
 
 }  // namespace dien_fast

@@ -1,4 +1,4 @@
-"""The kernels under AddressSanitizer and UndefinedBehaviorSanitizer: `make sanitize`."""
+"""The kernels under three sanitizers: `make sanitize`."""
 
 import os
 import subprocess
@@ -28,3 +28,4 @@ def test_nothing_is_reported():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("sanitized: baseline")
+    assert done.stdout.splitlines()[-1].endswith(", threads")
