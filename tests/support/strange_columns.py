@@ -122,7 +122,7 @@ def spoiled_tables(draw, table):
             made = COLUMNS[draw(st.sampled_from(sorted(COLUMNS)))](table.num_rows)
             table = table.set_column(place, name, chunked(draw, made))
         elif change == "drop":
-            table = table.drop_columns([name])
+            table = table.remove_column(place)
         elif change == "repeat":
             table = table.append_column(name, table[place])
         elif change == "rename":
