@@ -4,10 +4,10 @@
 
 NAME is that of the results, such as zen3-2-threads for ``results/cpu-zen3-2-threads.json``. Beside that file
 there may be ``model-zen3-2-threads.json``, ``memory-...``, ``peers-...``, ``trainings-...``, ``dsin-...``,
-``embeddings-...`` and ``serving-...``. What the models reach, ``auc-TASK.json``, ``sharding.json`` and
-``prepared.json`` are of no certain machine.
-Without NAME it is that of the results that docs/benchmarks.md shows now. ``--here`` means the results of this
-machine. ``--check`` changes nothing and fails if a page differs.
+``embeddings-...`` and ``serving-...``; without the last, another machine's counts. What the models reach,
+``auc-TASK.json``, ``sharding.json`` and ``prepared.json`` are of no certain machine. Without NAME it is that of
+the results that docs/benchmarks.md shows now. ``--here`` means the results of this machine. ``--check`` changes
+nothing and fails if a page differs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,11 @@ def results_of(name: str) -> Results | None:
     speed = load("cpu", name)
     if speed is None:
         return None
-    return Results(name, speed, *(load(kind, name) for kind in Results._fields[2:]))
+    found = {kind: load(kind, name) for kind in Results._fields[2:]}
+    if found["serving"] is None:  # of another machine, which the text names
+        others = sorted(machine.RESULTS.glob("serving-*.json"))
+        found["serving"] = json.loads(others[-1].read_text()) if others else None
+    return Results(name, speed, **found)
 
 
 def paragraphs(*texts: str) -> str:
@@ -94,7 +98,9 @@ def summary(results: Results) -> str:
 
 
 def processor(speed: dict[str, Any]) -> str:
-    return f"{speed['machine']['cores']} cores of {speed['machine']['cpu']}"
+    found = speed["machine"]
+    generation = re.match(r"zen(\d)", found.get("name", ""))
+    return f"{found['cores']} cores of {found['cpu']}" + (f" (Zen {generation[1]})" if generation else "")
 
 
 def readme_block(results: Results) -> str:
