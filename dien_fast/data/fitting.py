@@ -205,13 +205,14 @@ def _save_words(words: pa.Array, path: Path) -> None:
 
 
 def _load_words(path: Path) -> pa.Array:
-    """Return the words of a file, which is mapped into memory.
+    """Return the words of a file.
 
     Raises:
         DataError: there is no such file, or it is damaged.
     """
     try:
-        words = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["word"]
+        with pa.OSFile(str(path)) as file:
+            words = pa.ipc.open_file(file).read_all()["word"]
         # Lengths and offsets are the file's own words: nothing may be read by them before they are compared.
         words.validate(full=True)
         return words.combine_chunks()

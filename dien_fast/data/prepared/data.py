@@ -170,8 +170,8 @@ def load_tuples(group: Group, path: Path) -> Tuples:
         DataError: the file is missing or damaged.
     """
     try:
-        with pa.memory_map(str(path)) as mapped:
-            table = pa.ipc.open_file(mapped).read_all()
+        with pa.OSFile(str(path)) as file:
+            table = pa.ipc.open_file(file).read_all()
             names = [str(number) for number in range(len(group.pairs))]
             values = [table[name].to_numpy().astype("int64") for name in names]
             return Tuples(values, table["times"].to_numpy().astype("int64"))

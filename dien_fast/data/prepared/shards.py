@@ -103,8 +103,8 @@ class ShardWriter:
                 self._give_up(failure)
                 raise
             self._whole.__exit__(None, None, None)
-            with pa.memory_map(str(self._path)) as mapped:
-                rest = _crc32_of_rest(mapped, self._blocks)
+            with pa.OSFile(str(self._path)) as file:
+                rest = _crc32_of_rest(file, self._blocks)
             self.shard = Shard(self._path.name, self._part, self._path.stat().st_size, self._blocks, rest)
             return None
         return self._give_up(error)
@@ -125,7 +125,9 @@ class ShardWriter:
 
 
 def read_blocks(path: Path, shard: Shard, numbers: list[int]) -> Iterator[pa.RecordBatch]:
-    """Yield blocks of a shard, which lie in mapped memory until the next is asked for.
+    """Yield blocks of a shard.
+
+    They are read and not mapped: where a mapped file is cut short, reading the memory ends the process (SIGBUS).
 
     Args:
         path: the file.
@@ -136,16 +138,15 @@ def read_blocks(path: Path, shard: Shard, numbers: list[int]) -> Iterator[pa.Rec
         DataError: the shard is missing or damaged.
     """
     try:
-        with pa.memory_map(str(path)) as mapped:
-            # A map that is longer or shorter than the file was would end the process when it is read.
+        with pa.OSFile(str(path)) as file:
             check_size(path, shard.size)
-            if shard.rest_crc32 not in (None, _crc32_of_rest(mapped, shard.blocks)):
+            if shard.rest_crc32 not in (None, _crc32_of_rest(file, shard.blocks)):
                 raise DataError(f"{path}: the shard is damaged: the checksum of its ends is not the manifest's")
-            reader = pa.ipc.open_file(mapped)
+            reader = pa.ipc.open_file(file)
             for number in numbers:
                 block = shard.blocks[number]
-                mapped.seek(block.offset)
-                if zlib.crc32(mapped.read_buffer(block.size)) != block.crc32:
+                file.seek(block.offset)
+                if zlib.crc32(file.read_buffer(block.size)) != block.crc32:
                     raise DataError(
                         f"{path}: the shard is damaged: the checksum of block {number} is not the manifest's"
                     )
@@ -188,16 +189,16 @@ def read_columns(path: Path, shard: Shard, name: str) -> np.ndarray:
     for block in read_blocks(path, shard, list(range(len(shard.blocks)))):
         if name not in block.schema.names or block.schema.field(name).type not in _NUMBERS:
             raise DataError(f"{path}: the shard is damaged: it has no numbers in a column {name!r}")
-        # A copy, since a block lies in mapped memory until the next is read.
+        # A copy, which does not keep the other columns of the block in memory.
         parts.append(np.array(block.column(name).to_numpy(zero_copy_only=False)))
     return np.concatenate(parts)
 
 
-def _crc32_of_rest(mapped: pa.MemoryMappedFile, blocks: list[Block]) -> int:
+def _crc32_of_rest(file: pa.NativeFile, blocks: list[Block]) -> int:
     """Return the CRC-32 of all bytes of a shard outside of its blocks."""
     found = end = 0
-    for block in [*blocks, Block(0, mapped.size(), 0, 0)]:
-        mapped.seek(end)
-        found = zlib.crc32(mapped.read_buffer(block.offset - end), found)
+    for block in [*blocks, Block(0, file.size(), 0, 0)]:
+        file.seek(end)
+        found = zlib.crc32(file.read_buffer(block.offset - end), found)
         end = block.offset + block.size
     return found
