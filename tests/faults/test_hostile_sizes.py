@@ -185,7 +185,8 @@ def test_an_encoder_that_claims_too_much(data, claim):
     [
         (f"max_length = {HUGE}", f"max_length must be a whole number from 1 to 2,147,483,647, got {HUGE}"),
         (f"min_count = {HUGE}", "has 1 item that the encoders can tell apart"),
-        (f"embedding_sizes = {{ item = {HUGE} }}", "the model does not fit into memory"),
+        (f"embedding_sizes = {{ item = {HUGE} }}", f"must be a whole number from 1 to 2,147,483,647, got {HUGE}"),
+        (f"embedding_sizes = {{ item = {2**31 - 1} }}", "the model does not fit into memory"),
     ],
 )
 def test_a_schema_of_enormous_sizes(shop, tmp_path, capsys, line, said):
