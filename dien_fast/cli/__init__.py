@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import TextIO
 
 import torch
 
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parse(argv)
         arguments.command(arguments)
+        sys.stdout.flush()
     except DienFastError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
@@ -55,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # Whoever reads the output has seen enough; Python's own flush at exit must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever reads the output has seen enough.
+        _is_writable(sys.stdout)
     except MemoryError as error:
         return _fail(f"there is not enough memory{_reason(error)}")
     except SystemError as error:
@@ -68,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(f"there is not enough memory{_reason(error)}")
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = (
+            f"{error.filename}: " if error.filename else "" if _is_writable(sys.stdout) else "standard output: "
+        )
         return _fail(f"{where}{error.strerror or error}")
     except KeyboardInterrupt as interrupt:
         terminated = isinstance(interrupt, Terminated)
@@ -77,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 143 if terminated else 130
     finally:
         _leave_the_others()
+        _is_writable(sys.stderr)
     return 0
 
 
@@ -111,11 +117,24 @@ def _leave_the_others() -> None:
         distributed.destroy_process_group()
 
 
+def _is_writable(stream: TextIO) -> bool:
+    """Write what a stream still holds; if that fails, let it go nowhere and return False."""
+    try:
+        stream.flush()
+    except OSError:
+        # Python's own flush at exit would fail too, with lines and a status of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
+
+
 def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f": {lines[0]}" if lines else ""
 
 
 def _fail(sentence: str) -> int:
-    print_line(f"dien-fast: error: {one_sentence(sentence)}", sys.stderr)
+    # The status alone must do where even this cannot be written.
+    with suppress(OSError):
+        print_line(f"dien-fast: error: {one_sentence(sentence)}", sys.stderr)
     return 2

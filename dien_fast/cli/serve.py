@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import signal
 import socket
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dien_fast.cli.signals import handlers, leave
+from dien_fast.cli.signals import handlers, leave, leave_with
 from dien_fast.errors import DienFastError
 from dien_fast.lines import print_line
 
@@ -134,9 +133,7 @@ class _End:
     def give_up(self, *_: object) -> None:
         """End the process, whatever is open: a client that does not read, a load or a batch that takes long."""
         left = len(self._server.server_state.connections)
-        said = f"dien-fast: ended after {self._seconds:g} seconds, with {left} connections open\n"
-        os.write(2, said.encode())
-        os._exit(0)
+        leave_with(f"dien-fast: ended after {self._seconds:g} seconds, with {left} connections open", 0)
 
 
 def _loaded(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server]:

@@ -6,8 +6,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from dien_fast.training.position import StopRequest
@@ -63,6 +63,12 @@ def handlers(given: Mapping[signal.Signals, Callable[..., object]]) -> Iterator[
 
 def leave(number: int, _frame: object = None) -> None:
     """End the process at once with a line and the status of Ctrl-C or SIGTERM; a handler of these signals."""
+    leave_with("\ndien-fast: interrupted" if number == signal.SIGINT else "\ndien-fast: terminated", 128 + number)
+
+
+def leave_with(line: str, status: int) -> NoReturn:
+    """End the process at once with a line on stderr, if that can be written; for handlers of signals."""
     # print may be what the signal has interrupted, and must not be called again then.
-    os.write(2, b"\ndien-fast: interrupted\n" if number == signal.SIGINT else b"\ndien-fast: terminated\n")
-    os._exit(128 + number)
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
+    os._exit(status)

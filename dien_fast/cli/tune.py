@@ -15,7 +15,16 @@ from dien_fast.errors import DienFastError
 from dien_fast.files import lock_directory, make_directory
 from dien_fast.lines import print_line
 from dien_fast.training.comparison import options
-from dien_fast.training.tuning import SPACE, Range, best_options, finished, importances, next_trial, open_study
+from dien_fast.training.tuning import (
+    SPACE,
+    Range,
+    best_options,
+    finished,
+    importances,
+    next_trial,
+    open_study,
+    study_errors,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -74,8 +83,9 @@ def run(arguments: argparse.Namespace) -> None:
     _, config = train.settings(given, directory / "trial")
     _check_search(search, arguments.more, directory)
     make_directory(directory)
-    with lock_directory(directory, "tunes there"):
-        study = open_study(directory / "study.db", search)
+    path = directory / "study.db"
+    with study_errors(path), lock_directory(directory, "tunes there"):
+        study = open_study(path, search)
         done = min(finished(study), arguments.trials)
         print_line(f"{arguments.trials} trials, {done} of them finished before")
         try:

@@ -156,11 +156,10 @@ class Service:
                 self._batcher.exchange(run)
             except Exception as error:  # of the system too, such as too many open files
                 self._metrics.reloads.labels("failed").inc()
-                reason = one_sentence(error) or type(error).__name__
-                print_line(f"dien-fast: the old model stays: {reason}", sys.stderr)
+                _log(f"dien-fast: the old model stays: {one_sentence(error) or type(error).__name__}")
                 return
             self._metrics.reloads.labels("done").inc()
-            print_line(f"dien-fast: loaded {run.directory} again", sys.stderr)
+            _log(f"dien-fast: loaded {run.directory} again")
 
     def ask_reload(self) -> None:
         """Let another thread :meth:`reload`, once for all who ask before it begins.
@@ -272,6 +271,12 @@ class Service:
 
     async def _show_metrics(self, request: Request) -> Response:
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _log(line: str) -> None:
+    """Print a line to stderr; a full disk or a reader that has gone must not end the thread that reloads."""
+    with suppress(OSError):
+        print_line(line, sys.stderr)
 
 
 def _json_of(probabilities: np.ndarray) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,39 @@ class Range:
         return repr(trial.suggest_float(self.name, self.low, self.high, log=logarithmic))
 
 
+@contextmanager
+def study_errors(path: Path) -> Iterator[None]:
+    """Say in one sentence what stands in the way of a study inside the block.
+
+    Args:
+        path: of the study's file.
+
+    Raises:
+        DienFastError: Optuna is not installed, or the file cannot be read or written.
+
+    Example:
+        >>> with study_errors(Path("study.db")):  # doctest: +SKIP
+        ...     study = open_study(Path("study.db"), [Range.parse("lr=1e-4:1e-2")])
+    """
+    try:
+        import optuna
+        import sqlalchemy.exc
+    except ImportError as error:
+        raise DienFastError('tuning needs Optuna: pip install "dien-fast[tune]"') from error
+
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+        raise DienFastError(f"{path}: the study cannot be read or written: {_first_cause(error)}") from error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Return the error that all others of a chain come from: that of SQLite."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
+
+
 def open_study(path: Path, search: Sequence[Range]) -> optuna.Study:
     """Open the study in an SQLite file, or make it; trials that a kill interrupted count as failed.
 
@@ -94,12 +128,9 @@ def open_study(path: Path, search: Sequence[Range]) -> optuna.Study:
         search: what is searched; the same as before, where the study exists.
 
     Raises:
-        DienFastError: if Optuna is not installed, or the study searches something else.
+        DienFastError: the study searches something else.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise DienFastError('tuning needs Optuna: pip install "dien-fast[tune]"') from error
+    import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(

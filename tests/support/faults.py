@@ -236,6 +236,11 @@ def limit_files(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+def fill_stream(number):
+    """Let standard output (1) or standard error (2) of this process lie on a disk that is full."""
+    os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+
+
 def limit_memory(size):
     """Let this process have ``size`` bytes of addresses more than it has."""
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -267,10 +272,28 @@ def kill_at_change(count, before):
     """
     left = itertools.count(count - 1, -1)
 
+    def kill():
+        if next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _before_each_change(kill, before)
+
+
+def count_changes(path, before):
+    """Let this process add a byte to a file before each time that it changes names or puts them on the disk.
+
+    Args:
+        path: of that file.
+        before: what else to call before the command.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    _before_each_change(lambda: os.write(file, b"."), before)
+
+
+def _before_each_change(call, before):
     def counted(original):
         def change(*arguments, **options):
-            if next(left) == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            call()
             return original(*arguments, **options)
 
         return change

@@ -111,10 +111,16 @@ def hard_table(rows, seed=0, longest=300):
 
 
 class Server:
-    """A server in a process of its own."""
+    """A server in a process of its own.
 
-    def __init__(self, run, *options):
-        self.command = Command(["serve", run, "--port", "0", *options])
+    Args:
+        run: what it serves.
+        options: more words of the command.
+        before: as :class:`faults.Command` takes it.
+    """
+
+    def __init__(self, run, *options, before=None):
+        self.command = Command(["serve", run, "--port", "0", *options], before)
         until = time.monotonic() + 60
         while (said := re.search(r"port (\d+)\n", self.command.printed())) is None:
             assert self.command.process.is_alive(), self.command.printed()
