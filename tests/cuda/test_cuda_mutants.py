@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from emulator.mutants import FILES, HERE, ROOT, RULES, SURVIVED
+from emulator.mutants import FILES, HERE, ROOT, RULES
+from mutation import SURVIVED
 
 
 @pytest.fixture(scope="module")

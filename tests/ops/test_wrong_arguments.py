@@ -53,6 +53,10 @@ WRONG_SCORES = {
     "offsets in a matrix": ({OFFSETS: torch.zeros(5, 1).long()}, r"offsets must have shape \(\*,\), got \(5, 1\)"),
     "fewer queries": ({QUERY: torch.zeros(3, 5)}, r"query must have shape \(4, 5\), got \(3, 5\)"),
     "query without channels": ({QUERY: torch.zeros(4)}, r"query must have shape \(\*, \*\), got \(4,\)"),
+    "no channels": (
+        {QUERY: torch.zeros(4, 0), KEYS: torch.zeros(10, 0)},
+        "query must have at least one channel, got 0",
+    ),
     "wider keys": ({KEYS: torch.zeros(10, 6)}, r"keys must have shape \(\*, 5\), got \(10, 6\)"),
     "keys of float64": ({KEYS: torch.zeros(10, 5).double()}, "keys must have the dtype of "),
     "keys apart": ({KEYS: torch.zeros(5, 10).t()}, "keys must be contiguous"),

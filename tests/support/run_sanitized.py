@@ -43,6 +43,7 @@ OTHERS = (
     "ops/test_functional_errors.py",
     "ops/test_instruction_sets.py",
     "ops/test_kernels.py",
+    "ops/test_mutants.py",
     "ops/test_opcheck.py",
     "ops/test_operator_compile.py",
     "ops/test_sanitized.py",

@@ -5,8 +5,6 @@ mutant, and exits with an error if one survived. Mutants are generated: every ba
 asynchronous copy is taken out, and the conditions, bounds and offsets that RULES match are moved by one.
 """
 
-import argparse
-import collections
 import functools
 import re
 import resource
@@ -14,11 +12,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
+sys.path.append(str(ROOT / "tests" / "support"))
+
+from mutation import mutants_of, run_all  # noqa: E402
+
 FILES = (
     "attention_gru/schedule.cu",
     "common/gemm.cuh",
@@ -170,24 +171,14 @@ RULES = (
     ("weight", r"max_length - length : 0", "max_length : 0"),
 )
 EACH = 3
-SURVIVED = "SURVIVED"
 
 
 def mutants():
     """Yield (file, title, mutated source)."""
-    titles = collections.Counter()
     for name in FILES:
         source = (ROOT / "csrc" / "cuda" / name).read_text()
-        for rule, pattern, replacement in RULES:
-            for match in list(re.finditer(pattern, source))[:EACH]:
-                begin = source.rfind("\n", 0, match.start()) + 1
-                if re.match(r"\s*(//|while)", source[begin:]):  # a loop that never ends shows nothing
-                    continue
-                mutated = source[: match.start()] + match.expand(replacement) + source[match.end() :]
-                text = source[begin:].split("\n")[0].strip()
-                title = f"{name}:{source.count(chr(10), 0, match.start()) + 1} {rule}: {text}"
-                titles[title] += 1
-                yield name, title + (f" ({titles[title]})" if titles[title] > 1 else ""), mutated
+        for title, mutated in mutants_of(name, source, RULES, EACH):
+            yield name, title, mutated
 
 
 def copy_sources(to):
@@ -249,36 +240,5 @@ def run(name, mutated, directory):
     return "the tests do not end" if result.returncode in (-signal.SIGXCPU, -signal.SIGKILL) else "the tests crash"
 
 
-def record(found):
-    """Write the listing: what was found, and what the listing has on other mutants that still exist."""
-    listing = HERE / "mutants.txt"
-    known = re.findall(r"^(\S.*)\n    (.*)$", listing.read_text() if listing.exists() else "", re.MULTILINE)
-    found = dict(known) | found
-    titles = [title for _, title, _ in mutants()]
-    found = {title: found[title] for title in titles if title in found}
-    noticed = sum(what != SURVIVED for what in found.values())
-    head = f"{len(found)} of {len(titles)} mutants run, {noticed} noticed; each with the first test that failed."
-    lines = [f"{title}\n    {what}" for title, what in found.items()]
-    listing.write_text("\n".join([head, "", *lines]) + "\n")
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--only", default="", help="run those that match this pattern; the listing keeps the others"
-    )
-    only = parser.parse_args().only
-    found = {}
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            for name, title, mutated in mutants():
-                if re.search(only, title):
-                    found[title] = run(name, mutated, Path(directory)) or SURVIVED
-                    print(f"{title}\n    {found[title]}", flush=True)
-    finally:
-        record(found)
-    sys.exit(SURVIVED in found.values())
-
-
 if __name__ == "__main__":
-    main()
+    run_all(__doc__, list(mutants()), run, HERE / "mutants.txt")
