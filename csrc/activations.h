@@ -22,8 +22,8 @@ struct ChannelNumbers {
 // f of x, before dropout. T is the type of a number. `sigmoid` maps a V to a V.
 template <typename T, Activation A, typename V, typename Sigmoid>
 DIEN_FAST_SHARED V activated(const ChannelNumbers<V>& c, V x, const Sigmoid& sigmoid) {
-    const V centred = x - c.mean, y = c.scale * centred + c.shift;
-    if constexpr (A == Activation::kRelu) return y < T(0) ? V{} : y;
+    const V none = {}, centred = x - c.mean, y = c.scale * centred + c.shift;
+    if constexpr (A == Activation::kRelu) return y < T(0) ? none : y;
     if constexpr (A == Activation::kPrelu) return y > T(0) ? y : c.slope * y;
     if constexpr (A == Activation::kSigmoid) return sigmoid(y);
     if constexpr (A == Activation::kDice) {

@@ -2,21 +2,12 @@
 
 import ctypes
 
-import interest_cases
-import interest_checks
 import pytest
 import torch
 from emulator.build import build_operators, find_compiler
-
-from dien_fast.ops import attention_scores, auxiliary_loss, rows
+from interest_operators import use_operators
 
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
-OPERATORS = (
-    (attention_scores, "_OPERATOR", "attention_scores"),
-    (auxiliary_loss, "_OPERATOR", "auxiliary_loss"),
-    (rows, "_SUM", "weighted_sum"),
-    (rows, "_PADDED", "padded_from_rows"),
-)
 
 
 @pytest.fixture(scope="session")
@@ -50,11 +41,4 @@ def configure(library):
 @pytest.fixture
 def emulated(operators, monkeypatch):
     """Makes the public functions of the operators, on tensors of the CPU, run the emulated kernels."""
-    monkeypatch.setattr(torch.ops, "dien_fast", operators)
-    for module in (interest_cases, interest_checks):
-        monkeypatch.setattr(module, "NATIVE", operators)
-    for module, name, operator in OPERATORS:
-        monkeypatch.setattr(module, name, getattr(operators, operator).default)
-    # The CUDA library has no kernel for these.
-    monkeypatch.setattr(rows.COPY_KERNELS, "_on_cpu", frozenset())
-    return operators
+    return use_operators(operators, monkeypatch)

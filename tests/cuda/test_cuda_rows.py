@@ -2,34 +2,28 @@
 
 import pytest
 import torch
-from interest_cases import ROW_LENGTHS, SOME, draw, offsets_of, plain_padded
-from interest_checks import check_weighted_sum, check_weighted_sum_in_float32
+from interest_cases import OUTSIDE, ROW_DTYPES, ROW_LENGTHS, ROW_TAILS, ROW_WIDTHS, draw, offsets_of
+from interest_checks import (
+    check_offsets_outside,
+    check_padding,
+    check_padding_of,
+    check_weighted_sum,
+    check_weighted_sum_in_float32,
+)
 
 from dien_fast.ops import rows
 
-DTYPES = [torch.bool, torch.int32, torch.int64, torch.bfloat16, torch.float32, torch.float64]
-
 
 @pytest.mark.parametrize("shape", ROW_LENGTHS)
-@pytest.mark.parametrize("tail", [(), (1,), (18,), (2, 3), (257,), (0,)], ids=str)
+@pytest.mark.parametrize("tail", ROW_TAILS, ids=str)
 def test_padding(emulated, tail, shape):
-    lengths, steps = ROW_LENGTHS[shape]
-    offsets, values = offsets_of(lengths), draw(sum(lengths), *tail).requires_grad_()
-    padded = rows.padded_from_rows(values, offsets, steps)
-    assert torch.equal(padded, plain_padded(values, offsets, steps))
-    weight = draw(*padded.shape)
-    (found,) = torch.autograd.grad((padded * weight).sum(), values)
-    (want,) = torch.autograd.grad((plain_padded(values, offsets, steps) * weight).sum(), values)
-    assert torch.equal(found, want)
+    check_padding(shape, tail)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("width", [1, 3, 8])
+@pytest.mark.parametrize("dtype", ROW_DTYPES, ids=str)
+@pytest.mark.parametrize("width", ROW_WIDTHS)
 def test_dtypes(emulated, dtype, width):
-    """Rows are copied in pieces of 1 to 16 bytes."""
-    offsets = offsets_of(SOME)
-    values = torch.randint(0, 100, (sum(SOME), width)).to(dtype)
-    assert torch.equal(rows.padded_from_rows(values, offsets, 7), plain_padded(values, offsets, 7))
+    check_padding_of(dtype, width)
 
 
 def test_second_derivative_of_padding(emulated):
@@ -58,27 +52,10 @@ def test_weighted_sum_in_float32(emulated):
     check_weighted_sum_in_float32()
 
 
-@pytest.mark.parametrize(
-    "offsets",
-    [[0, 4, 2, 9, 10], [-5, 3, 3, 9, 10], [0, 2**62, 2**63 - 1, -(2**63), 10], [0, 1, 2, 3, 99], [7, 3, 0, 0, 0]],
-    ids=str,
-)
+@pytest.mark.parametrize("offsets", OUTSIDE, ids=str)
 def test_values_outside_of_the_arrays(emulated, offsets):
     """Offsets are cut, and no memory beside the arrays is touched: the guard zones show it."""
-    offsets = torch.tensor(offsets)
-    values, weights = torch.randn(10, 3), torch.randn(10)
-    sums = emulated.weighted_sum(values, weights, offsets)
-    begin = offsets[:-1].clamp(0, 10)
-    end = torch.maximum(offsets[1:].clamp(0, 10), begin)
-    want = [(values * weights[:, None])[b:e].sum(0) for b, e in zip(begin.tolist(), end.tolist(), strict=True)]
-    torch.testing.assert_close(sums, torch.stack(want))
-    emulated.weighted_sum_backward(torch.randn(4, 3), values, weights, offsets)
-    padded = emulated.padded_from_rows(values, offsets, 6)
-    want = [
-        torch.nn.functional.pad(values[b:e][:6], (0, 0, 0, 6 - min(e - b, 6)))
-        for b, e in zip(begin, end, strict=True)
-    ]
-    assert torch.equal(padded, torch.stack(want))
+    check_offsets_outside(torch.tensor(offsets))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,11 @@ source=${2:-https://github.com/accel-sim/gpgpu-sim_distribution}
 [ ! -e "$source" ] || source=$(realpath "$source")
 
 get_simulator() {
-    [ ! -f "$root/.patched" ] || return 0
+    if [ -f "$root/.patched" ]; then
+        cmp -s "$here/gpgpu-sim.patch" "$root/.patched" && return 0
+        echo "build.sh: $root was built with another gpgpu-sim.patch: remove it or name another folder" >&2
+        exit 1
+    fi
     if [ -f "$source" ]; then
         tar -xf "$source" -C "$root" --strip-components=1
     else
@@ -36,7 +40,7 @@ get_simulator() {
     git -C "$root" init -q
     git -C "$root" apply "$here/gpgpu-sim.patch"
     git -C "$root" -c user.name=build -c user.email=build@localhost commit -q --allow-empty -m "$commit with gpgpu-sim.patch"
-    touch "$root/.patched"
+    cp "$here/gpgpu-sim.patch" "$root/.patched"
 }
 
 # nvcc, cicc, ptxas and cuobjdump of Debian's package, which is not installed; headers and libcudart of NVIDIA's wheels.

@@ -9,8 +9,6 @@
 // bytes, the size.
 
 #include <cuda_fp16.h>
-#include <cuda_runtime_api.h>
-#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -23,17 +21,11 @@
 
 #include "../../csrc/cuda/attention_gru/runs.h"
 #include "../support/cuda_arguments.h"
+#include "device.h"
 
 using namespace dien_fast::cuda;
 
 namespace {
-
-void check(cudaError_t error) {
-    if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-}
-
-// What the launchers are told of the device, from which they choose among the kernels.
-int multiprocessors = 0, shared_bytes = 0;
 
 constexpr uint64_t kAligned = 256;  // addresses on the device equal the caller's in these bits
 
@@ -117,50 +109,29 @@ void run(const Request& r, bool forward) {
         forward ? run_forward<T>(forward_of(r), workspace, nullptr)
                 : run_backward<T>(backward_of(r), workspace, nullptr);
     });
-    check(cudaDeviceSynchronize());
-}
-
-void write(int to, const char* bytes, size_t count) {
-    while (count > 0) {
-        const ssize_t written = ::write(to, bytes, count);
-        if (written <= 0) throw std::runtime_error("the reply cannot be written");
-        bytes += written;
-        count -= size_t(written);
-    }
+    device::check(cudaDeviceSynchronize());
 }
 
 void answer(Request& request, int to) {
     const bool forward = request.direction.rfind("forward", 0) == 0;
-    multiprocessors = int(request.integer("multiprocessors"));
-    shared_bytes = int(request.integer("shared_bytes"));
+    device::numbers() = {int(request.integer("multiprocessors")), int(request.integer("shared_bytes"))};
     if (request.pieces.empty()) {
         const int64_t size = workspace_bytes(request, forward);
-        write(to, reinterpret_cast<const char*>(&size), sizeof(size));
+        device::write(to, &size, sizeof(size));
         return;
     }
     void* memory = nullptr;
-    check(cudaMalloc(&memory, request.host.size()));
+    device::check(cudaMalloc(&memory, request.host.size()));
     request.device = static_cast<char*>(memory);
-    check(cudaMemcpy(memory, request.host.data(), request.host.size(), cudaMemcpyHostToDevice));
+    device::check(cudaMemcpy(memory, request.host.data(), request.host.size(), cudaMemcpyHostToDevice));
     run(request, forward);
-    check(cudaMemcpy(request.host.data(), memory, request.host.size(), cudaMemcpyDeviceToHost));
-    check(cudaFree(memory));
+    device::check(cudaMemcpy(request.host.data(), memory, request.host.size(), cudaMemcpyDeviceToHost));
+    device::check(cudaFree(memory));
     std::fflush(stdout);  // the caller reads which kernels ran
-    for (const Piece& piece : request.pieces) write(to, request.host.data() + piece.at, piece.bytes);
+    for (const Piece& piece : request.pieces) device::write(to, request.host.data() + piece.at, piece.bytes);
 }
 
 }  // namespace
-
-// Takes the place of the runtime's function, which would tell the same of one device alone.
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    if (attribute == cudaDevAttrMultiProcessorCount)
-        *value = multiprocessors;
-    else if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin)
-        *value = shared_bytes;
-    else
-        return cudaErrorInvalidValue;
-    return cudaSuccess;
-}
 
 int main(int, char** arguments) {
     const int to = std::atoi(arguments[1]);

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 class Driver:
-    """A process of the simulator that runs requests one after the other; driver.cpp describes them."""
+    """A process of the simulator that runs requests one after the other."""
 
     def __init__(self, executable, root):
         self.folder = tempfile.TemporaryDirectory(prefix="dien-fast-simulator-")
@@ -47,18 +47,21 @@ class Driver:
         self.process.wait()
         self.folder.cleanup()
 
-    def ask(self, direction, arguments, pieces=()):
-        """Send a request; return the number that is the reply, or fill ``pieces`` with it."""
-        lines = [f"{direction} {len(arguments)} {len(pieces)}"]
-        lines += [f"{name} {value}" for name, value in arguments.items()]
-        lines += [f"{piece.data_ptr()} {piece.numel()}" for piece in pieces]
+    def send(self, chunks):
+        """Send the bytes of a request."""
         try:
-            self.process.stdin.write("\n".join(lines).encode() + b"\n")
-            for piece in pieces:
-                self.process.stdin.write(piece.numpy().tobytes())
+            for chunk in chunks:
+                self.process.stdin.write(chunk)
             self.process.stdin.flush()
         except BrokenPipeError:
             self.fail()
+
+    def ask(self, direction, arguments, pieces=()):
+        """Call a launcher, as driver.cpp describes; return the number that is the reply, or fill ``pieces``."""
+        lines = [f"{direction} {len(arguments)} {len(pieces)}"]
+        lines += [f"{name} {value}" for name, value in arguments.items()]
+        lines += [f"{piece.data_ptr()} {piece.numel()}" for piece in pieces]
+        self.send(["\n".join(lines).encode() + b"\n", *(piece.numpy().tobytes() for piece in pieces)])
         if not pieces:
             return int.from_bytes(self.receive(8), "little")
         for piece in pieces:

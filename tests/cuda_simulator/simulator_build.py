@@ -13,7 +13,11 @@ ROOT = HERE.parents[1]
 FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-gencode", "arch=compute_80,code=compute_80"]
 FLAGS += ["-cudart", "none", "-allow-unsupported-compiler"]
 # GPGPU-Sim knows no .bf16 and would refuse the program.
-KERNELS = ("schedule", "kernels_float", "kernels_double", "kernels_half")
+RECURRENCE = tuple(
+    f"attention_gru/{name}" for name in ("schedule", "kernels_float", "kernels_double", "kernels_half")
+)
+INTEREST = tuple(f"attention_scores/scores_{name}" for name in ("float", "double"))
+INTEREST += (*(f"auxiliary_loss/loss_{name}" for name in ("float", "double")), "rows/rows")
 
 
 def simulator():
@@ -24,6 +28,8 @@ def simulator():
     root = Path(named).resolve()
     if not (root / "env.sh").exists():
         raise FileNotFoundError(f"GPGPUSIM_ROOT must name a folder made by {HERE / 'build.sh'}, got {named}")
+    if (root / ".patched").read_bytes() != (HERE / "gpgpu-sim.patch").read_bytes():
+        raise RuntimeError(f"{root} was built with another gpgpu-sim.patch: remove it and run {HERE / 'build.sh'}")
     return root
 
 
@@ -54,23 +60,51 @@ def headers_of(sources):
     return sorted([*sources.glob("*.h"), *sources.glob("cuda/**/*.h"), *sources.glob("cuda/**/*.cuh")])
 
 
+def kernels(names, variables, others=None):
+    """The objects of units of csrc/cuda; ``others`` as in :func:`build`."""
+    for name in names:
+        sources = (others or {}).get(name, ROOT / "csrc")
+        unit = sources / "cuda" / f"{name}.cu"
+        command = ["nvcc", *FLAGS, f"-I{sources / 'cuda' / 'common' / 'platform'}", "-c", unit]
+        yield make(f"{unit.stem}.o", command, [unit, *headers_of(sources)], variables)
+
+
+def glue(name, flags, variables):
+    """The object of what calls the kernels."""
+    unit = HERE / f"{name}.cpp"
+    flags = ["-std=c++17", "-O2", "-Wall", *flags, f"-I{variables['CUDA_INSTALL_PATH']}/include"]
+    needs = [unit, HERE / "device.h", *(ROOT / "tests" / "support").glob("cuda_*.h"), *headers_of(ROOT / "csrc")]
+    needs += [*(ROOT / "csrc").glob("cuda/*/*.cpp")] if name == "operators" else []
+    return make(f"{name}.o", ["g++", *flags, "-c", unit], needs, variables)
+
+
+def link(name, objects, libraries, variables):
+    # The simulator knows the generation of CUDA by this name; its own library of that name comes first in
+    # LD_LIBRARY_PATH.
+    runtime = Path(variables["CUDA_INSTALL_PATH"]) / "lib64" / "libcudart.so.11.0"
+    return make(name, ["g++", *objects, *libraries, runtime], objects, variables)
+
+
 def build(root, others=None):
-    """Return the path of the driver with the kernels of this checkout, built if it is not there yet.
+    """Return the path of the recurrence's driver with the kernels of this checkout, built if it is not there yet.
 
     ``others`` names kernels that are compiled from another folder than csrc.
     """
     variables = environment(root)
-    objects = []
-    for name in KERNELS:
-        sources = (others or {}).get(name, ROOT / "csrc")
-        unit = sources / "cuda" / "attention_gru" / f"{name}.cu"
-        command = ["nvcc", *FLAGS, f"-I{sources / 'cuda' / 'common' / 'platform'}", "-c", unit]
-        objects.append(make(f"{name}.o", command, [unit, *headers_of(sources)], variables))
-    unit = HERE / "driver.cpp"
-    command = ["g++", "-std=c++17", "-O2", "-Wall", f"-I{variables['CUDA_INSTALL_PATH']}/include", "-c", unit]
-    needs = [unit, ROOT / "tests" / "support" / "cuda_arguments.h", *headers_of(ROOT / "csrc")]
-    objects.append(make("driver.o", command, needs, variables))
-    # The simulator knows the generation of CUDA by this name; its own library of that name comes first in
-    # LD_LIBRARY_PATH.
-    library = Path(variables["CUDA_INSTALL_PATH"]) / "lib64" / "libcudart.so.11.0"
-    return make("driver", ["g++", *objects, library], objects, variables)
+    objects = [*kernels(RECURRENCE, variables, others)]
+    objects += [glue(name, [], variables) for name in ("device", "driver")]
+    return link("driver", objects, [], variables)
+
+
+def build_operators(root):
+    """Return the path of the program that runs the other operators, built if it is not there yet."""
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    variables = environment(root)
+    flags = ["-fvisibility=hidden", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    flags += [f"-isystem{path}" for path in include_paths()]
+    objects = [*kernels(INTEREST, variables)]
+    objects += [glue("device", [], variables), glue("operators", flags, variables)]
+    libraries = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    libraries += ["-Wl,--no-as-needed", "-ltorch_cpu", "-ltorch", "-lc10"]
+    return link("operators", objects, libraries, variables)

@@ -214,6 +214,8 @@ KIND_NAMES = [
     f"{activation}-{'norm' if norm else 'no norm'}-{'train' if training else 'eval'}"
     for activation, norm, training in KINDS
 ]
+# Every shape and every kind; make test-all runs all of both under the emulator.
+FEW_SCORES = [(shape, KIND_NAMES[i % len(KIND_NAMES)]) for i, shape in enumerate(SHAPES)]
 
 
 def scoring_of(shape, activation, norm, training, dtype=torch.float64):
@@ -300,6 +302,18 @@ ROW_LENGTHS = {
     "all full": ([4, 4], 4),
     "many": (MANY, 3),
 }
+ROW_TAILS = [(), (1,), (18,), (2, 3), (257,), (0,)]
+# Rows are copied in pieces of 1 to 16 bytes.
+ROW_DTYPES = [torch.bool, torch.int32, torch.int64, torch.bfloat16, torch.float32, torch.float64]
+ROW_WIDTHS = [1, 3, 8]
+# Offsets of four histories that do not rise, or leave the ten rows that there are.
+OUTSIDE = [
+    [0, 4, 2, 9, 10],
+    [-5, 3, 3, 9, 10],
+    [0, 2**62, 2**63 - 1, -(2**63), 10],
+    [0, 1, 2, 3, 99],
+    [7, 3, 0, 0, 0],
+]
 
 
 def plain_padded(values, offsets, steps):
@@ -315,6 +329,31 @@ def plain_sum(values, weights, offsets):
     owner = torch.repeat_interleave(torch.arange(offsets.numel() - 1), offsets.diff())
     out = values.new_zeros(offsets.numel() - 1, values.size(1))
     return out.index_add(0, owner, values * weights[:, None])
+
+
+@dataclass
+class Summands:
+    """The arguments of one call of weighted_sum."""
+
+    values: torch.Tensor
+    weights: torch.Tensor
+    offsets: torch.Tensor
+
+    def leaves(self):
+        return {"values": self.values, "weights": self.weights}
+
+    def to(self, dtype):
+        values, weights = (value.detach().to(dtype).requires_grad_() for value in self.leaves().values())
+        return Summands(values, weights, self.offsets)
+
+
+def summands(lengths, depth, dtype=torch.float64):
+    return Summands(draw(sum(lengths), depth), draw(sum(lengths)), offsets_of(lengths)).to(dtype)
+
+
+def sum_outcome(compute, s):
+    total = compute(s.values, s.weights, s.offsets)
+    return {"sum": total.detach()} | differentiate(total, s.leaves())
 
 
 SHARED_LENGTHS = (4, 0, 60, 4, 3, 1)

@@ -9,8 +9,8 @@ from interest_cases import (
     MANY,
     NATIVE,
     ROW_LENGTHS,
+    SOME,
     STARTS,
-    differentiate,
     draw,
     loss_outcome,
     native,
@@ -25,15 +25,30 @@ from interest_cases import (
     plain_sum,
     scoring,
     shared_keys,
+    sum_outcome,
+    summands,
 )
 
 from dien_fast.ops import attention_scores, rows
 
 
+def check_against_plain(outcome, compute, plain, arguments, most=1):
+    """An operator's outcome equals plain PyTorch's in float64; in float32 it has twice the error at most.
+
+    ``outcome(compute, arguments)`` is a dict, and the arguments have ``to(dtype)``. ``most`` is as in
+    :func:`assert_within_twice`. Returns the outcomes of the operator and of plain PyTorch in float64.
+    """
+    found, exact = outcome(compute, arguments), outcome(plain, arguments.to(torch.float64))
+    if next(iter(arguments.leaves().values())).dtype == torch.float64:
+        assert_same(found, exact, 1e-9, 1e-9)
+    else:
+        assert_within_twice(found, outcome(plain, arguments), exact, most)
+    return found, exact
+
+
 def check_scores(s):
     """With gradients, and without, where nothing is kept."""
-    found = outcome(native, s)
-    assert_same(found, outcome(plain, s), 1e-9, 1e-9)
+    found, _ = check_against_plain(outcome, native, plain, s)
     with torch.no_grad():
         scores, statistics = native(s)
     torch.testing.assert_close(scores, found["scores"], rtol=1e-12, atol=1e-12)
@@ -86,37 +101,49 @@ def check_copies(shape, tail):
     assert torch.equal(rows.rows_from_padded(filled, offsets), plain_rows(filled, offsets))
 
 
+def check_padding(shape, tail):
+    """Rows go into padding, and so do the gradients of padding back."""
+    lengths, steps = ROW_LENGTHS[shape]
+    offsets, values = offsets_of(lengths), draw(sum(lengths), *tail).requires_grad_()
+    padded = rows.padded_from_rows(values, offsets, steps)
+    want = plain_padded(values, offsets, steps)
+    assert torch.equal(padded, want)
+    weight = draw(*padded.shape)
+    gradients = [torch.autograd.grad((value * weight).sum(), values)[0] for value in (padded, want)]
+    assert torch.equal(*gradients)
+
+
+def check_padding_of(dtype, width):
+    """Rows of a dtype and a number of elements."""
+    offsets = offsets_of(SOME)
+    values = torch.randint(0, 100, (sum(SOME), width)).to(dtype)
+    assert torch.equal(rows.padded_from_rows(values, offsets, 7), plain_padded(values, offsets, 7))
+
+
+def check_offsets_outside(offsets):
+    """Offsets [5] that point outside of ten rows are cut."""
+    values, weights = torch.randn(10, 3), torch.randn(10)
+    begin = offsets[:-1].clamp(0, 10)
+    bounds = list(zip(begin.tolist(), torch.maximum(offsets[1:].clamp(0, 10), begin).tolist(), strict=True))
+    sums = NATIVE.weighted_sum(values, weights, offsets)
+    torch.testing.assert_close(sums, torch.stack([(values * weights[:, None])[b:e].sum(0) for b, e in bounds]))
+    NATIVE.weighted_sum_backward(torch.randn(4, 3), values, weights, offsets)
+    padded = NATIVE.padded_from_rows(values, offsets, 6)
+    want = [torch.nn.functional.pad(values[b:e][:6], (0, 0, 0, 6 - min(e - b, 6))) for b, e in bounds]
+    assert torch.equal(padded, torch.stack(want))
+
+
 def check_weighted_sum(shape, depth):
     """Sums of histories, and their gradients."""
     lengths, _ = ROW_LENGTHS[shape]
-    offsets, values, weights = offsets_of(lengths), draw(sum(lengths), depth), draw(sum(lengths))
-    leaves = {"values": values.requires_grad_(), "weights": weights.requires_grad_()}
-    found, want = (compute(values, weights, offsets) for compute in (rows.weighted_sum, plain_sum))
-    assert found.shape == (len(lengths), depth)
-    assert_same(
-        {"sum": found.detach()} | differentiate(found, leaves),
-        {"sum": want.detach()} | differentiate(want, leaves),
-        1e-9,
-        1e-9,
-    )
+    found, _ = check_against_plain(sum_outcome, rows.weighted_sum, plain_sum, summands(lengths, depth))
+    assert found["sum"].shape == (len(lengths), depth)
 
 
 def check_weighted_sum_in_float32():
     """The error is at most twice that of plain PyTorch."""
-    lengths = [length % 61 for length in range(0, 800, 13)]
-    offsets = offsets_of(lengths)
-    values, weights = draw(sum(lengths), 18).float(), draw(sum(lengths)).float()
-
-    def run(compute, dtype):
-        leaves = {
-            "values": values.to(dtype).detach().requires_grad_(),
-            "weights": weights.to(dtype).detach().requires_grad_(),
-        }
-        found = compute(*leaves.values(), offsets)
-        return {"sum": found.detach()} | differentiate(found, leaves)
-
-    single = [run(compute, torch.float32) for compute in (rows.weighted_sum, plain_sum)]
-    assert_within_twice(*single, run(plain_sum, torch.float64))
+    single = summands([length % 61 for length in range(0, 800, 13)], 18, torch.float32)
+    check_against_plain(sum_outcome, rows.weighted_sum, plain_sum, single)
 
 
 def check_nan_in_scores(where, activation, dtype=torch.float64):
@@ -139,10 +166,7 @@ def check_nan_in_scores(where, activation, dtype=torch.float64):
 def check_float32_loss(most, depth, widths):
     """The error is at most twice that of plain PyTorch."""
     single = pairs([length % 61 for length in range(0, most, 13)], depth, widths, torch.float32)
-    exact = single.to(torch.float64)
-    assert_within_twice(
-        loss_outcome(native_loss, single), loss_outcome(plain_loss, single), loss_outcome(plain_loss, exact)
-    )
+    check_against_plain(loss_outcome, native_loss, plain_loss, single)
 
 
 def check_certain_and_wrong(scale, dtype):

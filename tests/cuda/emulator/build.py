@@ -89,7 +89,8 @@ def operators(sources):
 
     flags = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *GLUE]
     flags += [f"-isystem{path}" for path in include_paths()]
-    needs = [HERE / "operators.h", HERE / "emulator.h", *headers_of(sources)]
+    needs = [HERE / "operators.h", HERE / "emulator.h", ROOT / "tests" / "support" / "cuda_operators.h"]
+    needs += headers_of(sources)
     needs += [sources / "library.cpp", *sources.glob("cuda/*/*.cpp")]
     return HERE / "operators.cpp", flags, needs
 
