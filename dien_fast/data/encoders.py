@@ -83,7 +83,7 @@ class _SavedAsJson:
             raise DataError(f"expected a saved {cls.__name__}, got {kind or 'something else'}")
         try:
             encoder._restore(content)
-        except (KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, pa.ArrowException) as error:
             raise DataError(f"the saved {cls.__name__} is damaged: {error!r}") from None
         return encoder
 

@@ -348,6 +348,14 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
             CategoryEncoder.load(path)
 
 
+def test_a_length_that_is_no_whole_number(tmp_path):
+    path = tmp_path / "encoder.json"
+    content = SequenceEncoder("|", min_cnt=1).fit(["a|b"]).to_dict()
+    path.write_text(json.dumps(content | {"longest": float("inf")}))
+    with pytest.raises(DataError, match="the saved SequenceEncoder is damaged"):
+        SequenceEncoder.load(path)
+
+
 @pytest.mark.parametrize("encoder", [CategoryEncoder(3), SequenceEncoder("|", keep="oldest"), NumericEncoder(9)])
 def test_scikit_learn_contract(encoder: CategoryEncoder) -> None:
     fitted = clone(encoder)
