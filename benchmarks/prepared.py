@@ -72,7 +72,9 @@ def main() -> None:
     stages = [stage for stage in STAGES if arguments.compare or not stage.endswith("memory")]
     for turn in range(TURNS if arguments.compare else 1):
         # What is compared takes turns, as the speed of a machine changes with the minutes.
-        for stage in stages if turn == 0 else [stage for stage in stages if stage.partition("-")[2]]:
+        for stage in stages:
+            if turn > 0 and "-" not in stage:  # writing and preparing, which are done
+                continue
             command = [sys.executable, __file__, "--stage", stage, *sys.argv[1:]]
             output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             figures.setdefault(stage, []).append(json.loads(output.splitlines()[-1]))
