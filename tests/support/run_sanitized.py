@@ -1,16 +1,20 @@
 """Builds the package with sanitizers and runs the operators' tests on it.
 
-`make sanitize` and `make test-all` run this. A wrong access or an undefined operation ends the process with a
-report, once an instruction set of this machine. So does, in another build, an access of two threads that nothing
-puts in order.
+``python tests/support/run_sanitized.py [avx2 threads ...]``: an instruction set, under which a wrong access or an
+undefined operation ends the process with a report, or threads, where an access of two that nothing puts in order
+does so in another build; without a name, everything, as in `make sanitize`. `make test-all` runs one at a time.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 CAPABILITIES = ("baseline", "avx2", "avx512vl", "avx512")
+PARTS = (*CAPABILITIES, "threads")
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 FILES = (
@@ -64,8 +68,12 @@ def build(sanitizers: str) -> Path:
     """Build what has changed since the last time, for a DIEN_FAST_SANITIZE; return the folder of the package."""
     package = ROOT / "build" / ("sanitize" if sanitizers == "1" else f"sanitize-{sanitizers}")
     command = ["setup.py", "-q", "build", "--build-lib", str(package), "--build-temp", str(package / "temp")]
-    environment = os.environ | {"DIEN_FAST_SANITIZE": sanitizers}
-    subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
+    settings: dict[str, Any] = {"cwd": ROOT, "env": os.environ | {"DIEN_FAST_SANITIZE": sanitizers}}
+    package.mkdir(parents=True, exist_ok=True)
+    with (package / "lock").open("w") as lock:
+        # Several instruction sets may be tested at a time.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=True, **settings)
     return package
 
 
@@ -79,8 +87,8 @@ def passes(
     return subprocess.run(pytest, cwd=package, env=environment, check=False).returncode == 0
 
 
-def addresses() -> list[str] | None:
-    """Return the instruction sets for which AddressSanitizer and UndefinedBehaviorSanitizer report nothing."""
+def addresses(capability: str) -> bool | None:
+    """Whether AddressSanitizer and UndefinedBehaviorSanitizer report nothing; None: the machine lacks the set."""
     package = build("1")
     environment = os.environ | {
         # Python is not sanitized, so the runtimes come first by preloading; torch's exceptions need libstdc++.
@@ -89,21 +97,16 @@ def addresses() -> list[str] | None:
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
+        "DIEN_FAST_CPU_CAPABILITY": capability,
     }
-    environment.pop("DIEN_FAST_CPU_CAPABILITY", None)
     command = [sys.executable, "-c", PROBE]
     probe = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, check=False)
-    best = probe.stdout.split()[-1] if probe.returncode == 0 else None
-    if not probe.stdout.startswith(str(package)) or best not in CAPABILITIES:
-        print(f"not the sanitized library: {probe.stdout}{probe.stderr}", file=sys.stderr)
+    if "must name an instruction set of this machine" in probe.stderr:
         return None
-    # Each is part of the next one, so the machine has all of them up to its best.
-    tested = CAPABILITIES[: CAPABILITIES.index(best) + 1]
-    for capability in tested:
-        print(f"{capability}:", flush=True)
-        if not passes(package, environment | {"DIEN_FAST_CPU_CAPABILITY": capability}, FILES, LEFT_OUT):
-            return None
-    return list(tested)
+    if probe.returncode or not probe.stdout.startswith(str(package)) or probe.stdout.split()[-1] != capability:
+        print(f"not the sanitized library: {probe.stdout}{probe.stderr}", file=sys.stderr)
+        return False
+    return passes(package, environment, FILES, LEFT_OUT)
 
 
 def threads() -> bool:
@@ -115,18 +118,24 @@ def threads() -> bool:
         "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 exitcode=66",
         "OMP_NUM_THREADS": "4",
     }
-    print("threads:", flush=True)
     # The sanitizer wants its shadow memory at fixed addresses, and does not survive a fork.
     return passes(package, environment, THREADED, f"{LEFT_OUT} or fork", ("setarch", "--addr-no-randomize"))
 
 
-def main() -> int:
-    tested = addresses()
-    if tested is None or not threads():
-        return 1
-    print(f"sanitized: {', '.join(tested)}, threads")
+def main(parts: Sequence[str]) -> int:
+    tested = []
+    for part in parts:
+        print(f"{part}:", flush=True)
+        found = threads() if part == "threads" else addresses(part)
+        if found is None:
+            print("this machine lacks it")
+        elif found:
+            tested.append(part)
+        else:
+            return 1
+    print(f"sanitized: {', '.join(tested)}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:] or PARTS))
