@@ -180,6 +180,8 @@ def _check_same_options(directory: Path, more: list[str], own: dict[str, dict[st
         write_json(path, {"options": more, "for": own})
         return
     content = read_json(path)
+    if not _is_comparison(content):
+        raise CheckpointError(f"{path} does not hold the options of a comparison; choose another --output")
     before, now = (
         " ".join([*shared, *(word for model, given in fixed.items() for word in _spelled(model, given))])
         for shared, fixed in ((content["options"], content.get("for", {})), (more, own))
@@ -189,6 +191,19 @@ def _check_same_options(directory: Path, more: list[str], own: dict[str, dict[st
             f"{directory} holds a comparison with the options {before or '(none)'}, "
             f"not {now or '(none)'}; choose another --output"
         )
+
+
+def _is_comparison(content: Any) -> bool:
+    """Whether this is what a comparison notes of its options."""
+    if not isinstance(content, dict):
+        return False
+    words, own = content.get("options"), content.get("for", {})
+    return (
+        isinstance(words, list)
+        and all(isinstance(word, str) for word in words)
+        and isinstance(own, dict)
+        and all(isinstance(settings, dict) for settings in own.values())
+    )
 
 
 def _spelled(model: str, settings: dict[str, str]) -> list[str]:
@@ -281,7 +296,19 @@ class _Results:
         import pandas as pd
 
         self._path = path
-        self.table = pd.read_csv(path) if path.exists() else pd.DataFrame({"variant": [], "seed": []})
+        self.table = pd.DataFrame({"variant": [], "seed": []})
+        if not path.exists():
+            return
+        try:
+            self.table = pd.read_csv(path)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a table of trainings: {' '.join(str(error).split())}") from None
+        needed = {"variant", "seed", "test_auc", "test_gauc", "test_logloss", "epochs", "epoch_seconds", "seconds"}
+        if missing := needed - set(self.table.columns):
+            raise CheckpointError(f"{path} is not a table of trainings: it has no column {min(missing)}")
+        for name in self.table.columns:
+            if name != "variant" and self.table[name].dtype.kind not in "iuf":
+                raise CheckpointError(f"{path} is not a table of trainings: {name} is not a number in every row")
 
     def empty(self) -> bool:
         return self.table.empty

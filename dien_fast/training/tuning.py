@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dien_fast.errors import DienFastError
+from dien_fast.errors import DienFastError, one_sentence
 
 if TYPE_CHECKING:
     import optuna
@@ -128,26 +128,49 @@ def open_study(path: Path, search: Sequence[Range]) -> optuna.Study:
         search: what is searched; the same as before, where the study exists.
 
     Raises:
-        DienFastError: the study searches something else.
+        DienFastError: the study is damaged, or searches something else.
     """
     import optuna
+    import sqlalchemy.exc
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=f"sqlite:///{path.resolve()}",
-        study_name="dien-fast",
-        direction="maximize",
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
-    )
     described = [repr(setting) for setting in search]
-    before = study.user_attrs.get("search", described)
+    try:
+        study = optuna.create_study(
+            storage=f"sqlite:///{path.resolve()}",
+            study_name="dien-fast",
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
+        )
+        before = [str(setting) for setting in study.user_attrs.get("search", described)]
+        _check_trials(study)
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError):
+        raise
+    except Exception as error:  # whatever Optuna meets in a damaged file
+        raise DienFastError(f"{path}: the study is damaged: {one_sentence(error) or error!r}") from error
     if before != described:
         raise DienFastError(f"{path} searches {'; '.join(before)}; choose another --output")
     study.set_user_attr("search", described)
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     return study
+
+
+def _check_trials(study: optuna.Study) -> None:
+    """Read all that is known of the trials.
+
+    Raises:
+        ValueError: a finished one lacks what the end of the search needs.
+    """
+    import optuna
+
+    for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
+        words = trial.user_attrs.get("options")
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"trial {trial.number} has no options")
+        if trial.value is None:
+            raise ValueError(f"trial {trial.number} has no AUC")
 
 
 def next_trial(study: optuna.Study, seed: int) -> optuna.Trial:
