@@ -3,8 +3,9 @@
     python benchmarks/auc.py TASK [--seeds 5] [--jobs 2] [--models din,dien] [--directory runs/auc]
     python benchmarks/auc.py TASK --time
 
-Every training runs on one thread, ``--jobs`` of them at a time. Interrupted, the same command goes on; also
-without the runs, from ``results/auc-TASK.json``. Digits are those of the kind of machine that the file names for
+Every training runs on one thread, ``--jobs`` of them at a time. Interrupted with Ctrl-C or SIGTERM, it saves the
+trainings that have ended, and the same command goes on; also without the runs, from ``results/auc-TASK.json``.
+Tables are of the seeds that every variant has. Digits are those of the kind of machine that the file names for
 each training: another kind rounds otherwise. ``--time`` trains two epochs of each variant, one after the other,
 for the seconds of an epoch.
 """
@@ -99,11 +100,12 @@ def words_of(task: Task, directory: Path) -> list[str]:
     ]
 
 
-def compare(words: list[str], directory: Path) -> pd.DataFrame:
-    """Run the command and return a row for each training."""
-    if dien_fast(words) != 0:
-        raise SystemExit(1)
-    return pd.read_csv(directory / "results.csv")
+def compare(words: list[str], directory: Path) -> tuple[int, pd.DataFrame]:
+    """Run the command; return its status and a row for each training that has ended."""
+    status, path = dien_fast(words), directory / "results.csv"
+    if not path.exists():
+        raise SystemExit(status)
+    return status, pd.read_csv(path)
 
 
 def restore(saved: dict[str, Any], directory: Path) -> None:
@@ -114,15 +116,15 @@ def restore(saved: dict[str, Any], directory: Path) -> None:
     pd.DataFrame(saved["rows"]).to_csv(directory / "results.csv", index=False)
 
 
-def measured(task: Task, directory: Path, seeds: int, jobs: int) -> dict[str, Any]:
-    """Return what a results file holds."""
+def measured(task: Task, directory: Path, seeds: int, jobs: int) -> tuple[int, dict[str, Any]]:
+    """Return the command's status, and what a results file holds."""
     words = words_of(task, directory)
-    results = compare([*words, "--seeds", str(seeds), "--jobs", str(jobs)], directory)
+    status, results = compare([*words, "--seeds", str(seeds), "--jobs", str(jobs)], directory)
     kind = machine.short_name(machine.cpu(), machine.cpu_model())
     for name, value in (("machine", kind), ("jobs", jobs)):
         results[name] = results[name].fillna(value) if name in results else value
     rows = results.sort_values(["seed", "variant"])[[name for name in COLUMNS if name in results]]
-    return {
+    return status, {
         **machine.description(1),
         "title": task.title,
         "command": " ".join(["dien-fast", *words[:-2]]),
@@ -133,7 +135,9 @@ def measured(task: Task, directory: Path, seeds: int, jobs: int) -> dict[str, An
 def epoch_seconds(task: Task, directory: Path) -> dict[str, float]:
     """Return the seconds of each variant's second epoch."""
     words = [*words_of(task, directory), "--epochs", "2", "--seeds", "1"]
-    results = compare(words, directory)
+    status, results = compare(words, directory)
+    if status:
+        raise SystemExit(status)
     return {row["variant"]: round(row["epoch_seconds"], 2) for row in results.to_dict("records")}
 
 
@@ -157,8 +161,9 @@ def main() -> None:
         )
         return
     restore(saved, directory)
-    result = measured(task, directory, given.seeds, given.jobs)
+    status, result = measured(task, directory, given.seeds, given.jobs)
     machine.save({**result, **{name: saved[name] for name in ("epoch seconds",) if name in saved}}, path)
+    raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,13 @@ ABLATIONS = ("auxiliary-popularity", "auxiliary-uniform", "auxiliary-tables", "a
 Measured = dict[str, dict[str, Any]]  # by task
 
 
+def complete(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result with the trainings of those seeds alone that every variant has."""
+    seeds = [row["seed"] for row in result["rows"]]
+    variants = len({row["variant"] for row in result["rows"]})
+    return {**result, "rows": [row for row in result["rows"] if seeds.count(row["seed"]) == variants]}
+
+
 def shown(variant: str) -> str:
     """Return a variant's name without what all of them have.
 

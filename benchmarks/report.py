@@ -294,7 +294,10 @@ def prepared_block() -> str:
 def measured_aucs() -> auc_tables.Measured:
     """Return what ``auc.py`` saved, by task."""
     paths = {name: machine.RESULTS / f"auc-{name}.json" for name in auc.TASKS}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    found = {
+        name: auc_tables.complete(json.loads(path.read_text())) for name, path in paths.items() if path.exists()
+    }
+    return {name: result for name, result in found.items() if result["rows"]}
 
 
 def tasks_block(found: auc_tables.Measured) -> str:

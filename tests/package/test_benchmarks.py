@@ -216,13 +216,17 @@ def test_a_comparison_goes_on_from_its_results_file(aucs, tmp_path, monkeypatch)
     def one_more(words, directory):
         row = result["rows"][0] | {"seed": 2}
         del row["machine"], row["jobs"]
-        return pd.concat([pd.read_csv(directory / "results.csv"), pd.DataFrame([row])])
+        return 130, pd.concat([pd.read_csv(directory / "results.csv"), pd.DataFrame([row])])
 
     monkeypatch.setattr(auc, "compare", one_more)
     monkeypatch.setattr(machine, "short_name", lambda fields, model: "here")
-    rows = auc.measured(auc.TASKS["next-popularity"], tmp_path, seeds=3, jobs=3)["rows"]
+    status, measured = auc.measured(auc.TASKS["next-popularity"], tmp_path, seeds=3, jobs=3)
+    rows = measured["rows"]
+    assert status == 130
     assert [row["jobs"] for row in rows] == [2] * 4 + [1] * 4 + [3]
     assert [row["machine"] for row in rows] == ["zen4"] * 4 + ["zen3"] * 4 + ["here"]
+    # The third seed was interrupted.
+    assert auc_tables.complete(measured)["rows"] == rows[:8]
 
 
 def test_the_ablations(aucs):
