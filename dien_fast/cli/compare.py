@@ -303,11 +303,12 @@ class _Results:
             self.table = pd.read_csv(path)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} is not a table of trainings: {' '.join(str(error).split())}") from None
-        needed = {"variant", "seed", "test_auc", "test_gauc", "test_logloss", "epochs", "epoch_seconds", "seconds"}
-        if missing := needed - set(self.table.columns):
-            raise CheckpointError(f"{path} is not a table of trainings: it has no column {min(missing)}")
-        for name in self.table.columns:
-            if name != "variant" and self.table[name].dtype.kind not in "iuf":
+        numbers = ("seed", "test_auc", "test_gauc", "test_logloss", "epochs", "epoch_seconds", "seconds")
+        for name in ("variant", *numbers):
+            if name not in self.table.columns:
+                raise CheckpointError(f"{path} is not a table of trainings: it has no column {name}")
+        for name in (*numbers, "best_reachable_auc"):
+            if name in self.table.columns and self.table[name].dtype.kind not in "iuf":
                 raise CheckpointError(f"{path} is not a table of trainings: {name} is not a number in every row")
 
     def empty(self) -> bool:

@@ -57,11 +57,13 @@ def test_every_variant_with_every_seed_and_a_table_of_them(command, tmp_path, ca
         .equals(results.sort_values(columns).reset_index(drop=True))
     )
     # The same command has nothing left to do; one with a further seed does what is missing.
+    pd.read_csv(compared / "results.csv").assign(machine="mine").to_csv(compared / "results.csv", index=False)
     capsys.readouterr()
     assert main(command) == 0
     assert capsys.readouterr().out.startswith("4 trainings, 4 of them finished before\n|")
     assert main([*command, "--seeds", "3"]) == 0
     assert capsys.readouterr().out.startswith("6 trainings, 4 of them finished before\n")
+    assert pd.read_csv(compared / "results.csv")["machine"].fillna("").tolist() == ["mine"] * 4 + [""] * 2
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(command, tmp_path, capsys, monkeypatch):
