@@ -4,8 +4,8 @@
     python benchmarks/serving.py --soak MINUTES
 
 Requests arrive at random times that do not wait for answers (an open loop), and their latency counts from these
-times. In a process, one thread answers them in their order; over HTTP, 64 clients of one process ask, each on a
-connection that stays open. A rate is raised by a quarter until the 99th percentile passes 20 ms. Nothing leaves
+times. In a process, one thread answers them in their order; over HTTP, one thread of another process asks on 64
+connections that stay open. A rate is raised by a quarter until the 99th percentile passes 20 ms. Nothing leaves
 this machine.
 
 run         Run.score_candidates: from words to probabilities
@@ -28,15 +28,14 @@ import importlib.util
 import json
 import os
 import re
+import select
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import timeit
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -151,78 +150,118 @@ def served(run: Run, threads: int) -> Iterator[tuple[int, int]]:
         process.wait(60)
 
 
-def over_http(port: int, body: bytes) -> Call:
-    """Return a call that keeps a connection for each thread.
+class Connection:
+    """A connection that stays open, on which one request is asked again and again.
 
     A plain socket: http.client, which parses heads as those of mail, takes three times as long.
     """
-    head = f"POST /score HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(body)}\r\n\r\n"
-    request, local = head.encode() + body, threading.local()
 
-    def ask() -> tuple[bytes, bytes]:
-        if not hasattr(local, "connection"):
-            local.connection = socket.create_connection(("127.0.0.1", port), timeout=60)
-            local.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        local.connection.sendall(request)
-        answer = b""
-        while True:
-            part = local.connection.recv(2**16)
-            if not part:
-                raise ConnectionError("the server closed the connection")
-            answer += part
-            head, end, content = answer.partition(b"\r\n\r\n")
-            size = re.search(rb"content-length: (\d+)", head.lower()) if end else None
-            if size is not None and len(content) >= int(size[1]):
-                return head, content
+    def __init__(self, port: int, body: bytes) -> None:
+        head = f"POST /score HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(body)}\r\n\r\n"
+        self._port, self._request, self._answer = port, head.encode() + body, b""
+        self._open()
 
-    def call() -> np.ndarray:
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def __call__(self) -> np.ndarray:
+        self.ask()
+        while (found := self.answer()) is None:
+            pass
+        return found
+
+    def ask(self) -> None:
+        self._answer = b""
         try:
-            head, content = ask()
-        except ConnectionError:  # the server closes connections that nobody used for seconds
-            local.connection.close()
-            del local.connection
-            head, content = ask()
+            self._socket.sendall(self._request)
+        except ConnectionError:
+            self._open()
+            self._socket.sendall(self._request)
+
+    def answer(self) -> np.ndarray | None:
+        """Receive once; return probabilities ``[C]`` float32 when all are there."""
+        try:
+            part = self._socket.recv(2**16)
+        except ConnectionResetError:
+            part = b""
+        if not part:
+            if self._answer:
+                raise ConnectionError("the server closed the connection amid an answer")
+            # It closes connections that nobody used for seconds.
+            self._open()
+            self.ask()
+            return None
+        self._answer += part
+        head, end, content = self._answer.partition(b"\r\n\r\n")
+        size = re.search(rb"content-length: (\d+)", head.lower()) if end else None
+        if size is None or len(content) < int(size[1]):
+            return None
         answer = json.loads(content)
         if not head.startswith(b"HTTP/1.1 200 "):
             raise RuntimeError(answer["error"])
         return np.array(answer["probabilities"], np.float32)
 
-    return call
+    def again(self) -> Connection:
+        """Return another connection for the same request."""
+        return Connection(self._port, self._request.partition(b"\r\n\r\n")[2])
+
+    def _open(self) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=60)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def latencies(call: Call, rate: float, seconds: float, clients: int) -> np.ndarray:
-    """Return the seconds from the arrival of each request to its answer."""
-    generator = np.random.default_rng(0)
-    arrivals = generator.exponential(1 / rate, max(int(rate * seconds), 20)).cumsum()
+def arrivals_of(rate: float, seconds: float) -> np.ndarray:
+    """Return the seconds at which requests arrive, at random times."""
+    return np.random.default_rng(0).exponential(1 / rate, max(int(rate * seconds), 20)).cumsum()
+
+
+def latencies(call: Call, rate: float, seconds: float) -> np.ndarray:
+    """Return the seconds from the arrival of each request to its answer, where one thread answers one by one."""
+    arrivals = arrivals_of(rate, seconds)
     found = np.empty(len(arrivals))
     start = time.perf_counter() + 0.05
-
-    def answer(number: int) -> None:
-        wait = start + arrivals[number] - time.perf_counter()
+    for number, arrival in enumerate(arrivals):
+        wait = start + arrival - time.perf_counter()
         if wait > 0:
             time.sleep(wait)
         call()
-        found[number] = time.perf_counter() - start - arrivals[number]
-
-    if clients == 1:
-        for number in range(len(arrivals)):
-            answer(number)
-    else:
-        with ThreadPoolExecutor(clients) as pool:
-            list(pool.map(answer, range(len(arrivals))))
+        found[number] = time.perf_counter() - start - arrival
     return found
 
 
-def under_load(call: Call, seconds: float, clients: int = 1) -> dict[str, Any]:
+def latencies_over_http(connections: list[Connection], rate: float, seconds: float) -> np.ndarray:
+    """Return the same for requests that are asked as they arrive, while a connection is free."""
+    arrivals = arrivals_of(rate, seconds)
+    found = np.empty(len(arrivals))
+    free, asked = list(connections), dict[Connection, int]()
+    start, number = time.perf_counter() + 0.05, 0
+    while number < len(arrivals) or asked:
+        wait = start + arrivals[number] - time.perf_counter() if number < len(arrivals) else None
+        if wait is not None and wait <= 0 and free:
+            asked[connection := free.pop()] = number
+            connection.ask()
+            number += 1
+            continue
+        # Not epoll, which waits for whole milliseconds.
+        for connection in select.select(list(asked), [], [], wait if free else None)[0]:
+            if connection.answer() is not None:
+                done = asked.pop(connection)
+                found[done] = time.perf_counter() - start - arrivals[done]
+                free.append(connection)
+    return found
+
+
+def under_load(call: Call, seconds: float) -> dict[str, Any]:
     """Return p50 and p99 at each rate, in ms, and the highest rate whose p99 is below the limit."""
     alone = []
     for _ in range(20):
         start = time.perf_counter()
         call()
         alone.append(time.perf_counter() - start)
+    clients = [call, *(call.again() for _ in range(CLIENTS - 1))] if isinstance(call, Connection) else []
     rate, rates, best = 0.1 / float(np.median(alone)), [], 0.0
     for _ in range(20):
-        found = latencies(call, rate, seconds, clients)
+        found = latencies_over_http(clients, rate, seconds) if clients else latencies(call, rate, seconds)
         p50, p99 = np.percentile(found, [50, 99]).tolist()
         rates.append({"rate": round(rate, 2), "p50": round(1e3 * p50, 3), "p99": round(1e3 * p99, 3)})
         if p99 > LIMIT:
@@ -281,12 +320,13 @@ def soak(run: Run, minutes: int, threads: int) -> None:
     """Keep a server half busy; print its memory and open files each minute, and how its memory grows."""
     user, items = request_of(run)
     with served(run, threads) as (port, process):
-        call = over_http(port, json.dumps({"user": user, "items": items}).encode())
-        alone = float(np.median(timeit.repeat(call, number=1, repeat=50)))
+        body = json.dumps({"user": user, "items": items}).encode()
+        clients = [Connection(port, body) for _ in range(CLIENTS)]
+        alone = float(np.median(timeit.repeat(clients[0], number=1, repeat=50)))
         memory = []
         for minute in range(minutes + 1):
             if minute:
-                found = latencies(call, 0.5 / alone, 60, CLIENTS)
+                found = latencies_over_http(clients, 0.5 / alone, 60)
             status = Path(f"/proc/{process}/status").read_text()
             memory.append(int(status.partition("VmRSS:")[2].split()[0]) / 1024)
             files = len(list(Path(f"/proc/{process}/fd").iterdir()))
@@ -310,7 +350,7 @@ def calls(run: Run, ways: list[str], directory: Path, port: int) -> dict[str, Ca
     makers: dict[str, Callable[[], Call]] = {
         "run": lambda: lambda: run.score_candidates(user, items),
         "encoded": lambda: encoded,
-        "http": lambda: over_http(port, json.dumps({"user": user, "items": items}).encode()),
+        "http": lambda: Connection(port, json.dumps({"user": user, "items": items}).encode()),
         "package": lambda: exported(Package(package_of(run, directory)), "candidates", request),
         "onnx": lambda: exported(
             OnnxModel(export_onnx(run, directory / "m.onnx"), torch.get_num_threads()), "candidates", request
@@ -351,7 +391,7 @@ def main() -> None:
                     print(f"T={steps} cpp: {results[str(steps)]['cpp']}", flush=True)
                 ways = [way for way in arguments.ways if way != "cpp"]
                 for way, call in calls(run, ways, Path(name), port).items():
-                    found = under_load(call, arguments.seconds, CLIENTS if way == "http" else 1)
+                    found = under_load(call, arguments.seconds)
                     results[str(steps)][way] = found
                     last = {key: value for key, value in found.items() if key != "rates"}
                     print(f"T={steps} {way}: {last}, {found['rates'][0]}", flush=True)
