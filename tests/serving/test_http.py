@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import asgi
 import numpy as np
 import pandas as pd
 import pytest
@@ -229,21 +230,6 @@ def test_many_signals_share_a_load_and_the_end_waits_for_one_alone(run, monkeypa
     assert len(loads) == 3
 
 
-async def answer_of(service, content):
-    """Ask an application without a server."""
-    parts = []
-
-    async def receive():
-        return {"type": "http.request", "body": json.dumps(content).encode(), "more_body": False}
-
-    async def send(message):
-        parts.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": "/score", "headers": [], "query_string": b""}
-    await service.application(scope, receive, send)
-    return json.loads(b"".join(part.get("body", b"") for part in parts))
-
-
 def test_what_comes_alone_is_computed_by_the_thread_that_reads(run, monkeypatch):
     def computing(*contents):
         """Ask at once; return the answers, and the threads in which the model computed."""
@@ -257,9 +243,10 @@ def test_what_comes_alone_is_computed_by_the_thread_that_reads(run, monkeypatch)
             )
 
             async def ask():
-                return await asyncio.gather(*(answer_of(service, content) for content in contents))
+                bodies = [json.dumps(content).encode() for content in contents]
+                return await asyncio.gather(*(asgi.answer(service.application, body) for body in bodies))
 
-            return asyncio.run(ask()), set(names)
+            return [json.loads(text) for _, text in asyncio.run(ask())], set(names)
 
     service = Service(run)
     small, wrong = {"user": USER, "items": ITEMS}, {"user": USER, "items": ["i1"]}
