@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dien_fast.errors import DienFastError
+from dien_fast.errors import DienFastError, one_sentence
+from dien_fast.files import make_directory
 
+# Of LMDB's table of 126 readers.
+_LOCK_BYTES = 8192
 # From what is kept of some users to what is to be kept.
 Change = Callable[[list[bytes | None]], Sequence[bytes]]
 
@@ -84,9 +88,11 @@ class LmdbStore(StateStore):
         self.path = Path(path)
         self._full, self._error = lmdb.MapFullError, lmdb.Error
         try:
+            make_directory(self.path)
+            _reserve(self.path / "lock.mdb", _LOCK_BYTES)
             self._environment = lmdb.open(str(path), map_size=size)
-        except lmdb.Error as error:
-            raise DienFastError(f"cannot open the store {path}: {error}") from None
+        except (OSError, ValueError, lmdb.Error) as error:
+            raise DienFastError(f"cannot open the store {path}: {one_sentence(error)}") from None
 
     def get(self, users: Sequence[str]) -> list[bytes | None]:
         """Return what is kept of users, None where there is nothing."""
@@ -110,6 +116,15 @@ class LmdbStore(StateStore):
             raise DienFastError(f"the store {self.path} is full: it has grown to {size} bytes") from None
         except self._error as error:
             raise DienFastError(f"cannot write the store {self.path}: {error}") from None
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Let a file have its bytes on the disk: where LMDB writes into holes of it, a full disk ends the process."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.posix_fallocate(handle, 0, size)
+    finally:
+        os.close(handle)
 
 
 def _key(user: str) -> bytes:

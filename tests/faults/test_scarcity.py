@@ -13,8 +13,11 @@ import time
 import pytest
 from disks import LARGE, disk_at
 from disturbed import KINDS
-from faults import Command, fill_stream, finished, jumping_clock, limit_memory, without_rights_of_root
+from faults import Command, Forked, fill_stream, finished, jumping_clock, limit_memory, without_rights_of_root
 from served import Server
+
+from dien_fast.errors import DienFastError
+from dien_fast.serving.stores import LmdbStore
 
 # `make test` has one of them.
 NAMES = [name if name == "prepare" else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
@@ -192,6 +195,37 @@ def test_a_server_whose_log_is_on_a_full_disk(shop):
             time.sleep(0.05)
     assert server.metric('dien_fast_reloads_total{result="done"}') == 2
     assert server.end() == (0, "")
+
+
+@pytest.mark.slow
+def test_a_store_that_begins_on_a_full_disk(tmp_path):
+    """LMDB alone would end the process."""
+    with disk_at(tmp_path / "disk") as disk:
+        states = disk.place / "states"
+        states.mkdir()
+        opened = False
+        for room in range(0, 40_000, 4096):
+            disk.leave(room)
+            process = Forked(open_store, states)
+            status, printed = process.wait(), process.printed()
+            assert status in (0, 2), (status, printed)
+            if opened := status == 0:
+                break
+            assert "No space left on device" in printed, printed
+            shutil.rmtree(states)
+            states.mkdir()
+        print(f"\nopened with {room} bytes")
+        assert opened
+        assert (states / "lock.mdb").stat().st_size == 8192
+
+
+def open_store(path):
+    try:
+        LmdbStore(path).update(["ann"], lambda _: [b"some"])
+    except DienFastError as error:
+        print(error)
+        return 2
+    return 0
 
 
 @pytest.mark.slow

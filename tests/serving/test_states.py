@@ -189,8 +189,10 @@ def test_wrong_arguments(shop, tmp_path):
     with pytest.raises(DienFastError, match=r"states are kept for dien alone, the run .* is din"):
         UserStates(run_of(run, "DIN"), MemoryStore())
     (tmp_path / "file").touch()
-    with pytest.raises(DienFastError, match=r"cannot open the store .*file: "):
-        LmdbStore(tmp_path / "file")
+    for path in ("file", "file/inside", "long" * 100, "a\0b"):
+        with pytest.raises(DienFastError, match=r"cannot open the store .*: "):
+            LmdbStore(tmp_path / path)
+    LmdbStore(tmp_path / "in" / "turn", 2**15)
     small = LmdbStore(tmp_path / "small", 2**15)
     with pytest.raises(DienFastError, match=r"the store .*small is full: it has grown to 32768 bytes"):
         small.put({str(user): b"x" * 4000 for user in range(20)})
