@@ -128,16 +128,6 @@ class Batcher:
         self._queue.put(waiting)
         return waiting.result
 
-    def score(self, users: Any, items: Any, names: Sequence[str] | None = None) -> Scores:
-        """Score as :meth:`submit` does, but at once and in the calling thread.
-
-        No other thread has to wake up; nothing is computed together with what others submit. With states, nothing
-        that was added before may still wait.
-        """
-        one = _Scoring(users, items, names, Future())
-        self._score(self._served, [one])
-        return one.result.result()
-
     def add(self, names: Sequence[str], events: Any, *, replace: bool = False) -> Future[Added]:
         """Add events to the states of users; what is submitted afterwards is scored with them.
 

@@ -17,8 +17,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from queue import Empty, SimpleQueue
@@ -33,14 +33,12 @@ from starlette.routing import Route
 
 from dien_fast.errors import DataError, DienFastError, one_sentence
 from dien_fast.lines import print_line
-from dien_fast.serving.batching import Batcher, Scores
-from dien_fast.serving.bodies import ScoreBody, read_events, read_score
+from dien_fast.serving.batching import Batcher
+from dien_fast.serving.bodies import read_events, read_score
 from dien_fast.serving.states import OutdatedStatesError, StateStore, UnknownUserError
 from dien_fast.training.runs import Run, load
 
 _Answer = Callable[[Request], Awaitable[Response]]
-# A body of more bytes may ask for what takes long, and must not keep the loop from other connections.
-_SMALL = 2**14
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,6 @@ class Service:
         self.limits = limits or Limits()
         self._batcher = Batcher(run, self.limits.users, self.limits.candidates, store)
         self._metrics = _Metrics()
-        self._open = 0
         self._reloading = threading.Lock()
         # True asks for a reload, False for the end. A handler of signals may put into it at any moment.
         self._asked: SimpleQueue[bool] = SimpleQueue()
@@ -225,9 +222,8 @@ class Service:
         return answered
 
     async def _score(self, request: Request) -> Response:
-        body = await self._body(request)
-        asked = read_score(body)
-        scores = await self._scores(asked, small=len(body) <= _SMALL)
+        asked = read_score(await self._body(request))
+        scores = await asyncio.wrap_future(self._batcher.submit(asked.users, asked.items, asked.names))
         self._metrics.candidates.inc(len(scores.probabilities))
         self._metrics.together.observe(scores.together)
         self._count_unknown(scores.unknown)
@@ -237,34 +233,11 @@ class Service:
             found = f"[{','.join(parts)}]"
         return Response(f'{{"probabilities":{found}}}', media_type="application/json")
 
-    async def _scores(self, asked: ScoreBody, small: bool) -> Scores:
-        """Compute what comes alone here: to wake another thread, and be woken by it, takes 0.3 ms on idle cores.
-
-        Many requests are computed together by the batcher's thread, while this one reads the next.
-        """
-        given = asked.users, asked.items, asked.names
-        with self._computing():
-            # What has come at the same time is read before the loop is here again.
-            await asyncio.sleep(0)
-            if small and self._open == 1:
-                return self._batcher.score(*given)
-            return await asyncio.wrap_future(self._batcher.submit(*given))
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Count a request as one that has been read and not been computed."""
-        self._open += 1
-        try:
-            yield
-        finally:
-            self._open -= 1
-
     async def _add(self, request: Request) -> Response:
         asked = read_events(await self._body(request))
-        with self._computing():
-            added = await asyncio.wrap_future(
-                self._batcher.add(asked.names, asked.events, replace=request.method == "PUT")
-            )
+        added = await asyncio.wrap_future(
+            self._batcher.add(asked.names, asked.events, replace=request.method == "PUT")
+        )
         self._metrics.events.inc(added.events)
         self._count_unknown(added.unknown)
         return JSONResponse({"added": added.events})

@@ -1,6 +1,5 @@
 """The server: scores of predict over HTTP, refusals, metrics, another model without a lost request, its end."""
 
-import asyncio
 import json
 import shutil
 import signal
@@ -10,7 +9,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import asgi
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,7 +19,7 @@ from dien_fast.cli import main
 from dien_fast.errors import DataError
 from dien_fast.serving import http
 from dien_fast.serving.http import Service, _json_of
-from dien_fast.training.runs import Run, load
+from dien_fast.training.runs import load
 
 USER = {"country": "NO", "past_items": ["i1", "i4", "i7"], "past_brands": ["b1", "b1", "b1"], "words": "new;red"}
 USER["price"] = 0.4
@@ -228,42 +226,6 @@ def test_many_signals_share_a_load_and_the_end_waits_for_one_alone(run, monkeypa
     threading.Timer(0.1, go_on.set).start()
     service._close()
     assert len(loads) == 3
-
-
-def test_what_comes_alone_is_computed_by_the_thread_that_reads(run, monkeypatch):
-    def computing(*contents):
-        """Ask at once; return the answers, and the threads in which the model computed."""
-        names = []
-        with monkeypatch.context() as patch:
-            compute = Run.score_encoded
-            patch.setattr(
-                Run,
-                "score_encoded",
-                lambda *given: names.append(threading.current_thread().name) or compute(*given),
-            )
-
-            async def ask():
-                bodies = [json.dumps(content).encode() for content in contents]
-                return await asyncio.gather(*(asgi.answer(service.application, body) for body in bodies))
-
-            return [json.loads(text) for _, text in asyncio.run(ask())], set(names)
-
-    service = Service(run)
-    small, wrong = {"user": USER, "items": ITEMS}, {"user": USER, "items": ["i1"]}
-    large = {"user": USER, "items": {name: values * 500 for name, values in ITEMS.items()}}
-    here, other = threading.current_thread().name, "dien-fast batcher"
-    assert computing(wrong)[1] == set()
-    (alone,), names = computing(small)
-    assert names == {here}
-    for contents, users in (([small, small], 2), ([large], 500)):
-        answers, names = computing(*contents)
-        assert names == {other}
-        found = [number for answer in answers for number in answer["probabilities"]]
-        np.testing.assert_allclose(found, alone["probabilities"] * users, rtol=0, atol=1e-6)
-    # Whoever was refused is not waited for.
-    assert "must be a table with" in computing(wrong)[0][0]["error"]
-    assert computing(small) == ([alone], {here})
-    service._close()
 
 
 def test_a_load_that_the_system_refuses_is_not_the_last(run, monkeypatch, capsys):
