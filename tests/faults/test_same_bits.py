@@ -124,7 +124,7 @@ def trained(kind, steps):
     return model.state_dict()
 
 
-# DSIN's many small operations wait at as many barriers of OpenMP, which takes 1.4 s a step here.
+# DSIN's many small operations wait at as many barriers of OpenMP, which takes 0.6 s a step here.
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize(("kind", "steps", "repetitions"), [(DIEN, 10, 10), (DIN, 10, 10), (DSIN, 2, 3)])
 def test_a_training(kind, steps, repetitions):

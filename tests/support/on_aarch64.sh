@@ -3,11 +3,12 @@
 #
 #     sudo tests/support/on_aarch64.sh DIR [arguments of pytest]
 #
-# For Debian, of which it installs qemu-user and a cross compiler. DIR gets Debian's Python for arm64, torch and what the
-# tests need from PyPI, and the package. Without the tests it takes 5 minutes on two cores.
+# For Debian, of which it installs qemu-user and a cross compiler. It builds with the Python of .venv, or of PYTHON. DIR
+# gets Debian's Python for arm64, torch and what the tests need from PyPI, and the package.
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: on_aarch64.sh DIR [arguments of pytest]" >&2; exit 2; }
 sources=$(cd "$(dirname "$0")/../.." && pwd)
+python=${PYTHON:-$sources/.venv/bin/python}
 mkdir -p "$1"/{debian,root,packages,torch}
 dir=$(cd "$1" && pwd)
 shift
@@ -25,19 +26,19 @@ if [ ! -e "$dir/packages/torch" ]; then
     # Without dependencies: pip would take those of the machine that it runs on.
     names=(torch==2.10.0 numpy filelock typing_extensions sympy mpmath networkx jinja2 MarkupSafe fsspec setuptools)
     names+=(pytest pluggy iniconfig packaging pygments hypothesis sortedcontainers attrs threadpoolctl)
-    python3 -m pip install -q --target "$dir/packages" "${platforms[@]}" --only-binary=:all: --no-deps \
+    "$python" -m pip install -q --target "$dir/packages" "${platforms[@]}" --only-binary=:all: --no-deps \
         --python-version 3.11 --implementation cp "${names[@]}"
     ln -sfn "$dir/packages/torch" "$dir/torch/torch"
 fi
 # setup.py, told that this is such a machine, and given the headers and libraries of its torch.
-(cd "$sources" && CXX=aarch64-linux-gnu-g++ DIEN_FAST_CUDA=0 PYTHONPATH=$dir/torch "${PYTHON:-python3}" -c '
+(cd "$sources" && CXX=aarch64-linux-gnu-g++ DIEN_FAST_CUDA=0 PYTHONPATH=$dir/torch "$python" -c '
 import platform, runpy, sys
 platform.machine = lambda: "aarch64"
 sys.argv = ["setup.py", "-q", "build", "--build-lib", sys.argv[1], "--build-temp", sys.argv[1] + "/temp"]
 runpy.run_path("setup.py")' "$dir/built" >/dev/null)
 cd "$dir/built"
 export PYTHONPATH=$dir/built:$dir/packages OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
-files=$("${PYTHON:-python3}" -c '
+files=$("$python" -c '
 import sys
 sys.path.insert(0, sys.argv[1] + "/support")
 import run_sanitized
