@@ -165,6 +165,7 @@ def _loaded(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server]:
         http=partial(BoundedProtocol, arguments.max_seconds),  # type: ignore[arg-type]
         log_level="warning",
         access_log=False,
+        proxy_headers=False,  # nothing here asks where a client is
         limit_concurrency=arguments.max_connections,
     )
     return service, EndingServer(config)

@@ -47,7 +47,7 @@ class Client:
     def __init__(self, application):
         self._runner = asyncio.Runner()
         self._application = application
-        self._life = application.router.lifespan_context(application)
+        self._life = application.lifespan_context(application)
         self._runner.run(self._life.__aenter__())
 
     def close(self):
