@@ -1,9 +1,9 @@
 """Breaks the CPU kernels in many places, one at a time, and sees that the operators' tests notice.
 
-Run as ``python tests/ops/mutants.py [--only PATTERN]``; writes ``mutants.txt`` beside this file, with what noticed
-each mutant, and exits with an error if one survived. Mutants are generated: RULES exchange operators everywhere in
-the sources, and take out what ends a turn of a loop. So that a mutant takes seconds, the kernels are compiled for
-one instruction set, with little optimisation.
+Run as ``python tests/ops/mutants.py [--only PATTERN] [--rest] [--jobs 2]``; writes ``mutants.txt`` beside this
+file, with what noticed each mutant, and exits with an error if one survived. Mutants are generated: RULES exchange
+operators everywhere in the sources, and take out what ends a turn of a loop. So that a mutant takes seconds, the
+kernels are compiled for one instruction set, with little optimisation.
 """
 
 import functools

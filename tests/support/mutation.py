@@ -6,6 +6,8 @@ import random
 import re
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 SURVIVED = "SURVIVED"
@@ -33,10 +35,15 @@ def mutants_of(name, source, rules, most, spread=False):
             yield title + (f" ({titles[title]})" if titles[title] > 1 else ""), mutated
 
 
+def known_in(listing):
+    """Return what a listing says of each mutant, by its title."""
+    text = listing.read_text() if listing.exists() else ""
+    return dict(re.findall(r"^(\S.*)\n    (.*)$", text, re.MULTILINE))
+
+
 def record(listing, titles, found):
     """Write the listing: what was found, and what the listing has on other mutants that still exist."""
-    known = re.findall(r"^(\S.*)\n    (.*)$", listing.read_text() if listing.exists() else "", re.MULTILINE)
-    found = dict(known) | found
+    found = known_in(listing) | found
     found = {title: found[title] for title in titles if title in found}
     noticed = sum(what != SURVIVED for what in found.values())
     head = f"{len(found)} of {len(titles)} mutants run, {noticed} noticed; each with the first test that failed."
@@ -47,20 +54,34 @@ def record(listing, titles, found):
 def run_all(description, mutants, run, listing):
     """Run the mutants (file, title, source) that the command line names; exit with an error if one survives.
 
-    ``run(file, source, directory)`` returns what noticed a mutant, or None.
+    ``run(file, source, directory)`` returns what noticed a mutant, or None. Each is recorded as it ends.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--only", default="", help="run those that match this pattern; the listing keeps the others"
     )
-    only = parser.parse_args().only
+    parser.add_argument("--rest", action="store_true", help="run those that the listing lacks")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants at a time (1)")
+    given = parser.parse_args()
+    known = known_in(listing) if given.rest else {}
+    chosen = [mutant for mutant in mutants if re.search(given.only, mutant[1]) and mutant[1] not in known]
     found = {}
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            for name, title, mutated in mutants:
-                if re.search(only, title):
-                    found[title] = run(name, mutated, Path(directory)) or SURVIVED
-                    print(f"{title}\n    {found[title]}", flush=True)
-    finally:
-        record(listing, [title for _, title, _ in mutants], found)
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(given.jobs) as pool:
+        # Each thread has a directory for itself.
+        own = threading.local()
+
+        def noticed(name, title, mutated):
+            if not hasattr(own, "directory"):
+                own.directory = Path(tempfile.mkdtemp(dir=directory))
+            return title, run(name, mutated, own.directory) or SURVIVED
+
+        waiting = [pool.submit(noticed, *mutant) for mutant in chosen]
+        try:
+            for done in as_completed(waiting):
+                title, what = done.result()
+                found[title] = what
+                record(listing, [title for _, title, _ in mutants], found)
+                print(f"{title}\n    {what}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
     sys.exit(SURVIVED in found.values())
