@@ -3,7 +3,8 @@
 Run as ``python tests/ops/mutants.py [--only PATTERN] [--rest] [--jobs 2]``; writes ``mutants.txt`` beside this
 file, with what noticed each mutant, and exits with an error if one survived. Mutants are generated: RULES exchange
 operators everywhere in the sources, and take out what ends a turn of a loop. So that a mutant takes seconds, the
-kernels are compiled for one instruction set, with little optimisation.
+kernels are compiled for one instruction set, with little optimisation. Where no test notices a mutant, the
+sanitizers look at it: it may read what nobody uses.
 """
 
 import functools
@@ -21,6 +22,7 @@ ROOT = HERE.parents[1]
 sys.path.append(str(ROOT / "tests" / "support"))
 
 from mutation import mutants_of, run_all  # noqa: E402
+from run_sanitized import LEFT_OUT, settings_of_addresses  # noqa: E402
 
 # The files, and the tests that look first, by the beginnings of their names; the others of the folder follow.
 GRU = ("attention_gru_operator", "cells", "functional", "operator_hypothesis")
@@ -74,6 +76,7 @@ RULES = (
     ("skip", r"\breturn;", ";"),
 )
 EACH = 1
+SECONDS = {False: 120, True: 1200}  # that tests may compute, without and with sanitizers
 # Mutants that change no result: the file, the rule, how the line begins, and why.
 WORK = "divides the work in another way"
 SAME = (
@@ -91,6 +94,22 @@ SAME = (
     ("cpu/attention_scores_kernel.cpp", "bound", "count = end - row < kTileRows", "equal ones"),
     ("cpu/attention_scores_kernel.cpp", "bound", "for (; t + kLanes<T> <= length;", "leaves a vector to the tail"),
     ("cpu/attention_scores_kernel.cpp", "bound", "if (padded<T>(p.layers[l].width) > w", "equal ones"),
+    ("cpu/auxiliary_loss_kernel.cpp", "sign", "store(v + i, (value > T(0) ? T(1) - Vec<T>{}", "ones"),
+    ("cpu/kernel/attention_gru_backward.h", "bound", "if (input - column >=", "leaves a vector to the tail"),
+    ("cpu/kernel/attention_gru_forward.h", "bound", "for (int64_t column = 0; column < stri", "none are left"),
+    ("cpu/kernel/attention_gru_forward.h", "bound", "for (; column + kWide * kL", "leaves them to the next"),
+    ("cpu/kernel/attention_gru_forward.h", "bound", "if constexpr (kWide > 1)", "the second loop does the same"),
+    ("cpu/kernel/attention_gru_forward.h", "one", "const int64_t groups = (rows", WORK),
+    ("cpu/kernel/attention_scores_activations.h", "sign", "return channel_bits(channel", "equal ones"),
+    ("cpu/kernel/attention_scores_activations.h", "skip", "if (!p.dropout) return;", "nobody reads the keys"),
+    ("cpu/kernel/products.h", "bound", "for (; lane + 4 <= lanes;", "leaves four to the tail"),
+    ("cpu/kernel/products.h", "bound", "constexpr int kPanelRows", "the same number"),
+    ("cpu/kernel/rows.h", "bound", "if (write == Write::kVectors || out", "writes a vector number by number"),
+    ("cpu/kernel/vectors.h", "bound", "for (; i + kLanes<T> <= size;", "leaves a vector to the tail"),
+    ("cpu/kernel/vectors.h", "bound", "const auto large = size > 1.8f;", "both ways are right there"),
+    ("cpu/kernel/vectors.h", "sign", "const Vec<float> over = large ? -2.0f", "equal ones"),
+    ("cpu/kernel/vectors.h", "logic", "#if defined(DIEN_FAST_HALF_VECTORS) ||", "other sets do not compile"),
+    ("cpu/rows_cpu.cpp", "bound", "if (bytes > 0) std::memcpy", "copies no bytes"),
     ("cpu/ragged.h", "bound", "for (int64_t b = 0; b < size; ++b)", "no history begins there"),
     ("cpu/ragged.h", "bound", "(offsets[b] + kRowsOfAHistory", WORK),
     ("cpu/ragged.h", "factor", "(offsets[b] + kRowsOfAHistory", WORK),
@@ -134,6 +153,7 @@ def copy_package(to):
         shutil.copy(ROOT / name, to / name)
     edit(to / "setup.py", "\n# What torch's own", '\nCAPABILITIES = {"avx2": "-mavx2 -mfma"}\n# What torch\'s own')
     edit(to / "setup.py", " -O3 -fPIC ", " -O1 -fPIC ")
+    edit(to / "setup.py", '"-O3",', '"-O1",')
     choice = "#define DIEN_FAST_CHOOSE(capability, name) "
     edit(
         to / "csrc" / "cpu" / "runtime.h",
@@ -143,28 +163,39 @@ def copy_package(to):
     edit(to / "csrc" / "cpu" / "runtime.h", "#if defined(__x86_64__)\n#define", "#if 0\n#define")
 
 
-def build(package):
+def build(package, sanitized=False):
     """Compile what has changed; return the compiler's output if it fails."""
-    command = [sys.executable, "setup.py", "-q", "build", "--build-lib", "lib", "--build-temp", "temp"]
-    environment = os.environ | {"DIEN_FAST_CUDA": "0"}
+    to = ["--build-lib", library_of(sanitized), "--build-temp", library_of(sanitized) + "/temp"]
+    environment = os.environ | {"DIEN_FAST_CUDA": "0", "DIEN_FAST_SANITIZE": str(int(sanitized))}
+    command = [sys.executable, "setup.py", "-q", "build", *to]
     done = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr if done.returncode else None
 
 
-def test(package, names):
+def library_of(sanitized):
+    """Return the folder that a package is built into."""
+    return "sanitized" if sanitized else "lib"
+
+
+def failing(package, names, sanitized=False):
     """Return the first test that fails, or None."""
     files = [str(HERE / f"test_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "--tb=line", "-rf", *files]
     # The compiler is given other sources than those of the library; torch.compile has none of its own here.
     command += ["-k", "not (opcheck or script or Backend)"]
     environment = os.environ | {"DIEN_FAST_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+    if sanitized:
+        environment |= settings_of_addresses()
+        command[-1] = f"not ({LEFT_OUT})"
     # Of the processor's time, as the machine may be busy.
-    limit = functools.partial(resource.setrlimit, resource.RLIMIT_CPU, (120, 120))
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_CPU, 2 * (SECONDS[sanitized],))
     # Started inside the package's folder, Python imports that package and not the installed one.
-    options = {"cwd": package / "lib", "env": environment, "preexec_fn": limit, "check": False}
+    options = {"cwd": package / library_of(sanitized), "env": environment, "preexec_fn": limit, "check": False}
     result = subprocess.run(command, capture_output=True, text=True, **options)
     if result.returncode == 0:
         return None
+    if re.search(r"ERROR: AddressSanitizer|runtime error:", result.stdout + result.stderr):
+        return "the sanitizers"
     failed = re.search(r"(?:FAILED|ERROR) \S*::(.*)", result.stdout)
     if failed:
         return failed[1]
@@ -172,12 +203,20 @@ def test(package, names):
     return "the tests crash" if ends else "the tests do not end"
 
 
+def sanitized(package, names):
+    """Return what the sanitizers notice, or None."""
+    failed = build(package, sanitized=True)
+    if failed:
+        raise RuntimeError(failed)
+    return failing(package, names, sanitized=True)
+
+
 def run(name, mutated, directory):
     """Return what noticed the mutant, or None."""
     package = directory / "package"
     if not package.exists():
         copy_package(package)
-        failed = build(package) or test(package, [*FILES[name], *OTHERS])
+        failed = build(package) or failing(package, [*FILES[name], *OTHERS])
         if failed:
             raise RuntimeError(f"without a mutant: {failed}")
     source = package / "csrc" / name
@@ -187,7 +226,8 @@ def run(name, mutated, directory):
         failed = build(package)
         if failed:
             return "the compiler"
-        return test(package, FILES[name]) or test(package, [other for other in OTHERS if other not in FILES[name]])
+        others = [other for other in OTHERS if other not in FILES[name]]
+        return failing(package, FILES[name]) or failing(package, others) or sanitized(package, FILES[name])
     finally:
         source.write_text(whole)
 

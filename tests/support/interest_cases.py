@@ -291,6 +291,7 @@ LOSS_SHAPES = {
     "many histories": (MANY, 3, (5, 1)),
     "wide": ([60, 3, 0, 20], 36, (80, 40)),
     "more channels than a panel": ([20, 2], 257, (100, 7, 80)),
+    "more channels than outputs": ([80, 3], 90, (7, 4)),
     "eight layers": (SOME, 18, (7, 1, 80, 18, 3, 36, 9, 5)),
 }
 ROW_LENGTHS = {

@@ -60,22 +60,24 @@ def run_all(description, mutants, run, listing):
     parser.add_argument(
         "--only", default="", help="run those that match this pattern; the listing keeps the others"
     )
-    parser.add_argument("--rest", action="store_true", help="run those that the listing lacks")
+    parser.add_argument(
+        "--rest", action="store_true", help="run those that the listing lacks, and those that survived"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time (1)")
     given = parser.parse_args()
-    known = known_in(listing) if given.rest else {}
-    chosen = [mutant for mutant in mutants if re.search(given.only, mutant[1]) and mutant[1] not in known]
+    noticed = {title for title, what in known_in(listing).items() if what != SURVIVED} if given.rest else set()
+    chosen = [mutant for mutant in mutants if re.search(given.only, mutant[1]) and mutant[1] not in noticed]
     found = {}
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(given.jobs) as pool:
         # Each thread has a directory for itself.
         own = threading.local()
 
-        def noticed(name, title, mutated):
+        def run_one(name, title, mutated):
             if not hasattr(own, "directory"):
                 own.directory = Path(tempfile.mkdtemp(dir=directory))
             return title, run(name, mutated, own.directory) or SURVIVED
 
-        waiting = [pool.submit(noticed, *mutant) for mutant in chosen]
+        waiting = [pool.submit(run_one, *mutant) for mutant in chosen]
         try:
             for done in as_completed(waiting):
                 title, what = done.result()

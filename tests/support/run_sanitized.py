@@ -89,19 +89,23 @@ def passes(
     return subprocess.run(pytest, cwd=package, env=environment, check=False).returncode == 0
 
 
-def addresses(capability: str) -> bool | None:
-    """Whether AddressSanitizer and UndefinedBehaviorSanitizer report nothing; None: the machine lacks the set."""
-    package = build("1")
-    environment = os.environ | {
+def settings_of_addresses() -> dict[str, str]:
+    """Return the environment in which AddressSanitizer and UndefinedBehaviorSanitizer see Python's extensions."""
+    return {
         # Python is not sanitized, so the runtimes come first by preloading; torch's exceptions need libstdc++.
         "LD_PRELOAD": " ".join(runtime(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")),
         # Python keeps memory until it ends. Too large a request is an error that torch raises.
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
-        "DIEN_FAST_CPU_CAPABILITY": capability,
-        "DIEN_FAST_MOST_CASES": str(MOST_CASES[capability]),
     }
+
+
+def addresses(capability: str) -> bool | None:
+    """Whether AddressSanitizer and UndefinedBehaviorSanitizer report nothing; None: the machine lacks the set."""
+    package = build("1")
+    own = {"DIEN_FAST_CPU_CAPABILITY": capability, "DIEN_FAST_MOST_CASES": str(MOST_CASES[capability])}
+    environment = os.environ | settings_of_addresses() | own
     command = [sys.executable, "-c", PROBE]
     probe = subprocess.run(command, cwd=package, env=environment, capture_output=True, text=True, check=False)
     if "must name an instruction set of this machine" in probe.stderr:
