@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from dien_fast.training.position import StopRequest
+
+
+_SECONDS_LATER = 0.01
 
 
 class Terminated(KeyboardInterrupt):
@@ -40,6 +44,31 @@ def sigterm_as_interrupt(stop: StopRequest | None = None) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def swallowed_signals_again() -> Iterator[None]:
+    """Send SIGTERM or Ctrl-C again where a destructor, or what a weak reference calls, swallows its exception.
+
+    Python prints what these raise and goes on.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        number = signal.SIGTERM if issubclass(unraisable.exc_type, Terminated) else signal.SIGINT
+        # A little later, as its handler would still run within the destructor now.
+        later = threading.Timer(_SECONDS_LATER, os.kill, (os.getpid(), number))
+        later.daemon = True
+        later.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

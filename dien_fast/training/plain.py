@@ -156,7 +156,10 @@ def _quantiles(encoder: NumericEncoder, numbers: list[Any]) -> Tensor | None:
     """Return the quantiles ``[N]`` float32 of numbers, None if there are other values."""
     if not {*map(type, numbers)} <= {int, float, type(None)}:
         return None
-    values = np.array(numbers, np.float64)
+    try:
+        values = np.array(numbers, np.float64)
+    except OverflowError:
+        return None
     if (np.abs(values) >= _EXACT).any():
         return None
     return torch.from_numpy(encoder.quantiles(values))

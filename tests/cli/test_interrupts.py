@@ -45,6 +45,36 @@ def test_while_the_words_are_read(monkeypatch, capsys):
     assert capsys.readouterr().err == "\ndien-fast: interrupted\n"
 
 
+# A destructor within a command sends its own process a signal.
+SWALLOWED = """
+import argparse, os, signal, sys, time
+from dien_fast import cli
+from dien_fast.cli.signals import sigterm_as_interrupt
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        time.sleep(0.1)
+
+def command(arguments):
+    with sigterm_as_interrupt():
+        Dying()
+        time.sleep(60)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli._parse = lambda words: argparse.Namespace(command=command)
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "line"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")]
+)
+def test_in_a_destructor(name, status, line):
+    done = run_python("-c", SWALLOWED, name)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", f"\ndien-fast: {line}\n")
+
+
 BEHIND = """
 import atexit, os, signal, sys
 signal.signal(signal.SIGINT, getattr(signal, sys.argv[1]))

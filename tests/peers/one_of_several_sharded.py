@@ -159,3 +159,7 @@ if __name__ == "__main__":
     except DienFastError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        # Threads of the group would abort the process at its end.
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -105,6 +105,7 @@ def test_any_body_is_scored_or_refused(count, client, run):
     @example(json.dumps(ONE).encode(), [7], False)
     @example(b'{"\\ud800": 1}', [], False)
     @example(json.dumps({"user": USER | {"country": "\ud800"}, "items": ITEMS}).encode(), [], False)
+    @example(json.dumps({"user": USER, "items": ITEMS | {"price": [10**400, None, 0.9]}}).encode(), [], False)
     def check(body, cuts, leaves):
         status, answer = client.ask(body, cuts=cuts, leaves=leaves)
         if status == 200:
