@@ -186,7 +186,8 @@ def failing(package, names, sanitized=False):
     environment = os.environ | {"DIEN_FAST_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
     if sanitized:
         environment |= settings_of_addresses()
-        command[-1] = f"not ({LEFT_OUT})"
+        # Where pytest captures what is written, the report ends with the process.
+        command[-1:] = [f"not ({LEFT_OUT})", "-s"]
     # Of the processor's time, as the machine may be busy.
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_CPU, 2 * (SECONDS[sanitized],))
     # Started inside the package's folder, Python imports that package and not the installed one.
@@ -203,12 +204,19 @@ def failing(package, names, sanitized=False):
     return "the tests crash" if ends else "the tests do not end"
 
 
-def sanitized(package, names):
+def sanitized(package, name, whole, mutated):
     """Return what the sanitizers notice, or None."""
+    source = package / "csrc" / name
+    if not (package / library_of(True)).exists():
+        source.write_text(whole)
+        failed = build(package, sanitized=True) or failing(package, FILES[name], sanitized=True)
+        if failed:
+            raise RuntimeError(f"without a mutant, sanitized: {failed}")
+        source.write_text(mutated)
     failed = build(package, sanitized=True)
     if failed:
         raise RuntimeError(failed)
-    return failing(package, names, sanitized=True)
+    return failing(package, FILES[name], sanitized=True)
 
 
 def run(name, mutated, directory):
@@ -227,7 +235,9 @@ def run(name, mutated, directory):
         if failed:
             return "the compiler"
         others = [other for other in OTHERS if other not in FILES[name]]
-        return failing(package, FILES[name]) or failing(package, others) or sanitized(package, FILES[name])
+        return (
+            failing(package, FILES[name]) or failing(package, others) or sanitized(package, name, whole, mutated)
+        )
     finally:
         source.write_text(whole)
 
