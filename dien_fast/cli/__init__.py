@@ -14,7 +14,7 @@ import torch
 import dien_fast
 from dien_fast.cli import compare, evaluate, export, info, predict, prepare, serve, train, tune
 from dien_fast.cli.options import Parser
-from dien_fast.cli.signals import Terminated, swallowed_signals_again
+from dien_fast.cli.signals import Terminated, no_signal_lost
 from dien_fast.errors import DienFastError, one_sentence
 from dien_fast.lines import print_line
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     try:
-        with swallowed_signals_again():
+        with no_signal_lost():
             arguments = _parse(argv)
             arguments.command(arguments)
             sys.stdout.flush()

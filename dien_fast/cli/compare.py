@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dien_fast.cli import train
-from dien_fast.cli.signals import sigterm_as_interrupt
+from dien_fast.cli.signals import raise_lost_signal, sigterm_as_interrupt
 from dien_fast.errors import CheckpointError, DienFastError
 from dien_fast.files import lock_directory, make_directory, write_atomically
 from dien_fast.lines import print_line
@@ -285,6 +285,7 @@ def _train(training: _Training, progress: bool = False) -> tuple[float, str | No
                 log=lambda line: print_line(line, log),
             )
         except (DienFastError, MemoryError) as error:
+            raise_lost_signal(error)
             return time.perf_counter() - begin, " ".join(str(error).split()) or type(error).__name__
     return time.perf_counter() - begin, None
 

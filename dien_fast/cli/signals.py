@@ -21,6 +21,34 @@ class Terminated(KeyboardInterrupt):
     """Raised by SIGTERM, with which schedulers and containers end a process."""
 
 
+# What handlers have raised since the command began; not the exceptions, whose frames would stay too.
+_raised: list[type[KeyboardInterrupt]] = []
+
+
+def _raise(kind: type[KeyboardInterrupt]) -> NoReturn:
+    _raised.append(kind)
+    raise kind
+
+
+def raise_lost_signal(error: Exception) -> None:
+    """Raise what a signal has raised before an error, if there was one.
+
+    Extensions that convert arguments call Python, and make an error of their own of whatever that raises.
+    """
+    if _raised:
+        raise _raised[-1] from error
+
+
+@contextmanager
+def _errors_as_signals() -> Iterator[None]:
+    """Take an error that comes behind a signal for that signal."""
+    try:
+        yield
+    except Exception as error:
+        raise_lost_signal(error)
+        raise
+
+
 @contextmanager
 def sigterm_as_interrupt(stop: StopRequest | None = None) -> Iterator[None]:
     """Let SIGTERM end the code inside as Ctrl-C does, so that it cleans up and says how to go on.
@@ -33,7 +61,7 @@ def sigterm_as_interrupt(stop: StopRequest | None = None) -> Iterator[None]:
         if stop is not None and stop.is_heard and not stop.asked:
             stop.asked = True
             return
-        raise Terminated
+        _raise(Terminated)
 
     # Python runs handlers in the main thread alone, and sets them only there.
     if threading.current_thread() is not threading.main_thread():
@@ -41,17 +69,34 @@ def sigterm_as_interrupt(stop: StopRequest | None = None) -> Iterator[None]:
         return
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
+        with _errors_as_signals():
+            yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
-def swallowed_signals_again() -> Iterator[None]:
-    """Send SIGTERM or Ctrl-C again where a destructor, or what a weak reference calls, swallows its exception.
+def no_signal_lost() -> Iterator[None]:
+    """Hear SIGTERM and Ctrl-C also where their exceptions get lost.
 
-    Python prints what these raise and goes on.
+    Destructors and what weak references call swallow theirs: Python prints them and goes on. The signal is sent
+    again then. Where an extension makes another error of it, that error is taken for the signal.
     """
+    _raised.clear()
+    main = threading.current_thread() is threading.main_thread()
+    with _swallowed_signals_again(), _errors_as_signals():
+        if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, lambda *_: _raise(KeyboardInterrupt))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _swallowed_signals_again() -> Iterator[None]:
     before = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:

@@ -45,20 +45,30 @@ def test_while_the_words_are_read(monkeypatch, capsys):
     assert capsys.readouterr().err == "\ndien-fast: interrupted\n"
 
 
-# A destructor within a command sends its own process a signal.
+# Within a command, a process sends itself a signal in a destructor, or while an extension converts an argument.
 SWALLOWED = """
 import argparse, os, signal, sys, time
+import numpy as np
+from matplotlib.transforms import affine_transform
 from dien_fast import cli
 from dien_fast.cli.signals import sigterm_as_interrupt
 
+def send(*arguments, **options):
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    time.sleep(0.1)
+
 class Dying:
-    def __del__(self):
-        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
-        time.sleep(0.1)
+    __del__ = send
+
+class Points:
+    __array__ = send
 
 def command(arguments):
     with sigterm_as_interrupt():
-        Dying()
+        if sys.argv[2] == "destructor":
+            Dying()
+        else:
+            affine_transform(Points(), np.eye(3))
         time.sleep(60)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -67,11 +77,12 @@ sys.exit(cli.main())
 """
 
 
+@pytest.mark.parametrize("place", ["destructor", "argument"])
 @pytest.mark.parametrize(
     ("name", "status", "line"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")]
 )
-def test_in_a_destructor(name, status, line):
-    done = run_python("-c", SWALLOWED, name)
+def test_where_exceptions_get_lost(name, status, line, place):
+    done = run_python("-c", SWALLOWED, name, place)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", f"\ndien-fast: {line}\n")
 
 
@@ -107,3 +118,13 @@ def test_it_is_the_command(monkeypatch, capsys):
         signal.signal(signal.SIGINT, handler)
     one, other = capsys.readouterr().out.split("dien-fast ")[1:]
     assert one == other
+
+
+def test_an_error_without_a_signal_stays_an_error(monkeypatch):
+    def fails():
+        raise TypeError("no signal")
+
+    monkeypatch.setattr(cli, "build_parser", fails)
+    with pytest.raises(TypeError, match="no signal"):
+        main(["info"])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
