@@ -5,6 +5,7 @@
 
 Every training runs on one thread, ``--jobs`` of them at a time. Interrupted with Ctrl-C or SIGTERM, it saves the
 trainings that have ended, and the same command goes on; also without the runs, from ``results/auc-TASK.json``.
+What another task has trained with the same settings is taken from there.
 Tables are of the seeds that every variant has. Digits are those of the kind of machine that the file names for
 each training: another kind rounds otherwise. ``--time`` trains two epochs of each variant, one after the other,
 for the seconds of an epoch.
@@ -36,6 +37,7 @@ class Task(NamedTuple):
         models: which models.
         vary: which of their settings, as options of ``dien-fast compare``.
         own: settings that a model has for itself.
+        shares: the task whose trainings of DIEN with AUGRU are this one's too.
     """
 
     title: str
@@ -43,6 +45,7 @@ class Task(NamedTuple):
     models: str = "din,dsin,dien"
     vary: list[str] = KINDS
     own: dict[str, list[str]] = {}
+    shares: str = ""
 
 
 # What is kept of a training.
@@ -56,6 +59,7 @@ TUNED = {
     "din": ["lr=0.0031", "weight_decay=8.3e-5", "mlp_dropout=0.05"],
     "dien": ["lr=0.0064", "weight_decay=3.9e-5", "mlp_dropout=0.07"],
 }
+TUNED_DIEN = {"dien": TUNED["dien"]}
 POPULARITY = [*NEXT, "--sampling", "popularity"]
 UNIFORM = [*NEXT, "--sampling", "uniform"]
 TASKS = {
@@ -64,24 +68,37 @@ TASKS = {
     "synthetic": Task("synthetic clicks with a drifting interest", ["--dataset", "synthetic"]),
     "rating": Task("is the rating above 3?", ["--dataset", "ml-100k"]),
     "auxiliary-popularity": Task(
-        "next film, against one drawn by popularity", POPULARITY, "dien", ["negatives=none,uniform,popularity"]
+        "next film, against one drawn by popularity",
+        POPULARITY,
+        "dien",
+        ["negatives=none,uniform,popularity"],
+        TUNED_DIEN,
+        "next-popularity",
     ),
     "auxiliary-uniform": Task(
-        "next film, against one drawn uniformly", UNIFORM, "dien", ["negatives=none,uniform,popularity"]
+        "next film, against one drawn uniformly",
+        UNIFORM,
+        "dien",
+        ["negatives=none,uniform,popularity"],
+        TUNED_DIEN,
+        "next-uniform",
     ),
     "auxiliary-tables": Task(
         "next film, a table for each feature",
         [*POPULARITY, "--separate-embeddings"],
         "dien",
         ["negatives=none,uniform"],
+        TUNED_DIEN,
     ),
     "auxiliary-order": Task(
         "next film, histories in random order",
         [*POPULARITY, "--shuffle-histories"],
         "dien",
         ["negatives=none,uniform"],
+        TUNED_DIEN,
     ),
 }
+AUGRU = "DIEN, gru_type AUGRU, "
 
 
 def words_of(task: Task, directory: Path) -> list[str]:
@@ -108,12 +125,18 @@ def compare(words: list[str], directory: Path) -> tuple[int, pd.DataFrame]:
     return status, pd.read_csv(path)
 
 
-def restore(saved: dict[str, Any], directory: Path) -> None:
-    """Put the trainings that a results file has where the command looks for them."""
-    if (directory / "results.csv").exists() or not saved.get("rows"):
+def shared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the trainings of DIEN with AUGRU, named as where its gates do not vary."""
+    augru = [row for row in rows if row["variant"].startswith(AUGRU)]
+    return [row | {"variant": row["variant"].replace(AUGRU, "DIEN, ")} for row in augru]
+
+
+def restore(rows: list[dict[str, Any]], directory: Path) -> None:
+    """Put trainings that results files have where the command looks for them."""
+    if (directory / "results.csv").exists() or not rows:
         return
     directory.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(saved["rows"]).to_csv(directory / "results.csv", index=False)
+    pd.DataFrame(rows).drop_duplicates(["variant", "seed"]).to_csv(directory / "results.csv", index=False)
 
 
 def measured(task: Task, directory: Path, seeds: int, jobs: int) -> tuple[int, dict[str, Any]]:
@@ -141,6 +164,12 @@ def epoch_seconds(task: Task, directory: Path) -> dict[str, float]:
     return {row["variant"]: round(row["epoch_seconds"], 2) for row in results.to_dict("records")}
 
 
+def saved_of(name: str) -> tuple[Path, dict[str, Any]]:
+    """Return where a task's results are, and what is there."""
+    path = machine.RESULTS / f"auc-{name}.json"
+    return path, read_json(path) if path.exists() else {}
+
+
 def main() -> None:
     parser = machine.parser_of(__doc__)
     parser.add_argument("task", choices=TASKS)
@@ -153,14 +182,16 @@ def main() -> None:
     torch.set_num_threads(1)
     task, directory = TASKS[given.task], given.directory / given.task
     task = task._replace(models=given.models or task.models)
-    path = machine.RESULTS / f"auc-{given.task}.json"
-    saved = read_json(path) if path.exists() else {}
+    path, saved = saved_of(given.task)
     if given.time:
         machine.save(
             {**saved, "epoch seconds": epoch_seconds(task, directory.with_name(directory.name + "-time"))}, path
         )
         return
-    restore(saved, directory)
+    rows = saved.get("rows", [])
+    if task.shares:
+        rows = rows + shared(saved_of(task.shares)[1].get("rows", []))
+    restore(rows, directory)
     status, result = measured(task, directory, given.seeds, given.jobs)
     machine.save({**result, **{name: saved[name] for name in ("epoch seconds",) if name in saved}}, path)
     raise SystemExit(status)

@@ -53,11 +53,14 @@ def overview(found: Measured) -> str:
     """
     tasks = [name for name in COLUMNS if name in found]
     means = {name: _shown_there(summarised(found[name], "DIN").set_index("variant")) for name in tasks}
-    variants = sorted(means[tasks[0]].index, key=_order)
+    variants = sorted({variant for rows in means.values() for variant in rows.index}, key=_order)
     body = []
     for variant in variants:
         cells = []
         for name in tasks:
+            if variant not in means[name].index:
+                cells.append("")
+                continue
             row, best = means[name].loc[variant], means[name]["auc"].max()
             text = f"{row['auc']:.4f}" + ("" if row["seeds"] == 1 else f" ± {row['auc_std']:.4f}")
             cells.append(f"**{text}**" if row["auc"] == best else text)

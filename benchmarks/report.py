@@ -310,6 +310,11 @@ def tasks_block(found: auc_tables.Measured) -> str:
             texts += [textwrap.indent(auc_tables.command(result, name), "    "), auc_tables.task_table(result)]
     if any(name in found for name in auc_tables.ABLATIONS):
         texts += ["## What the auxiliary loss adds", auc_tables.ablation_table(found)]
+        for name in auc_tables.ABLATIONS:
+            if name in found:
+                result = found[name]
+                texts += [f"{result['title'].capitalize()}: {auc_tables.conditions(result)}"]
+                texts += [textwrap.indent(auc_tables.command(result, name), "    ")]
     return paragraphs(*texts)
 
 

@@ -211,7 +211,7 @@ def test_the_tasks_of_the_models(aucs):
 
 def test_a_comparison_goes_on_from_its_results_file(aucs, tmp_path, monkeypatch):
     (result,) = aucs.values()
-    auc.restore(result, tmp_path)
+    auc.restore(result["rows"], tmp_path)
 
     def one_more(words, directory):
         row = result["rows"][0] | {"seed": 2}
@@ -227,6 +227,29 @@ def test_a_comparison_goes_on_from_its_results_file(aucs, tmp_path, monkeypatch)
     assert [row["machine"] for row in rows] == ["zen4"] * 4 + ["zen3"] * 4 + ["here"]
     # The third seed was interrupted.
     assert auc_tables.complete(measured)["rows"] == rows[:8]
+
+
+def test_a_task_that_not_every_model_was_trained_on_has_gaps(aucs):
+    (result,) = aucs.values()
+    fewer = result | {"rows": [row for row in result["rows"] if "none" not in row["variant"]]}
+    overview = auc_tables.overview(aucs | {"next-uniform": fewer})
+    assert overview.splitlines()[3] == "| DIEN, AUGRU, no auxiliary loss | 0.7550 ± 0.0071 |  |"
+
+
+def test_ablations_take_what_the_task_has_trained(aucs, tmp_path):
+    (result,) = aucs.values()
+    own = [result["rows"][0] | {"variant": "DIEN, negatives uniform", "seed": 0, "test_auc": 0.5}]
+    auc.restore(own + auc.shared(result["rows"]), tmp_path)
+    found = pd.read_csv(tmp_path / "results.csv").set_index(["variant", "seed"])["test_auc"]
+    assert sorted(found.index) == [
+        *[("DIEN, negatives none", seed) for seed in (0, 1)],
+        *[("DIEN, negatives uniform", seed) for seed in (0, 1)],
+    ]
+    assert found["DIEN, negatives uniform", 0] == 0.5
+    for name, task in auc.TASKS.items():
+        if task.shares:
+            other = auc.TASKS[task.shares]
+            assert (task.options, task.own["dien"]) == (other.options, other.own["dien"]), name
 
 
 def test_the_ablations(aucs):
