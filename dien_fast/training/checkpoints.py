@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,28 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """
     with write_atomically(path) as unfinished, unfinished.open("wb") as file:
         try:
-            torch.save({"format": FORMAT, **content}, file)
+            torch.save({"format": FORMAT, **content}, cast("BinaryIO", _WhileOpen(file)))
         except RuntimeError as error:
             # torch reports how far its writer came; what kept it from going on stands behind.
             reason = error.__cause__ or error.__context__
             raise (reason if isinstance(reason, OSError) else error) from None
+
+
+class _WhileOpen:
+    """What PyTorch's writer of archives writes to: a file, and nowhere when that is closed.
+
+    The writer's destructor writes the end of an archive that a signal has left without one. The file may be closed
+    by then, and an error in that destructor would abort the process.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, data: bytes | memoryview) -> int:
+        return len(data) if self._file.closed else self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def load_checkpoint(path: str | Path, required: tuple[str, ...] = ("model",)) -> dict[str, Any]:

@@ -125,6 +125,7 @@ def test_an_error_without_a_signal_stays_an_error(monkeypatch):
         raise TypeError("no signal")
 
     monkeypatch.setattr(cli, "build_parser", fails)
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(TypeError, match="no signal"):
         main(["info"])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,10 +73,12 @@ class Forked:
 
     def send(self, number):
         """Send a signal; return whether the process was still there."""
-        alive = self.process.is_alive()
-        if alive:
+        if not self.process.is_alive():
+            return False
+        # Another thread may have seen its end meanwhile.
+        with suppress(ProcessLookupError):
             os.kill(self.process.pid, number)
-        return alive
+        return True
 
     def wait(self):
         """Wait until it has ended; return its exit status, negative where a signal ended it."""
@@ -112,6 +115,8 @@ def _run(function, arguments, writes, is_ready, before):
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
     torch.set_num_threads(1)
     gc.freeze()
+    # A shell lets what runs in the background ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if before is not None:
         first, *given = before
         first(*given)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from full_disk import files_of_at_most
+from shop import run_python
 from torch import nn
 
 from dien_fast.errors import CheckpointError
@@ -110,3 +111,25 @@ def test_a_checkpoint_that_finds_no_space_names_its_path_and_keeps_the_old_one(t
 def test_what_cannot_be_saved_is_no_matter_of_space(tmp_path):
     with pytest.raises((TypeError, AttributeError, RuntimeError), match="pickle"):
         save_checkpoint(tmp_path / "best.pt", {"model": (number for number in range(3))})
+
+
+# A signal comes before PyTorch writes the end of the archive; the error holds the writer longer than the file.
+INTERRUPTED = """
+import sys, torch
+from dien_fast.training.checkpoints import save_checkpoint
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+torch.serialization._open_zipfile_writer_buffer.__exit__ = interrupted
+try:
+    save_checkpoint(sys.argv[1], {"weights": torch.zeros(3)})
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupted_archive_does_not_abort_the_process(tmp_path):
+    done = run_python("-c", INTERRUPTED, tmp_path / "last.pt")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
+    assert not list(tmp_path.iterdir())
