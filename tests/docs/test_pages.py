@@ -28,6 +28,8 @@ from dien_fast.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# What `make docs` writes there.
+PAGES = [page for page in PAGES if not page.parent.name.startswith("_")]
 RUN = {"python", "bash", "toml", "output"}
 NOT_CODE = {"text", "bibtex", "csv", "json"}
 # How many blocks of a page are not run; each says why.
