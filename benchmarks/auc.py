@@ -54,9 +54,11 @@ COLUMNS = [
     *("epoch_seconds", "seconds", "best_reachable_auc", "machine", "jobs"),
 ]
 # The best of 12 trials of `dien-fast tune` for each model on "next-popularity", by validation AUC (DIN 0.8510,
-# DIEN 0.8760), with --search lr=1e-3:2e-2 weight_decay=1e-6:1e-3 mlp_dropout=0.0:0.5 attention_hidden=16+8,36.
+# DSIN 0.8631, DIEN 0.8760), with --search lr=1e-3:2e-2 weight_decay=1e-6:1e-3 mlp_dropout=0.0:0.5
+# attention_hidden=16+8,36.
 TUNED = {
     "din": ["lr=0.0031", "weight_decay=8.3e-5", "mlp_dropout=0.05"],
+    "dsin": ["lr=0.0032", "weight_decay=3.9e-5", "mlp_dropout=0.03", "attention_hidden=36"],
     "dien": ["lr=0.0064", "weight_decay=3.9e-5", "mlp_dropout=0.07"],
 }
 TUNED_DIEN = {"dien": TUNED["dien"]}
@@ -103,7 +105,12 @@ AUGRU = "DIEN, gru_type AUGRU, "
 
 def words_of(task: Task, directory: Path) -> list[str]:
     """Return the command, without seeds and jobs."""
-    own = [word for model, settings in task.own.items() for word in ("--for", model, *settings)]
+    own = [
+        word
+        for model, settings in task.own.items()
+        if model in task.models.split(",")
+        for word in ("--for", model, *settings)
+    ]
     return [
         "compare",
         "--models",
