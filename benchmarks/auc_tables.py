@@ -22,10 +22,9 @@ ABLATIONS = ("auxiliary-popularity", "auxiliary-uniform", "auxiliary-tables", "a
 Measured = dict[str, dict[str, Any]]  # by task
 
 
-def complete(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result with the trainings of those seeds alone that every variant has."""
+def complete(result: dict[str, Any], variants: int) -> dict[str, Any]:
+    """Return a result with the trainings of those seeds alone that each of so many variants has."""
     seeds = [row["seed"] for row in result["rows"]]
-    variants = len({row["variant"] for row in result["rows"]})
     return {**result, "rows": [row for row in result["rows"] if seeds.count(row["seed"]) == variants]}
 
 

@@ -295,7 +295,9 @@ def measured_aucs() -> auc_tables.Measured:
     """Return what ``auc.py`` saved, by task."""
     paths = {name: machine.RESULTS / f"auc-{name}.json" for name in auc.TASKS}
     found = {
-        name: auc_tables.complete(json.loads(path.read_text())) for name, path in paths.items() if path.exists()
+        name: auc_tables.complete(json.loads(path.read_text()), auc.variants_of(auc.TASKS[name]))
+        for name, path in paths.items()
+        if path.exists()
     }
     return {name: result for name, result in found.items() if result["rows"]}
 

@@ -226,7 +226,7 @@ def test_a_comparison_goes_on_from_its_results_file(aucs, tmp_path, monkeypatch)
     assert [row["jobs"] for row in rows] == [2] * 4 + [1] * 4 + [3]
     assert [row["machine"] for row in rows] == ["zen4"] * 4 + ["zen3"] * 4 + ["here"]
     # The third seed was interrupted.
-    assert auc_tables.complete(measured)["rows"] == rows[:8]
+    assert auc_tables.complete(measured, 4)["rows"] == rows[:8]
 
 
 def test_a_task_that_not_every_model_was_trained_on_has_gaps(aucs):
