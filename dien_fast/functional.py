@@ -51,7 +51,8 @@ def attention_gru(
 
     Exactly one of ``lengths``, ``offsets`` and ``batch_sizes`` tells the layout. I is the input size, H the
     hidden size, and G the number of gates (2 for ``"agru"``, else 3). 16-bit arguments are computed in
-    float32; under autocast they may stand beside float32 ones, and the results are float32.
+    float32; under autocast they may stand beside float32 ones, and the results are float32. The native kernels
+    on the CPU compute with zero in place of denormal numbers.
 
     Args:
         x: inputs: padded ``[B, T, I]`` with ``lengths``, ragged ``[N, I]`` with ``offsets``, or packed

@@ -15,6 +15,8 @@
 #include <vector>
 #endif
 
+#include "flush_denormals.h"
+
 namespace dien_fast {
 
 using torch::stable::Tensor;
@@ -63,18 +65,22 @@ class Scratch {
 // An uninitialised tensor of the dtype of `like`.
 Tensor empty_rows(const Tensor& like, std::initializer_list<int64_t> shape);
 
-// Runs f(thread) for every thread below `threads`.
+// Runs f(thread) for every thread below `threads`, without denormal numbers.
 template <typename F>
 void for_each_thread(int64_t threads, const F& f) {
-    if (threads == 1) return f(int64_t(0));
+    const auto run = [&f](int64_t thread) {
+        const FlushDenormals flush;
+        f(thread);
+    };
+    if (threads == 1) return run(0);
 #if defined(__SANITIZE_THREAD__)  // which does not see how OpenMP's threads wait for one another
     std::vector<std::thread> others;
-    for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back(f, thread);
-    f(int64_t(0));
+    for (int64_t thread = 1; thread < threads; ++thread) others.emplace_back(run, thread);
+    run(0);
     for (std::thread& other : others) other.join();
 #else
     torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t thread = begin; thread < end; ++thread) f(thread);
+        for (int64_t thread = begin; thread < end; ++thread) run(thread);
     });
 #endif
 }

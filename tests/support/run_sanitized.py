@@ -25,6 +25,7 @@ FILES = (
     "ops/test_every_operator_hypothesis.py",
     "ops/test_add_rows.py",
     "ops/test_auxiliary_loss.py",
+    "ops/test_denormals.py",
     "ops/test_dropout.py",
     "ops/test_rows.py",
     "ops/test_scores.py",
@@ -37,6 +38,7 @@ FILES = (
 THREADED = (
     "ops/test_attention_gru_operator.py",
     "ops/test_auxiliary_loss.py",
+    "ops/test_denormals.py",
     "ops/test_rows.py",
     "ops/test_scores.py",
     "ops/test_table_rows.py",
