@@ -161,13 +161,17 @@ def restore(rows: list[dict[str, Any]], directory: Path) -> None:
     pd.DataFrame(rows).drop_duplicates(["variant", "seed"]).to_csv(directory / "results.csv", index=False)
 
 
-def measured(task: Task, directory: Path, seeds: int, jobs: int) -> tuple[int, dict[str, Any]]:
-    """Return the command's status, and what a results file holds."""
+def measured(
+    task: Task, directory: Path, seeds: int, jobs: int, saved: list[dict[str, Any]]
+) -> tuple[int, dict[str, Any]]:
+    """Return the command's status, and what a results file holds; saved trainings keep their machine and jobs."""
     words = words_of(task, directory)
     status, results = compare([*words, "--seeds", str(seeds), "--jobs", str(jobs)], directory)
     kind = machine.short_name(machine.cpu(), machine.cpu_model())
+    before = {(row["variant"], row["seed"]): row for row in saved}
+    trained = [before.get(key, {}) for key in zip(results["variant"], results["seed"], strict=True)]
     for name, value in (("machine", kind), ("jobs", jobs)):
-        results[name] = results[name].fillna(value) if name in results else value
+        results[name] = [row.get(name, value) for row in trained]
     rows = results.sort_values(["seed", "variant"])[[name for name in COLUMNS if name in results]]
     return status, {
         **machine.description(1),
@@ -214,7 +218,7 @@ def main() -> None:
     if task.shares:
         rows = rows + shared(saved_of(task.shares)[1].get("rows", []))
     restore(rows, directory)
-    status, result = measured(task, directory, given.seeds, given.jobs)
+    status, result = measured(task, directory, given.seeds, given.jobs, rows)
     machine.save({**result, **{name: saved[name] for name in ("epoch seconds",) if name in saved}}, path)
     raise SystemExit(status)
 

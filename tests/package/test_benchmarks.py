@@ -214,13 +214,13 @@ def test_a_comparison_goes_on_from_its_results_file(aucs, tmp_path, monkeypatch)
     auc.restore(result["rows"], tmp_path)
 
     def one_more(words, directory):
-        row = result["rows"][0] | {"seed": 2}
-        del row["machine"], row["jobs"]
-        return 130, pd.concat([pd.read_csv(directory / "results.csv"), pd.DataFrame([row])])
+        ended = [pd.read_csv(directory / "results.csv"), pd.DataFrame([result["rows"][0] | {"seed": 2}])]
+        # Where the command has trained all of them, it knows of no machine.
+        return 130, pd.concat(ended).drop(columns=["machine", "jobs"])
 
     monkeypatch.setattr(auc, "compare", one_more)
     monkeypatch.setattr(machine, "short_name", lambda fields, model: "here")
-    status, measured = auc.measured(auc.TASKS["next-popularity"], tmp_path, seeds=3, jobs=3)
+    status, measured = auc.measured(auc.TASKS["next-popularity"], tmp_path, 3, 3, result["rows"])
     rows = measured["rows"]
     assert status == 130
     assert [row["jobs"] for row in rows] == [2] * 4 + [1] * 4 + [3]
