@@ -42,6 +42,7 @@ from typing import Any
 
 import machine
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet
 import torch
@@ -196,7 +197,7 @@ class Connection:
         size = re.search(rb"content-length: (\d+)", head.lower()) if end else None
         if size is None or len(content) < int(size[1]):
             return None
-        answer = json.loads(content)
+        answer = orjson.loads(content)
         if not head.startswith(b"HTTP/1.1 200 "):
             raise RuntimeError(answer["error"])
         return np.array(answer["probabilities"], np.float32)

@@ -146,7 +146,7 @@ def _loaded(arguments: argparse.Namespace) -> tuple[Service, uvicorn.Server]:
         from dien_fast.serving.server import EndingServer
         from dien_fast.serving.stores import LmdbStore, MemoryStore
     except ModuleNotFoundError as error:
-        if error.name not in ("httptools", "prometheus_client", "starlette", "uvicorn"):
+        if error.name not in ("httptools", "orjson", "prometheus_client", "starlette", "uvicorn"):
             raise
         raise ImportError(f'{error.name} is not installed: pip install "dien-fast[serve]"') from error
     import torch

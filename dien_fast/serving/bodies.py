@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+import orjson
 import pyarrow as pa
 
 from dien_fast.data.columns import as_column
 from dien_fast.errors import DataError
-from dien_fast.files import parse_json
 
 
 class ScoreBody(NamedTuple):
@@ -98,8 +98,8 @@ def read_events(body: bytes) -> EventsBody:
 
 def _parsed(body: bytes) -> Any:
     try:
-        return parse_json(body)
-    except ValueError as error:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
         raise DataError(f"the body must be JSON: {error}") from None
 
 
@@ -124,10 +124,6 @@ def _name(value: Any, what: str = "user_id") -> str:
     if not isinstance(value, str) or not value:
         got = "no characters" if value == "" else type(value).__name__
         raise DataError(f"{what} must be text, got {got}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{what} must be text, got half of a surrogate pair") from None
     return value
 
 

@@ -24,7 +24,7 @@ from itertools import pairwise
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import numpy as np
+import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -243,11 +243,12 @@ class Service:
         self._metrics.candidates.inc(len(scores.probabilities))
         self._metrics.together.observe(scores.together)
         self._count_unknown(scores.unknown)
-        found = _json_of(scores.probabilities)
+        found: Any = scores.probabilities
         if not asked.single:
-            parts = [_json_of(scores.probabilities[start:end]) for start, end in pairwise(scores.offsets.tolist())]
-            found = f"[{','.join(parts)}]"
-        return Response(f'{{"probabilities":{found}}}', media_type="application/json")
+            found = [found[start:end] for start, end in pairwise(scores.offsets.tolist())]
+        # The digits of a float32, nine at most; json writes the 17 of a float64.
+        content = orjson.dumps({"probabilities": found}, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Response(content, media_type="application/json")
 
     async def _add(self, request: Request) -> Response:
         asked = read_events(await self._body(request))
@@ -296,14 +297,6 @@ def _log(line: str) -> None:
     """Print a line to stderr; a full disk or a reader that has gone must not end the thread that reloads."""
     with suppress(OSError):
         print_line(line, sys.stderr)
-
-
-def _json_of(probabilities: np.ndarray) -> str:
-    """Return finite numbers ``[C]`` float32 as JSON.
-
-    Nine digits tell any two float32 apart. ``json`` writes the 17 of a float64, in three times the instructions.
-    """
-    return f"[{','.join(['%.9g'] * len(probabilities))}]" % tuple(probabilities.tolist())
 
 
 def _failure(status: int, error: DienFastError) -> Response:

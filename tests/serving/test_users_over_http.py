@@ -139,7 +139,7 @@ NAME = "user_id must be text, got "
         ),
         (400, "/score", {"user_id": 7, "user": OTHERS, "items": ITEMS}, NAME + "int"),
         (400, "/score", {"user_id": "", "user": OTHERS, "items": ITEMS}, NAME + "no characters"),
-        (400, "/score", {"user_id": "\ud800", "user": OTHERS, "items": ITEMS}, NAME + "half of a surrogate pair"),
+        (400, "/score", {"user_id": "\ud800", "user": OTHERS, "items": ITEMS}, "the body must be JSON: "),
         (400, "/score", {"user_id": "a", "user_ids": ["a"], "items": ITEMS}, "exactly one of user and users"),
         (
             400,
