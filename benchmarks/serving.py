@@ -1,6 +1,7 @@
 """Latency of scoring under load: 200 candidates of a user with T events, requests that come at rising rates.
 
     python benchmarks/serving.py [--threads 1] [--seconds 10] [--steps 50 500] [--ways ...] [--output results.json]
+    python benchmarks/serving.py --overhead ROUNDS [--steps 50 500]
     python benchmarks/serving.py --soak MINUTES
 
 Requests arrive at random times that do not wait for answers (an open loop), and their latency counts from these
@@ -18,6 +19,9 @@ scripted    the same, with the loop over steps compiled by TorchScript
 cpp         the .pt2 file in examples/serve_cpp, from words to probabilities; without load, and the time to begin
 
 Every way must give the probabilities of ``run`` before it is timed.
+
+``--overhead`` asks 40 times in Python, then 40 times over HTTP, in each of so many rounds, and prints by how much
+the median is larger. The table's figures are measured minutes apart, in which a machine may change its speed.
 
 ``--soak`` keeps a server half busy and prints its memory and open files each minute, and how its memory grows.
 """
@@ -339,6 +343,21 @@ def soak(run: Run, minutes: int, threads: int) -> None:
         print(f"growth after the first minute: {slope:+.3f} MiB a minute")
 
 
+def overhead(run: Run, rounds: int, threads: int) -> str:
+    """Return by how much HTTP takes longer than Python; the two are asked by turns."""
+    with served(run, threads) as (port, _):
+        found: dict[str, list[list[float]]] = {"run": [], "http": []}
+        both = calls(run, list(found), run.directory, port)
+        for _ in range(rounds):
+            for way, call in both.items():
+                # The first ones find the other's caches.
+                found[way].append(timeit.repeat(call, number=1, repeat=43)[3:])
+    python, http = (1e3 * np.median(times, 1) for times in found.values())
+    low, middle, high = np.percentile(http - python, [25, 50, 75])
+    more = f"HTTP {middle:.2f} ms more (in half of the rounds {low:.2f} to {high:.2f})"
+    return f"Python {np.median(python):.2f} ms, {more}"
+
+
 def calls(run: Run, ways: list[str], directory: Path, port: int) -> dict[str, Call]:
     """Return the call of each way, for one and the same request."""
     user, items = request_of(run)
@@ -373,6 +392,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 500], help="events of the user (50 500)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="what is timed (all)")
     parser.add_argument("--output", type=Path, help="where the results go")
+    parser.add_argument("--overhead", type=int, metavar="ROUNDS", help="compare HTTP with Python, no more")
     parser.add_argument("--soak", type=int, metavar="MINUTES", help="watch a server's memory for so long, no more")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -380,6 +400,14 @@ def main() -> None:
     if arguments.soak:
         with tempfile.TemporaryDirectory() as name:
             soak(trained(Path(name), arguments.steps[0]), arguments.soak, arguments.threads)
+        return
+    if arguments.overhead:
+        for steps in arguments.steps:
+            with tempfile.TemporaryDirectory() as name:
+                print(
+                    f"T={steps}: {overhead(trained(Path(name), steps), arguments.overhead, arguments.threads)}",
+                    flush=True,
+                )
         return
     results: dict[str, Any] = {}
     for steps in arguments.steps:
