@@ -26,7 +26,9 @@ def sources(tmp_path_factory):
     subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, check=True)
     (archive,) = (copy / "dist").iterdir()
     with tarfile.open(archive) as content:
-        content.extractall(copy.parent / "unpacked", filter="data")
+        # Python 3.11 has filters from 3.11.4 on.
+        filters = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        content.extractall(copy.parent / "unpacked", **filters)
     (folder,) = (copy.parent / "unpacked").iterdir()
     return folder
 

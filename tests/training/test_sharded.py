@@ -4,9 +4,11 @@
 """
 
 import importlib.util
+import io
 import pickle
 import warnings
 from dataclasses import replace
+from enum import Enum
 
 import pytest
 import torch
@@ -159,6 +161,35 @@ def test_an_index_of_tables_names_files_beside_it_alone(tmp_path, name):
 
     change_index(path, change)
     with pytest.raises(CheckpointError, match="which is not inside it"):
+        read_tables(make_model(), path)
+
+
+class OldPickler(pickle.Pickler):
+    """Writes the members of enums as Python 3.11.0 to 3.11.3 do."""
+
+    def reducer_override(self, value):
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+def test_an_index_of_tables_that_python_3_11_2_has_written(tmp_path):
+    path = write(tmp_path / "tables-1", item=(item := torch.randn(9, 8)), flag=torch.randn(3, 8))
+    index = pickle.loads((path / ".metadata").read_bytes())
+    written = io.BytesIO()
+    OldPickler(written).dump(index)
+    assert b"getattr" in written.getvalue()
+    (path / ".metadata").write_bytes(written.getvalue())
+    assert torch.equal(read_tables(make_model(), path)["embedding:item.weight"], item[:, :6])
+
+
+def test_an_index_of_tables_takes_no_attribute_of_anything_else(tmp_path):
+    path = write(tmp_path / "tables-1", item=torch.randn(9, 8))
+
+    class Attribute:
+        def __reduce__(self):
+            return getattr, (torch.Size, "__init__")
+
+    (path / ".metadata").write_bytes(pickle.dumps(Attribute()))
+    with pytest.raises(CheckpointError, match=r"names builtins\.getattr"):
         read_tables(make_model(), path)
 
 

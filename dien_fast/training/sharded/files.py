@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import warnings
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,9 +141,18 @@ class _Unpickler(pickle.Unpickler):
     """Makes objects of the classes of an index alone."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if name not in _CLASSES.get(module, ()):
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
+
+
+def _member(kind: Any, name: str) -> Enum:
+    """Return a member of an enum; up to Python 3.11.3, pickles call getattr for it."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        raise pickle.UnpicklingError("it names builtins.getattr")
+    return kind[name]
 
 
 def read_tables(model: nn.Module, path: Path) -> dict[str, Tensor]:
