@@ -29,7 +29,7 @@ tests() {
     workers=$("$PYTHON" -c 'import xdist' 2>/dev/null && echo "-n 8" || true)
     # shellcheck disable=SC2086
     "$PYTHON" -m pytest -q -p no:cacheprovider --tb=short $workers tests/cuda/test_cuda.py \
-        tests/cuda/test_cuda_interest.py 2>&1 | tee "$OUT/test.log" | tail -n 40
+        tests/cuda/test_cuda_interest.py tests/nn/test_sessions.py 2>&1 | tee "$OUT/test.log" | tail -n 40
     tail -n 1 "$OUT/test.log" | grep -q passed && ! tail -n 1 "$OUT/test.log" | grep -Eq 'failed|error'
 }
 

@@ -11,7 +11,7 @@
 namespace dien_fast {
 
 // While it lives, arithmetic of this thread reads and writes zero in place of denormal numbers (in float32
-// those below 1.2e-38), with which an Intel Xeon takes 15 times as long. Gates that have closed, and
+// those below 1.2e-38), with which an Intel Xeon takes many times as long. Gates that have closed, and
 // gradients far back in a history, are that small. Copies keep such numbers.
 class FlushDenormals {
   public:

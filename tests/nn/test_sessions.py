@@ -5,9 +5,15 @@ import torch
 import torch.nn.functional as F
 from session_loop import expected
 from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
 
 from dien_fast import Ragged
 from dien_fast.nn.sessions import SessionInterest
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
 
 
 def batch(depth=8, seed=0, users=(6, 0, 1, 9, 4), dtype=torch.float64):
@@ -96,6 +102,27 @@ def test_python_loops_over_neither_sessions_nor_events():
             layer(*arguments)
         counts.append(calls.count)
     assert counts[0] == counts[1] > 0
+
+
+def trained_on(device, users):
+    """Return output and gradients ``{name: tensor}`` of a step on a device, and how many operators it took."""
+    layer, (query, keys, sessions) = layer_of(max_sessions=50, max_events=50).to(device), batch(users=users)
+    query, values = (given.to(device).requires_grad_() for given in (query, keys.values))
+    leaves = {"query": query, "events": values} | dict(layer.named_parameters())
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        output = layer(query, Ragged(values, keys.offsets.to(device), 50), sessions.to(device))
+        gradients = torch.autograd.grad(output.square().sum(), list(leaves.values()))
+    outcome = {"output": output} | dict(zip(leaves, gradients, strict=True))
+    count = sum(event.count for event in found.key_averages() if event.key.startswith("aten::"))
+    return {name: value.detach().cpu() for name, value in outcome.items()}, count
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_device_loops_over_sessions_or_events(device):
+    few, count = trained_on(device, (3, 4, 2))
+    for name, value in trained_on("cpu", (3, 4, 2))[0].items():
+        torch.testing.assert_close(few[name], value, rtol=1e-9, atol=1e-9, msg=name)
+    assert trained_on(device, (40, 45, 30))[1] == count > 0
 
 
 @pytest.mark.parametrize(
